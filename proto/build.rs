@@ -1,0 +1,8 @@
+//! Generates the Rust side of `proto/*.proto` without a `protoc` program.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(["proto/discovery.proto"], ["proto"])?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    Ok(())
+}

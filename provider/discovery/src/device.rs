@@ -1,0 +1,356 @@
+//! Checks what a guest answers before it leaves the node.
+
+use akri_proto::v0::{Device, DeviceSpec, DiscoverResponse, Mount};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest answer, in bytes of JSON. The Agent's gRPC takes 4 MiB, and ends the stream above that.
+pub const MOST_ANSWER: usize = 3 << 20;
+/// Longest device id, in bytes.
+pub const MOST_ID: usize = 1 << 10;
+/// Longest property name, in bytes.
+pub const MOST_NAME: usize = 256;
+/// Longest property value, in bytes.
+pub const MOST_VALUE: usize = 64 << 10;
+/// Most devices in one list.
+pub const MOST_DEVICES: usize = 1024;
+
+/// Host paths that a handler's devices may name. Empty by default: what a handler returns becomes mounts and devices of
+/// other pods, so it is the handler's real privilege.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowList(Vec<String>);
+
+impl AllowList {
+    /// Parses `/dev/video*,/run/udev`: absolute paths, each standing for itself and what is below it; a `*` at the end
+    /// stands for any rest of that path component. On failure returns the entry at fault.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        entries
+            .map(|entry| {
+                let path = entry.strip_suffix('*').unwrap_or(entry);
+                let whole = crate::settings::is_plain_absolute(path) && !path.contains('*');
+                if whole { Ok(entry.trim_end_matches('/').to_owned()) } else { Err(entry.to_owned()) }
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn allows(&self, path: &str) -> bool {
+        crate::settings::is_plain_absolute(path)
+            && self.0.iter().any(|entry| match entry.strip_suffix('*') {
+                Some(prefix) => path.starts_with(prefix),
+                None => path.strip_prefix(entry.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            })
+    }
+}
+
+/// What a guest said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// The devices that it found, by id.
+    Devices {
+        /// The list as it may be sent.
+        list: DiscoverResponse,
+        /// What was left out of it, in words.
+        warning: Option<String>,
+    },
+    /// The discovery details are wrong.
+    InvalidDetails(String),
+}
+
+/// Why an answer is not used. The last good one stays in force.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RefusedAnswer {
+    /// No JSON, or JSON that ends too soon.
+    #[error("the answer is not JSON ({0}); is it written to out.out in one piece?")]
+    NotJson(String),
+    /// JSON of another shape.
+    #[error(
+        "the answer has not the shape {{\"devices\":[{{\"id\",\"properties\",\"mounts\",\"device_specs\"}}]}}: {0}"
+    )]
+    Shape(String),
+    /// More devices than [`MOST_DEVICES`].
+    #[error("the answer has {0} devices, {MOST_DEVICES} at most are taken")]
+    TooMany(usize),
+    /// Something is longer than allowed.
+    #[error("device {id:?}: {what} has {size} bytes, {most} at most are taken")]
+    TooLong {
+        /// The device.
+        id: String,
+        /// Its id, a property's name or value.
+        what: String,
+        /// Bytes.
+        size: usize,
+        /// Bytes allowed.
+        most: usize,
+    },
+    /// A property name that no environment variable can have.
+    #[error(
+        "device {id:?}: property {name:?} cannot be an environment variable: letters, digits, `_`, `-` and `.` make a name, and no digit begins it"
+    )]
+    PropertyName {
+        /// The device.
+        id: String,
+        /// The name.
+        name: String,
+    },
+    /// A value that no environment variable can have.
+    #[error("device {id:?}: the value of {name} contains a NUL byte, which no environment variable can hold")]
+    PropertyValue {
+        /// The device.
+        id: String,
+        /// The property.
+        name: String,
+    },
+    /// A host path outside of the allow-list.
+    #[error(
+        "device {id:?} names the host path {path:?}, which its pod does not allow; if the handler is trusted with it, annotate the pod: {annotation}: {path}",
+        annotation = crate::settings::ALLOWED_HOST_PATHS
+    )]
+    HostPath {
+        /// The device.
+        id: String,
+        /// The path.
+        path: String,
+    },
+    /// A container path that is not absolute, or permissions other than of r, w and m.
+    #[error("device {id:?}: {what}")]
+    Malformed {
+        /// The device.
+        id: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct AnswerJson {
+    devices: Option<Vec<DeviceJson>>,
+    error: Option<ErrorJson>,
+}
+
+#[derive(Deserialize)]
+struct ErrorJson {
+    invalid_details: String,
+}
+
+#[derive(Deserialize)]
+struct DeviceJson {
+    id: String,
+    #[serde(default)]
+    properties: BTreeMap<String, String>,
+    #[serde(default)]
+    mounts: Vec<MountJson>,
+    #[serde(default)]
+    device_specs: Vec<DeviceSpecJson>,
+}
+
+#[derive(Deserialize)]
+struct MountJson {
+    container_path: String,
+    host_path: String,
+    #[serde(default)]
+    read_only: bool,
+}
+
+#[derive(Deserialize)]
+struct DeviceSpecJson {
+    container_path: String,
+    host_path: String,
+    permissions: String,
+}
+
+impl Answer {
+    /// Reads and checks the JSON of an answer.
+    ///
+    /// Devices are sorted by id, so that a guest that lists the same ones in another order has said nothing new. Of
+    /// devices with the same id the first is kept and those with an empty id are left out; a warning names them.
+    pub fn read(json: &[u8], allowed: &AllowList) -> Result<Self, RefusedAnswer> {
+        let answer: AnswerJson = serde_json::from_slice(json).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => RefusedAnswer::Shape(error.to_string()),
+            _ => RefusedAnswer::NotJson(error.to_string()),
+        })?;
+        let devices = match (answer.devices, answer.error) {
+            (_, Some(error)) => return Ok(Self::InvalidDetails(error.invalid_details)),
+            (Some(devices), None) => devices,
+            (None, None) => return Err(RefusedAnswer::Shape("`devices` is missing".to_owned())),
+        };
+        if devices.len() > MOST_DEVICES {
+            return Err(RefusedAnswer::TooMany(devices.len()));
+        }
+        let mut by_id = BTreeMap::new();
+        let mut repeated = BTreeSet::new();
+        let mut nameless = 0;
+        for device in devices {
+            let device = check(device, allowed)?;
+            if device.id.is_empty() {
+                nameless += 1;
+            } else if by_id.contains_key(&device.id) {
+                repeated.insert(device.id);
+            } else {
+                by_id.insert(device.id.clone(), device);
+            }
+        }
+        let list = DiscoverResponse { devices: by_id.into_values().collect() };
+        Ok(Self::Devices { list, warning: warning(&repeated, nameless) })
+    }
+}
+
+fn warning(repeated: &BTreeSet<String>, nameless: usize) -> Option<String> {
+    let mut parts = Vec::new();
+    if !repeated.is_empty() {
+        parts.push(format!("ids given to several devices, of which the first was kept: {repeated:?}"));
+    }
+    if nameless > 0 {
+        parts.push(format!("{nameless} device(s) with an empty id left out"));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+fn check(device: DeviceJson, allowed: &AllowList) -> Result<Device, RefusedAnswer> {
+    let id = device.id;
+    let short = |what: String, size: usize, most: usize| {
+        if size <= most {
+            return Ok(());
+        }
+        let id = id.chars().take(64).collect();
+        Err(RefusedAnswer::TooLong { id, what, size, most })
+    };
+    short("its id".to_owned(), id.len(), MOST_ID)?;
+    for (name, value) in &device.properties {
+        short("a property name".to_owned(), name.len(), MOST_NAME)?;
+        short(format!("the value of {name}"), value.len(), MOST_VALUE)?;
+        if !is_variable_name(name) {
+            return Err(RefusedAnswer::PropertyName { id, name: name.clone() });
+        }
+        if value.contains('\0') {
+            return Err(RefusedAnswer::PropertyValue { id, name: name.clone() });
+        }
+    }
+    let paths = device.mounts.iter().map(|mount| (&mount.container_path, &mount.host_path));
+    let spec_paths = device.device_specs.iter().map(|spec| (&spec.container_path, &spec.host_path));
+    for (container_path, host_path) in paths.chain(spec_paths) {
+        if !allowed.allows(host_path) {
+            return Err(RefusedAnswer::HostPath { id, path: host_path.clone() });
+        }
+        if !crate::settings::is_plain_absolute(container_path) {
+            let what = format!("container path {container_path:?} is not an absolute path without `..`");
+            return Err(RefusedAnswer::Malformed { id, what });
+        }
+    }
+    for spec in &device.device_specs {
+        if spec.permissions.is_empty() || !spec.permissions.chars().all(|letter| "rwm".contains(letter)) {
+            let what = format!("permissions {:?} of {} are not of r, w and m", spec.permissions, spec.host_path);
+            return Err(RefusedAnswer::Malformed { id, what });
+        }
+    }
+    Ok(Device {
+        id,
+        properties: device.properties,
+        mounts: device
+            .mounts
+            .into_iter()
+            .map(|MountJson { container_path, host_path, read_only }| Mount { container_path, host_path, read_only })
+            .collect(),
+        device_specs: device
+            .device_specs
+            .into_iter()
+            .map(|DeviceSpecJson { container_path, host_path, permissions }| DeviceSpec {
+                container_path,
+                host_path,
+                permissions,
+            })
+            .collect(),
+    })
+}
+
+/// Kubernetes' rule for the names of environment variables.
+fn is_variable_name(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphabetic() || b"_-.".contains(&byte);
+    name.bytes().next().is_some_and(letter) && name.bytes().all(|byte| letter(byte) || byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(json: &serde_json::Value) -> Result<Answer, RefusedAnswer> {
+        Answer::read(json.to_string().as_bytes(), &AllowList::default())
+    }
+
+    fn ids(answer: &Answer) -> Vec<&str> {
+        match answer {
+            Answer::Devices { list, .. } => list.devices.iter().map(|device| device.id.as_str()).collect(),
+            Answer::InvalidDetails(_) => panic!("{answer:?}"),
+        }
+    }
+
+    #[test]
+    fn devices_are_sorted_and_the_first_of_an_id_wins() {
+        let answer = read(&json!({"devices": [
+            {"id": "b", "properties": {"K": "1"}}, {"id": "a"}, {"id": "b", "properties": {"K": "2"}}, {"id": ""},
+        ]}))
+        .unwrap();
+        assert_eq!(ids(&answer), ["a", "b"]);
+        let Answer::Devices { list, warning } = answer else { panic!() };
+        assert_eq!(list.devices[1].properties["K"], "1");
+        let warning = warning.unwrap();
+        assert!(warning.contains("\"b\"") && warning.contains("1 device(s) with an empty id"), "{warning}");
+    }
+
+    #[test]
+    fn invalid_details_are_an_answer() {
+        let answer = read(&json!({"error": {"invalid_details": "no descriptions"}}));
+        assert_eq!(answer, Ok(Answer::InvalidDetails("no descriptions".to_owned())));
+    }
+
+    #[test]
+    fn what_breaks_a_bound_is_refused() {
+        let device = |id: &str, name: &str, value: &str| json!({"devices": [{"id": id, "properties": {name: value}}]});
+        let most = "x".repeat(MOST_ID);
+        assert!(read(&device(&most, "K", "v")).is_ok());
+        for (answer, message) in [
+            (device(&format!("{most}x"), "K", "v"), "its id has 1025 bytes"),
+            (device("a", "K", &"x".repeat(MOST_VALUE + 1)), "the value of K has 65537 bytes"),
+            (device("a", "1A", "v"), "cannot be an environment variable"),
+            (device("a", "a b=x", "v"), "cannot be an environment variable"),
+            (device("a", "", "v"), "cannot be an environment variable"),
+            (device("a", "K", "v\0"), "NUL"),
+            (json!({"devices": vec![json!({"id": "a"}); MOST_DEVICES + 1]}), "1025 devices"),
+            (json!({"devices": [{"id": 7}]}), "has not the shape"),
+            (json!({}), "`devices` is missing"),
+            (json!([]), "has not the shape"),
+        ] {
+            let error = read(&answer).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert!(matches!(Answer::read(b"{\"devices\":[", &AllowList::default()), Err(RefusedAnswer::NotJson(_))));
+    }
+
+    #[test]
+    fn host_paths_need_to_be_allowed() {
+        let device = |path: &str| {
+            json!({"devices": [{"id": "a", "device_specs": [
+                {"container_path": "/dev/x", "host_path": path, "permissions": "rw"}]}]})
+            .to_string()
+        };
+        let allowed = AllowList::parse("/dev/video*, /run/udev/").unwrap();
+        for (path, is_allowed) in [
+            ("/dev/video0", true),
+            ("/run/udev", true),
+            ("/run/udev/data", true),
+            ("/run/udevil", false),
+            ("/dev/mem", false),
+            ("/run/udev/../../etc", false),
+            ("dev/video0", false),
+        ] {
+            let answer = Answer::read(device(path).as_bytes(), &allowed);
+            assert_eq!(answer.is_ok(), is_allowed, "{path}: {answer:?}");
+        }
+        let refused = Answer::read(device("/dev/mem").as_bytes(), &AllowList::default()).unwrap_err().to_string();
+        assert!(refused.contains("akri-krustlet/allowed-host-paths: /dev/mem"), "{refused}");
+        assert_eq!(AllowList::parse("/a,b"), Err("b".to_owned()));
+        assert_eq!(AllowList::parse("/*"), Err("/*".to_owned()));
+    }
+}

@@ -1,0 +1,250 @@
+//! The exchange contract: the request as JSON in `in.in`, the answer as JSON in `out.out`, in a directory that one guest
+//! and the node share.
+//!
+//! The directory is the guest's to write in, so everything in it is hostile. The node touches it only through its file
+//! descriptor and by single file names, follows no symbolic link, reads regular files only and no more than a bound, and
+//! prepares what it writes outside, where the guest cannot reach.
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The request's file.
+pub const REQUEST: &str = "in.in";
+/// The answer's file; removed once it is read.
+pub const ANSWER: &str = "out.out";
+
+/// What is wrong with a file that a guest left for the node.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// It is not a regular file.
+    #[error("{name} is {kind}; the node takes regular files only")]
+    NotRegular {
+        /// The file.
+        name: String,
+        /// What it is instead.
+        kind: &'static str,
+    },
+    /// It is larger than the node reads.
+    #[error("{name} has more than {most} bytes")]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Bytes that are read at most.
+        most: usize,
+    },
+    /// The system refused.
+    #[error("{name}: {source}")]
+    Io {
+        /// The file.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Where the exchange directories of one container are made.
+#[derive(Debug)]
+pub struct ExchangeRoot {
+    path: PathBuf,
+    descriptor: OwnedFd,
+    next: AtomicU64,
+}
+
+impl ExchangeRoot {
+    /// Makes the directory, empty: what an earlier life of the node left there is removed.
+    pub fn create(path: &Path) -> std::io::Result<Arc<Self>> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let descriptor = open_directory(rustix::fs::CWD, path)?;
+        Ok(Arc::new(Self { path: path.to_owned(), descriptor, next: AtomicU64::new(0) }))
+    }
+}
+
+/// The directory that one guest and the node share.
+#[derive(Debug)]
+pub struct ExchangeDirectory {
+    root: Arc<ExchangeRoot>,
+    name: String,
+    descriptor: OwnedFd,
+}
+
+impl ExchangeDirectory {
+    /// Makes an empty directory.
+    pub fn create(root: &Arc<ExchangeRoot>) -> std::io::Result<Self> {
+        let name = root.next.fetch_add(1, Ordering::Relaxed).to_string();
+        rustix::fs::mkdirat(&root.descriptor, &name, Mode::from(0o700))?;
+        let descriptor = open_directory(root.descriptor.as_fd(), Path::new(&name))?;
+        Ok(Self { root: root.clone(), name, descriptor })
+    }
+
+    /// Its path on the host.
+    pub fn path(&self) -> PathBuf {
+        self.root.path.join(&self.name)
+    }
+
+    /// Puts a file in place, complete, replacing whatever has its name.
+    pub fn put(&self, name: &str, content: &[u8]) -> Result<(), ExchangeError> {
+        let failed = |source: std::io::Error| ExchangeError::Io { name: name.to_owned(), source };
+        // Beside the guest's directory, not in it.
+        let staged = format!(".{}-{name}", self.name);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.root.descriptor, &staged, flags, Mode::from(0o600))
+            .map_err(|error| failed(error.into()))?;
+        std::fs::File::from(file).write_all(content).map_err(failed)?;
+        let rename = || rustix::fs::renameat(&self.root.descriptor, &staged, &self.descriptor, name);
+        match rename() {
+            // The guest made a directory of that name.
+            Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+                self.clear(name);
+                rename()
+            }
+            renamed => renamed,
+        }
+        .map_err(|error| failed(error.into()))
+    }
+
+    /// Removes a file, or a directory with all that is in it.
+    pub fn clear(&self, name: &str) {
+        if rustix::fs::unlinkat(&self.descriptor, name, AtFlags::empty()) == Err(Errno::ISDIR) {
+            // The standard library walks by descriptors and does not follow links either.
+            let _ = std::fs::remove_dir_all(self.path().join(name));
+        }
+    }
+
+    /// Takes the answer away, if there is one. One that is not a regular file or too large is removed and is an error.
+    pub fn take_answer(&self, most: usize) -> Result<Option<Vec<u8>>, ExchangeError> {
+        let answer = read_regular(self.descriptor.as_fd(), ANSWER, most);
+        if !matches!(answer, Ok(None)) {
+            self.clear(ANSWER);
+        }
+        answer
+    }
+
+    /// Removes the directory. The guest must have ended.
+    pub fn remove(&self) {
+        if let Err(error) = std::fs::remove_dir_all(self.path())
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path().display(), %error, "cannot remove an exchange directory");
+        }
+    }
+}
+
+/// Files that belong to the user, by name.
+pub type Files = BTreeMap<OsString, Arc<[u8]>>;
+
+pub(crate) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(at, path, flags, Mode::empty())?)
+}
+
+/// Reads a regular file of at most `most` bytes by its single name in `directory`, following no link; `None` if it is not
+/// there.
+pub(crate) fn read_regular(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    most: usize,
+) -> Result<Option<Vec<u8>>, ExchangeError> {
+    let failed = |source: std::io::Error| ExchangeError::Io { name: name.to_owned(), source };
+    let not_regular = |kind| ExchangeError::NotRegular { name: name.to_owned(), kind };
+    // NONBLOCK: opening a FIFO must not wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(directory, name, flags, Mode::empty(), resolve) {
+        // A kernel or a sandbox without openat2: for a single name, NOFOLLOW says the same.
+        Err(Errno::NOSYS | Errno::PERM) if !name.contains('/') => {
+            rustix::fs::openat(directory, name, flags, Mode::empty())
+        }
+        opened => opened,
+    };
+    let file = match opened {
+        Ok(file) => std::fs::File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => return Err(not_regular("a symbolic link")),
+        Err(Errno::NXIO) => return Err(not_regular("a socket or device")),
+        Err(error) => return Err(failed(error.into())),
+    };
+    let stat = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(not_regular("a directory")),
+        FileType::Fifo => return Err(not_regular("a FIFO")),
+        _ => return Err(not_regular("a socket or device")),
+    }
+    let mut content = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(most));
+    file.take(most as u64 + 1).read_to_end(&mut content).map_err(failed)?;
+    if content.len() > most {
+        return Err(ExchangeError::TooLarge { name: name.to_owned(), most });
+    }
+    Ok(Some(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture {
+        parent: tempfile::TempDir,
+        exchange: ExchangeDirectory,
+    }
+
+    fn fixture() -> Fixture {
+        let parent = tempfile::tempdir().unwrap();
+        let root = ExchangeRoot::create(&parent.path().join("sessions")).unwrap();
+        Fixture { parent, exchange: ExchangeDirectory::create(&root).unwrap() }
+    }
+
+    #[test]
+    fn an_answer_is_taken_once() {
+        let Fixture { exchange, parent: _parent } = fixture();
+        assert_eq!(exchange.take_answer(10).unwrap(), None);
+        std::fs::write(exchange.path().join(ANSWER), "{}").unwrap();
+        assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{}".to_vec()));
+        assert_eq!(exchange.take_answer(10).unwrap(), None);
+    }
+
+    #[test]
+    fn an_answer_that_is_no_regular_file_is_removed_and_named() {
+        let Fixture { exchange, parent: _parent } = fixture();
+        let answer = exchange.path().join(ANSWER);
+        let refusal = || exchange.take_answer(10).unwrap_err().to_string();
+        std::os::unix::fs::symlink("/etc/passwd", &answer).unwrap();
+        assert!(refusal().contains("symbolic link"));
+        std::fs::create_dir_all(answer.join("inner")).unwrap();
+        assert!(refusal().contains("directory"));
+        rustix::fs::mknodat(rustix::fs::CWD, &answer, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        assert!(refusal().contains("FIFO"));
+        std::fs::write(&answer, "eleven bytes").unwrap();
+        assert!(refusal().contains("more than 10 bytes"));
+        assert!(!answer.exists());
+    }
+
+    #[test]
+    fn a_request_does_not_follow_the_links_that_a_guest_made() {
+        let Fixture { exchange, parent } = fixture();
+        let victim = parent.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        let request = exchange.path().join(REQUEST);
+        std::os::unix::fs::symlink(&victim, &request).unwrap();
+        exchange.put(REQUEST, b"{}").unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(std::fs::read(&request).unwrap(), b"{}");
+        assert!(request.symlink_metadata().unwrap().is_file());
+        std::fs::remove_file(&request).unwrap();
+        std::fs::create_dir_all(request.join("inner")).unwrap();
+        exchange.put(REQUEST, b"{}").unwrap();
+        assert_eq!(std::fs::read(&request).unwrap(), b"{}");
+    }
+}

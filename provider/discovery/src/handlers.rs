@@ -1,0 +1,267 @@
+//! The discovery handlers of a node, by name: their sockets, the containers behind them, and when each comes and goes.
+//!
+//! # Flow
+//! 1. A pod with a handler container makes a [`HandlerClaim`] on the name, and releases it by dropping it.
+//! 2. When the container runs (its module is compiled by then), [`HandlerClaim::serve`] puts it behind the name. The first
+//!    one makes the socket.
+//! 3. Of several containers with one name the one of the newest pod serves; when that changes, streams move over.
+//! 4. A container that stops leaves its claim in place: the streams stay open with their last good lists. Only when the
+//!    last claim has been gone for the grace period do the streams get an empty list and end, and the socket goes.
+
+use crate::container::HandlerContainer;
+use crate::service;
+use crate::socket::{self, SocketError, SocketFile};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How a node serves its handlers.
+#[derive(Clone, Debug)]
+pub struct HandlersConfig {
+    /// Directory of the handlers' sockets and the Agent's.
+    pub directory: PathBuf,
+    /// How long streams stay open after the last pod of their handler is gone. Default 30 s.
+    pub grace_period: Duration,
+}
+
+impl HandlersConfig {
+    /// The defaults.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into(), grace_period: Duration::from_secs(30) }
+    }
+}
+
+/// The handlers of a node.
+#[derive(Debug)]
+pub struct Handlers {
+    config: HandlersConfig,
+    entries: Mutex<Entries>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_name: HashMap<String, Entry>,
+    next_claim: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    handler: Arc<Handler>,
+    claims: usize,
+    /// Counts how often the claims went to none, so that an old grace period does not end a new life.
+    departures: u64,
+    /// With the number of the claim; the largest serves.
+    containers: Vec<(u64, Arc<HandlerContainer>)>,
+    socket: Option<SocketFile>,
+}
+
+/// One name: what its streams need to know.
+#[derive(Debug)]
+pub(crate) struct Handler {
+    pub(crate) name: String,
+    pub(crate) serving: watch::Sender<Option<Arc<HandlerContainer>>>,
+    /// Cancelled when the handler is gone for good.
+    pub(crate) closing: CancellationToken,
+}
+
+/// A handler that the Agent should know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedHandler {
+    /// Its name.
+    pub name: String,
+    /// Its socket.
+    pub endpoint: PathBuf,
+    /// Whether other nodes see the same devices.
+    pub shared: bool,
+}
+
+impl Handlers {
+    /// No handlers yet.
+    pub fn new(config: HandlersConfig) -> Arc<Self> {
+        Arc::new(Self { config, entries: Mutex::default(), changed: watch::Sender::new(()) })
+    }
+
+    /// Directory of the sockets.
+    pub fn directory(&self) -> &std::path::Path {
+        &self.config.directory
+    }
+
+    /// A pod wants to be a handler of this name.
+    pub fn claim(self: &Arc<Self>, name: &str) -> HandlerClaim {
+        let mut entries = self.entries();
+        entries.next_claim += 1;
+        let number = entries.next_claim;
+        let entry = entries.by_name.entry(name.to_owned()).or_insert_with(|| Entry {
+            handler: Arc::new(Handler {
+                name: name.to_owned(),
+                serving: watch::Sender::new(None),
+                closing: CancellationToken::new(),
+            }),
+            claims: 0,
+            departures: 0,
+            containers: Vec::new(),
+            socket: None,
+        });
+        entry.claims += 1;
+        HandlerClaim { handlers: self.clone(), name: name.to_owned(), number }
+    }
+
+    /// The handlers that have a socket, by name.
+    pub fn served(&self) -> Vec<ServedHandler> {
+        let entries = self.entries();
+        let mut served: Vec<_> = entries
+            .by_name
+            .values()
+            .filter_map(|entry| {
+                let endpoint = entry.socket.as_ref()?.path().to_owned();
+                let shared = entry.handler.serving.borrow().as_ref().is_none_or(|serving| serving.settings().shared);
+                Some(ServedHandler { name: entry.handler.name.clone(), endpoint, shared })
+            })
+            .collect();
+        served.sort_by(|a, b| a.name.cmp(&b.name));
+        served
+    }
+
+    /// Changes when a handler gets or loses its socket.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Removes the sockets, for a node that is about to end. Streams are left as they are: one that ended would make the
+    /// Agent delete its Instances, one whose process vanishes leaves them until the node is back.
+    pub fn remove_sockets(&self) {
+        for entry in self.entries().by_name.values_mut() {
+            entry.socket = None;
+        }
+    }
+
+    /// Makes again what somebody removed from the directory.
+    pub fn restore_sockets(&self) {
+        let mut restored = false;
+        for entry in self.entries().by_name.values_mut() {
+            if entry.socket.as_ref().is_some_and(|socket| !socket.is_in_place()) {
+                tracing::warn!(handler = entry.handler.name, "the handler's socket was removed; making it again");
+                entry.socket = None;
+                match self.open_socket(&entry.handler) {
+                    Ok(socket) => entry.socket = Some(socket),
+                    Err(error) => tracing::error!(handler = entry.handler.name, %error, "cannot make the socket again"),
+                }
+                restored = true;
+            }
+        }
+        if restored {
+            self.changed.send_replace(());
+        }
+    }
+
+    fn open_socket(&self, handler: &Arc<Handler>) -> Result<SocketFile, SocketError> {
+        let path = self.config.directory.join(format!("{}.sock", handler.name));
+        let (listener, file) = socket::listen(&path)?;
+        service::serve(handler.clone(), listener);
+        Ok(file)
+    }
+
+    fn close_if_still_unclaimed(&self, name: &str, departures: u64) {
+        let mut entries = self.entries();
+        let unclaimed =
+            entries.by_name.get(name).is_some_and(|entry| entry.claims == 0 && entry.departures == departures);
+        if unclaimed && let Some(entry) = entries.by_name.remove(name) {
+            tracing::info!(handler = name, "no pod of this handler is left: its streams end");
+            entry.handler.closing.cancel();
+            drop(entry);
+            self.changed.send_replace(());
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn update_serving(&mut self) {
+        let newest = self.containers.iter().max_by_key(|(number, _)| *number).map(|(_, container)| container.clone());
+        self.handler.serving.send_if_modified(|serving| {
+            let same = match (&*serving, &newest) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                (None, None) => true,
+                _ => false,
+            };
+            *serving = newest;
+            !same
+        });
+    }
+}
+
+/// One pod's claim on a handler's name.
+#[derive(Debug)]
+pub struct HandlerClaim {
+    handlers: Arc<Handlers>,
+    name: String,
+    number: u64,
+}
+
+impl HandlerClaim {
+    /// Puts a running container behind the name, until the result is dropped.
+    pub fn serve(&self, container: Arc<HandlerContainer>) -> Result<Serving<'_>, SocketError> {
+        let mut entries = self.handlers.entries();
+        let Some(entry) = entries.by_name.get_mut(&self.name) else {
+            unreachable!("a claimed handler has an entry");
+        };
+        let made_socket = entry.socket.is_none();
+        if made_socket {
+            entry.socket = Some(self.handlers.open_socket(&entry.handler)?);
+        }
+        entry.containers.push((self.number, container.clone()));
+        entry.update_serving();
+        drop(entries);
+        if made_socket {
+            self.handlers.changed.send_replace(());
+        }
+        Ok(Serving { claim: self, container })
+    }
+}
+
+impl Drop for HandlerClaim {
+    fn drop(&mut self) {
+        let departures = {
+            let mut entries = self.handlers.entries();
+            let Some(entry) = entries.by_name.get_mut(&self.name) else { return };
+            entry.claims -= 1;
+            if entry.claims > 0 {
+                return;
+            }
+            entry.departures += 1;
+            entry.departures
+        };
+        // Without a runtime the process is ending, and the streams with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (handlers, name) = (self.handlers.clone(), self.name.clone());
+            runtime.spawn(async move {
+                tokio::time::sleep(handlers.config.grace_period).await;
+                handlers.close_if_still_unclaimed(&name, departures);
+            });
+        }
+    }
+}
+
+/// A container that is behind a handler's name. Dropping it takes the container away.
+#[derive(Debug)]
+pub struct Serving<'a> {
+    claim: &'a HandlerClaim,
+    container: Arc<HandlerContainer>,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        let mut entries = self.claim.handlers.entries();
+        if let Some(entry) = entries.by_name.get_mut(&self.claim.name) {
+            entry.containers.retain(|(_, container)| !Arc::ptr_eq(container, &self.container));
+            entry.update_serving();
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! One Discover stream.
+//!
+//! # Flow
+//! 1. The session takes a guest of the handler's serving container and gives it the request.
+//! 2. Each answer that passes the checks and differs from the last one is sent.
+//! 3. The guest's end, a stopped container or a newer one: the stream stays open, a new guest takes over.
+//! 4. The session ends when the client goes, when the guest says that the details are invalid before any list was sent, or
+//!    when the handler is gone for good.
+//!
+//! # Guarantees
+//! - The stream never ends while its handler exists: the Agent would delete all Instances of the Configuration and re-create
+//!   them with new UIDs, killing every broker.
+//! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
+//!   once, not once per occurrence.
+//! - After the first list was sent, the current list is sent again after 50, 100, 250, 500 ms, 1, 2 and 10 s. When the Agent
+//!   or the handler was restarted, the Agent applies a list that comes too soon onto an Instance that it is deleting; a
+//!   repetition heals that. Apart from this, an unchanged list is not sent again.
+
+use crate::container::{ContainerError, HandlerContainer, ServingGuest};
+use crate::device::Answer;
+use crate::exchange::Files;
+use crate::handlers::Handler;
+use akri_krustlet_runtime::Outcome;
+use akri_proto::v0::DiscoverResponse;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tonic::Status;
+
+/// When the first list is repeated, counted from when it was sent.
+const REPETITIONS: [Duration; 7] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+];
+
+/// Pause before a failed guest is replaced: doubles from the first to the second.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A guest that lived this long did not fail at once: the pause starts over.
+const STABLE: Duration = Duration::from_secs(600);
+
+/// What is known of a request when its guest first speaks.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// A list was sent.
+    Answered,
+    /// The guest refused the details.
+    InvalidDetails(String),
+    /// No guest can be had: the container's limits are used up.
+    Exhausted(String),
+}
+
+type Stream = mpsc::Receiver<Result<DiscoverResponse, Status>>;
+
+/// Opens a session for a request. The verdict's sender is dropped if the session ends before there is one.
+pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot::Receiver<Verdict>) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (sender, stream) = mpsc::channel(4);
+    let (verdict, first_verdict) = oneshot::channel();
+    let session = Session {
+        number: NEXT.fetch_add(1, Ordering::Relaxed),
+        serving: handler.serving.subscribe(),
+        handler,
+        request,
+        output: Output { sender, last: None, unsent: false, repetitions: None },
+        verdict: Some(verdict),
+        back_off: BACK_OFF.0,
+    };
+    tokio::spawn(session.run());
+    (stream, first_verdict)
+}
+
+struct Session {
+    number: u64,
+    handler: Arc<Handler>,
+    serving: watch::Receiver<Option<Arc<HandlerContainer>>>,
+    request: Vec<u8>,
+    output: Output,
+    verdict: Option<oneshot::Sender<Verdict>>,
+    back_off: Duration,
+}
+
+/// Why a session stops using a guest.
+enum Turn {
+    /// The session is over.
+    End,
+    /// Another container serves now, or none.
+    Replaced,
+    /// The guest failed; another one after a pause.
+    Failed(String),
+}
+
+impl Session {
+    async fn run(mut self) {
+        let closing = self.handler.closing.clone();
+        loop {
+            let client_gone = self.output.client_gone();
+            let container = tokio::select! {
+                container = next_container(&mut self.serving) => container,
+                end = self.output.tend() => match end {},
+                () = client_gone => return,
+                () = closing.cancelled() => return self.close().await,
+            };
+            let started = Instant::now();
+            let turn = self.use_guest_of(&container).await;
+            if started.elapsed() >= STABLE {
+                self.back_off = BACK_OFF.0;
+            }
+            match turn {
+                Turn::End => {
+                    container.complain(self.number, None);
+                    return;
+                }
+                Turn::Replaced => container.complain(self.number, None),
+                Turn::Failed(reason) => {
+                    self.complain(&container, reason);
+                    let pause = self.back_off;
+                    self.back_off = (pause * 2).min(BACK_OFF.1);
+                    let stopped = container.stopped().clone();
+                    let client_gone = self.output.client_gone();
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        // The next container's guest need not wait for what this one's did.
+                        () = stopped.cancelled() => {}
+                        end = self.output.tend() => match end {},
+                        () = client_gone => {}
+                        () = closing.cancelled() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One guest, from its request to its end.
+    async fn use_guest_of(&mut self, container: &Arc<HandlerContainer>) -> Turn {
+        let guest = match container.take_guest() {
+            Ok(guest) => guest,
+            Err(ContainerError::Stopped) => return Turn::Replaced,
+            Err(error) => return Turn::Failed(format!("no guest can be started: {error}")),
+        };
+        let mut files = container.files();
+        let mut current_files = files.borrow_and_update().clone();
+        if let Err(error) = guest.request(&self.request, &current_files).await {
+            return Turn::Failed(format!("the request cannot be given to the guest: {error}"));
+        }
+        let closing = self.handler.closing.clone();
+        let mut progress = guest.progress();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.output.client_gone() => return Turn::End,
+                () = closing.cancelled() => {
+                    self.close().await;
+                    return Turn::End;
+                }
+                () = container.stopped().cancelled() => return Turn::Replaced,
+                () = replaced(&mut self.serving, container) => return Turn::Replaced,
+                () = written(&mut progress) => {
+                    if let Some(turn) = self.take_answer(&guest, container) {
+                        return turn;
+                    }
+                }
+                outcome = guest.outcome() => {
+                    // It may have answered with its last breath.
+                    if let Some(turn) = self.take_answer(&guest, container) {
+                        return turn;
+                    }
+                    return self.guest_ended(outcome);
+                }
+                Ok(()) = files.changed() => {
+                    let new: Arc<Files> = files.borrow_and_update().clone();
+                    if let Err(error) = guest.update_files(&current_files, &new) {
+                        self.complain(container, format!("a file cannot be handed on to the guest: {error}"));
+                    }
+                    current_files = new;
+                }
+                end = self.output.tend() => match end {},
+            }
+        }
+    }
+
+    /// Reads what the guest wrote, if it did; `Some` if that ends the guest's use.
+    fn take_answer(&mut self, guest: &ServingGuest, container: &Arc<HandlerContainer>) -> Option<Turn> {
+        let json = match guest.take_answer() {
+            Ok(None) => return None,
+            Ok(Some(json)) => json,
+            Err(error) => {
+                self.complain(container, error.to_string());
+                return None;
+            }
+        };
+        match Answer::read(&json, container.allowed_host_paths()) {
+            Ok(Answer::Devices { list, warning }) => {
+                container.complain(self.number, None);
+                if let Some(warning) = warning {
+                    self.complain(container, warning);
+                }
+                self.output.send(list);
+                self.say(Verdict::Answered);
+                None
+            }
+            Ok(Answer::InvalidDetails(reason)) => self.refuse_details(reason, container),
+            Err(refused) => {
+                self.complain(container, refused.to_string());
+                None
+            }
+        }
+    }
+
+    /// The guest does not understand the request. Before any list the call fails with it; later the last list stays, as
+    /// the request was good once.
+    fn refuse_details(&mut self, reason: String, container: &Arc<HandlerContainer>) -> Option<Turn> {
+        if self.output.last.is_some() {
+            self.complain(container, format!("the guest now calls its discovery details invalid: {reason}"));
+            return None;
+        }
+        tracing::warn!(handler = self.handler.name, reason, "discovery details refused by the guest");
+        if !self.say(Verdict::InvalidDetails(reason.clone())) {
+            self.output.fail(Status::invalid_argument(reason));
+        }
+        Some(Turn::End)
+    }
+
+    fn guest_ended(&mut self, outcome: Outcome) -> Turn {
+        match outcome {
+            Outcome::Interrupted => Turn::Replaced,
+            Outcome::Exited(code) => Turn::Failed(format!("the guest of a stream exited with code {code}")),
+            Outcome::Trapped(report) => Turn::Failed(format!("the guest of a stream trapped: {report}")),
+            Outcome::OutOfMemory { limit } => {
+                let reason = format!(
+                    "no memory for the guest of a stream: all guests of the container share resources.limits.memory ({} MiB); raise it",
+                    limit >> 20
+                );
+                if self.output.last.is_none() && self.say(Verdict::Exhausted(reason.clone())) {
+                    return Turn::End;
+                }
+                Turn::Failed(reason)
+            }
+        }
+    }
+
+    fn complain(&self, container: &Arc<HandlerContainer>, complaint: String) {
+        let known = container.complaints().borrow().get(&self.number).is_some_and(|old| *old == complaint);
+        if !known {
+            tracing::warn!(handler = self.handler.name, container = container.name(), "{complaint}");
+            container.complain(self.number, Some(complaint));
+        }
+    }
+
+    /// Tells the waiting call; false if it no longer waits.
+    fn say(&mut self, verdict: Verdict) -> bool {
+        self.verdict.take().is_some_and(|waiting| waiting.send(verdict).is_ok())
+    }
+
+    /// The handler is gone for good: an empty list, then the end.
+    async fn close(&mut self) {
+        let _ = self.output.sender.send(Ok(DiscoverResponse::default())).await;
+    }
+}
+
+async fn next_container(serving: &mut watch::Receiver<Option<Arc<HandlerContainer>>>) -> Arc<HandlerContainer> {
+    loop {
+        let container = serving.borrow_and_update().clone();
+        if let Some(container) = container.filter(|container| !container.stopped().is_cancelled()) {
+            return container;
+        }
+        if serving.changed().await.is_err() {
+            pending().await
+        }
+    }
+}
+
+/// Resolves when another container serves than `mine`.
+async fn replaced(serving: &mut watch::Receiver<Option<Arc<HandlerContainer>>>, mine: &Arc<HandlerContainer>) {
+    let other =
+        |container: &Option<Arc<HandlerContainer>>| container.as_ref().is_none_or(|other| !Arc::ptr_eq(other, mine));
+    if serving.wait_for(other).await.is_err() {
+        pending().await
+    }
+}
+
+/// Resolves when the guest has written something since the last time.
+async fn written(progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>) {
+    let Some(progress) = progress else { return pending().await };
+    let before = progress.borrow_and_update().writes;
+    if progress.wait_for(|progress| progress.writes != before).await.is_err() {
+        // The guest has ended; its outcome tells how.
+        pending().await
+    }
+}
+
+/// The stream as the session writes it: the newest list wins over a slow reader.
+struct Output {
+    sender: mpsc::Sender<Result<DiscoverResponse, Status>>,
+    last: Option<DiscoverResponse>,
+    /// `last` waits for room in the channel.
+    unsent: bool,
+    /// When the first list was sent, and which repetition is next.
+    repetitions: Option<(Instant, usize)>,
+}
+
+/// Nothing: what [`Output::tend`] returns.
+enum Never {}
+
+impl Output {
+    /// Sends a list unless it is the last one.
+    fn send(&mut self, list: DiscoverResponse) {
+        if self.last.as_ref() == Some(&list) {
+            return;
+        }
+        if self.last.is_none() {
+            self.repetitions = Some((Instant::now(), 0));
+        }
+        self.last = Some(list);
+        self.push();
+    }
+
+    fn push(&mut self) {
+        if let Some(last) = &self.last {
+            self.unsent = self.sender.try_send(Ok(last.clone())).is_err();
+        }
+    }
+
+    fn fail(&mut self, status: Status) {
+        // A full channel means that lists were sent, and then details are not called invalid.
+        let _ = self.sender.try_send(Err(status));
+    }
+
+    fn client_gone(&self) -> impl Future<Output = ()> + use<> {
+        let sender = self.sender.clone();
+        async move { sender.closed().await }
+    }
+
+    /// Sends what waited for room, and the repetitions. Runs for ever; may be dropped at any time.
+    async fn tend(&mut self) -> Never {
+        loop {
+            let repetition = self.repetitions.and_then(|(first, next)| Some(first + *REPETITIONS.get(next)?));
+            let due = async {
+                match repetition {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => pending().await,
+                }
+            };
+            let room = async {
+                match self.unsent {
+                    true => self.sender.reserve().await.is_ok(),
+                    false => pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {
+                    if let Some((_, next)) = &mut self.repetitions {
+                        *next += 1;
+                    }
+                    self.push();
+                }
+                true = room => self.push(),
+                else => pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use akri_proto::v0::Device;
+
+    fn list(id: &str) -> DiscoverResponse {
+        DiscoverResponse { devices: vec![Device { id: id.to_owned(), ..Device::default() }] }
+    }
+
+    fn output() -> (Output, Stream) {
+        let (sender, stream) = mpsc::channel(4);
+        (Output { sender, last: None, unsent: false, repetitions: None }, stream)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_list_is_repeated_seven_times_and_a_change_is_sent_once() {
+        let (mut output, mut stream) = output();
+        output.send(list("a"));
+        let start = Instant::now();
+        let mut times = Vec::new();
+        let mut read = async || {
+            while let Some(Ok(read)) = stream.recv().await {
+                assert_eq!(read, list("a"));
+                times.push(start.elapsed().as_millis());
+            }
+        };
+        tokio::select! {
+            _ = output.tend() => unreachable!(),
+            () = read() => {}
+            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+        assert_eq!(times, [0, 50, 100, 250, 500, 1000, 2000, 10000]);
+        output.send(list("a"));
+        assert!(stream.try_recv().is_err(), "an identical list is not sent");
+        output.send(list("b"));
+        assert_eq!(stream.try_recv().unwrap().unwrap(), list("b"));
+        assert!(stream.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_gets_the_newest_list() {
+        let (mut output, mut stream) = output();
+        for number in 0..10 {
+            output.send(list(&number.to_string()));
+        }
+        let mut last = None;
+        let mut read = async || {
+            loop {
+                last = stream.recv().await;
+            }
+        };
+        tokio::select! {
+            _ = output.tend() => unreachable!(),
+            () = read() => unreachable!(),
+            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+        assert_eq!(last.unwrap().unwrap(), list("9"));
+    }
+}

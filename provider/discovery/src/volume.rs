@@ -1,0 +1,134 @@
+//! The exchange volume: the directory that a pod mounts at the exchange directory's path, or that the node provides.
+//!
+//! Each stream's guest has a private exchange directory; the files that users put into the volume are copied into all of
+//! them when they change. What a guest writes over such a file is its own affair and never comes back here.
+
+use crate::directory_watcher::DirectoryWatcher;
+use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
+use rustix::fs::Dir;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Largest file that is handed on, in bytes.
+pub const MOST_FILE: usize = 1 << 20;
+/// Most files that are handed on.
+pub const MOST_FILES: usize = 64;
+
+/// Follows a volume's files. Ends when dropped.
+#[derive(Debug)]
+pub struct ExchangeVolume {
+    files: watch::Receiver<Arc<Files>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ExchangeVolume {
+    /// Reads the files and keeps watching them.
+    pub fn watch(directory: &Path, watcher: &DirectoryWatcher) -> std::io::Result<Self> {
+        let changes = watcher.watch(directory)?;
+        let (sender, files) = watch::channel(Arc::new(read_files(directory)?));
+        let task = tokio::spawn(follow(directory.to_owned(), watcher.clone(), changes, sender));
+        Ok(Self { files, task })
+    }
+
+    /// The files as they are now; changes when one of them does.
+    pub fn files(&self) -> watch::Receiver<Arc<Files>> {
+        self.files.clone()
+    }
+}
+
+impl Drop for ExchangeVolume {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(
+    directory: PathBuf,
+    watcher: DirectoryWatcher,
+    mut changes: watch::Receiver<()>,
+    files: watch::Sender<Arc<Files>>,
+) {
+    loop {
+        while changes.changed().await.is_ok() {
+            publish(&directory, &files);
+        }
+        // The directory is gone. The last files stay in force; a user may be replacing the directory.
+        tracing::warn!(directory = %directory.display(), "the exchange volume was removed; waiting for it to come back");
+        changes = loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Ok(changes) = watcher.watch(&directory) {
+                break changes;
+            }
+        };
+        publish(&directory, &files);
+    }
+}
+
+fn publish(directory: &Path, files: &watch::Sender<Arc<Files>>) {
+    match read_files(directory) {
+        Ok(new) => {
+            files.send_if_modified(|old| {
+                let changed = **old != new;
+                if changed {
+                    *old = Arc::new(new);
+                }
+                changed
+            });
+        }
+        Err(error) => tracing::warn!(directory = %directory.display(), %error, "cannot read the exchange volume"),
+    }
+}
+
+fn read_files(directory: &Path) -> std::io::Result<Files> {
+    let descriptor = open_directory(rustix::fs::CWD, directory)?;
+    let mut files = Files::new();
+    for entry in Dir::read_from(&descriptor)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        if [".", "..", REQUEST, ANSWER].contains(&name) || entry.file_type().is_dir() {
+            continue;
+        }
+        if files.len() == MOST_FILES {
+            tracing::warn!(directory = %directory.display(), "more than {MOST_FILES} files in the exchange volume; the rest is not handed on");
+            break;
+        }
+        match read_regular(descriptor.as_fd(), name, MOST_FILE) {
+            Ok(Some(content)) => {
+                files.insert(name.into(), content.into());
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(directory = %directory.display(), %error, "a file of the exchange volume is not handed on");
+            }
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn files_are_followed_and_odd_ones_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |name: &str, content: &str| std::fs::write(directory.path().join(name), content).unwrap();
+        put("a.txt", "1");
+        put(REQUEST, "left over");
+        std::os::unix::fs::symlink("/etc/passwd", directory.path().join("link")).unwrap();
+        std::fs::create_dir(directory.path().join("inner")).unwrap();
+        let watcher = DirectoryWatcher::start().unwrap();
+        let volume = ExchangeVolume::watch(directory.path(), &watcher).unwrap();
+        let mut files = volume.files();
+        assert_eq!(files.borrow().keys().collect::<Vec<_>>(), ["a.txt"]);
+        put("b.txt", "2");
+        files.wait_for(|files| files.len() == 2).await.unwrap();
+        put("a.txt", "3");
+        files.wait_for(|files| **files.get(std::ffi::OsStr::new("a.txt")).unwrap() == *b"3").await.unwrap();
+        std::fs::remove_file(directory.path().join("a.txt")).unwrap();
+        files.wait_for(|files| files.len() == 1).await.unwrap();
+    }
+}

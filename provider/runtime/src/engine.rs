@@ -1,0 +1,25 @@
+//! The one engine of the process.
+
+use wasmtime::{Config, Engine};
+
+/// Length of an epoch, the longest that a guest runs before the host looks at it: 10 milliseconds.
+pub const EPOCH: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Makes an engine. The node and its compile child call this same function: an AOT file is only accepted by an engine
+/// of the configuration that made it.
+///
+/// On-demand allocation with a small reservation: guests live for days, so instantiation speed does not pay for the
+/// pooling allocator's slots, and 64 MiB instead of 4 GiB of address space for each memory keeps small machines
+/// (39-bit address spaces) working and halves the page tables.
+pub fn new() -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .concurrency_support(false)
+        .memory_reservation(64 << 20)
+        .memory_guard_size(64 << 10)
+        .memory_reservation_for_growth(0)
+        .async_stack_size(256 << 10)
+        .max_wasm_stack(128 << 10);
+    Engine::new(&config)
+}

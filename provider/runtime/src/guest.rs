@@ -1,0 +1,285 @@
+//! A guest: one running instance of a program.
+
+use crate::cpu::GuestThreads;
+use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
+use crate::log::{ContainerLog, Stream};
+use crate::program::{LoadError, Program};
+use crate::wasi::{DiskBudget, GuestClock, GuestState, Progress, Signals};
+use rustix::fs::{Mode, OFlags};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
+
+/// A directory of the host that a guest sees.
+#[derive(Clone, Debug)]
+pub struct Preopen {
+    /// The directory on the host.
+    pub host: PathBuf,
+    /// Its path in the guest, absolute.
+    pub guest: String,
+    /// The guest cannot change anything in it.
+    pub read_only: bool,
+    /// Made by the host for this guest alone. Its size is bounded, and because nobody can put a FIFO into it, file
+    /// operations need no extra thread in a guest that has only such directories.
+    pub private: bool,
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// Names the guest in messages; also its `argv[0]`.
+    pub name: String,
+    /// Arguments after `argv[0]`.
+    pub args: Vec<String>,
+    /// Environment; nothing is inherited.
+    pub env: Vec<(String, String)>,
+    /// Directories; none by default.
+    pub preopens: Vec<Preopen>,
+    /// Where standard output and error go; nowhere by default.
+    pub log: Option<Arc<ContainerLog>>,
+    /// The container's limits.
+    pub limits: Arc<SharedLimits>,
+    /// Whether [`Guest::wake`] may end a sleep early.
+    pub wakeable: bool,
+}
+
+impl GuestSpec {
+    /// A guest without arguments, environment, directories and log.
+    pub fn new(name: impl Into<String>, limits: Arc<SharedLimits>) -> Self {
+        Self {
+            name: name.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            preopens: Vec::new(),
+            log: None,
+            limits,
+            wakeable: true,
+        }
+    }
+}
+
+/// Why a guest was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its program is not a command.
+    #[error(transparent)]
+    Program(#[from] LoadError),
+    /// One of its directories cannot be opened.
+    #[error("directory {} (in the guest: {guest}): {source}", host.display())]
+    Directory {
+        /// On the host.
+        host: PathBuf,
+        /// In the guest.
+        guest: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It returned from `_start` (code 0) or called `proc_exit`.
+    Exited(i32),
+    /// It trapped: a panic, an out-of-bounds access, a stack overflow.
+    Trapped(TrapReport),
+    /// It trapped after the container's memory limit refused it memory, or did not fit to begin with.
+    OutOfMemory {
+        /// The container's limit in bytes.
+        limit: usize,
+    },
+    /// The host ended it.
+    Interrupted,
+}
+
+/// Where and why a guest trapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrapReport {
+    /// The engine's words.
+    pub message: String,
+    /// Functions of the guest, innermost first; at most 32.
+    pub frames: Vec<String>,
+}
+
+impl fmt::Display for TrapReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for (index, frame) in self.frames.iter().enumerate() {
+            write!(f, "{} {frame}", if index == 0 { "; at" } else { " <" })?;
+        }
+        Ok(())
+    }
+}
+
+/// A running guest. Dropping it interrupts the guest.
+#[derive(Debug)]
+pub struct Guest {
+    signals: Arc<Signals>,
+    interrupt: CancellationToken,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Guest {
+    /// Ends the guest's sleep, so that it looks at its files now.
+    pub fn wake(&self) {
+        self.signals.wake();
+    }
+
+    /// Follows what the guest does.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.signals.progress()
+    }
+
+    /// Ends the guest, within one epoch (10 ms) whatever it does.
+    pub fn interrupt(&self) {
+        self.interrupt.cancel();
+    }
+
+    /// Resolves with how the guest ended. May be called again.
+    pub fn outcome(&self) -> impl Future<Output = Outcome> + Send + 'static {
+        let mut outcome = self.outcome.clone();
+        async move {
+            match outcome.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone().unwrap_or(Outcome::Interrupted),
+                // The guest threads were shut down with the runtime.
+                Err(_) => Outcome::Interrupted,
+            }
+        }
+    }
+
+    /// Its end, if it has ended.
+    pub fn ended(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.interrupt.cancel();
+    }
+}
+
+pub(crate) fn start(
+    engine: &Engine,
+    threads: &GuestThreads,
+    program: &Arc<Program>,
+    spec: GuestSpec,
+) -> Result<Guest, StartError> {
+    program.command()?;
+    let limits = spec.limits.clone();
+    let signals = Arc::new(Signals::new(spec.wakeable));
+    let mut store = build_store(engine, &spec, signals.clone())?;
+    let interrupt = CancellationToken::new();
+    let (ended, outcome) = watch::channel(None);
+
+    let program = program.clone();
+    let run = async move {
+        let result = match program.command() {
+            Ok(command) => {
+                async {
+                    let instance = command.instantiate_async(&mut store).await?;
+                    let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+                    start.call_async(&mut store, ()).await
+                }
+                .await
+            }
+            Err(error) => Err(wasmtime::format_err!("{error}")),
+        };
+        classify(result, &store.data().limiter)
+    };
+    let metered = threads.meter(limits, run);
+    let interrupted = interrupt.clone();
+    threads.spawn(async move {
+        let outcome = tokio::select! {
+            biased;
+            () = interrupted.cancelled() => Outcome::Interrupted,
+            outcome = metered => outcome,
+        };
+        ended.send_replace(Some(outcome));
+    });
+    Ok(Guest { signals, interrupt, outcome })
+}
+
+/// Builds the store of every guest: the one place where what a guest may use is decided.
+pub(crate) fn build_store(
+    engine: &Engine,
+    spec: &GuestSpec,
+    signals: Arc<Signals>,
+) -> Result<Store<GuestState>, StartError> {
+    let clock = GuestClock::new();
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.arg(&spec.name)
+        .args(&spec.args)
+        .envs(&spec.env)
+        .max_random_size(RANDOM_BYTES)
+        .monotonic_clock(clock)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .allow_blocking_current_thread(spec.preopens.iter().all(|preopen| preopen.private));
+    if let Some(log) = &spec.log {
+        wasi.stdout(log.stream(Stream::Stdout));
+        wasi.stderr(log.stream(Stream::Stderr));
+    }
+    let limits = *spec.limits.limits();
+    let mut disk = None;
+    for preopen in &spec.preopens {
+        let failed =
+            |source| StartError::Directory { host: preopen.host.clone(), guest: preopen.guest.clone(), source };
+        let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+        wasi.preopened_dir(&preopen.host, &preopen.guest, permissions)
+            .map_err(|error| failed(std::io::Error::other(format!("{error:#}"))))?;
+        if preopen.private {
+            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+            let directory =
+                rustix::fs::open(&preopen.host, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+            disk = Some(DiskBudget::new(directory, limits.disk, limits.disk_entries));
+        }
+    }
+    let state = GuestState {
+        wasi: wasi.build_p1(),
+        limiter: GuestLimiter::new(spec.limits.clone()),
+        signals,
+        clock,
+        disk,
+        open_files: 0,
+        unreported_write: false,
+    };
+    let mut store = Store::new(engine, state);
+    store.limiter(|state| &mut state.limiter);
+    store.set_hostcall_fuel(HOSTCALL_BYTES);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Yield(1)));
+    Ok(store)
+}
+
+fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
+    let Err(error) = result else { return Outcome::Exited(0) };
+    if let Some(exit) = error.downcast_ref::<I32Exit>() {
+        return Outcome::Exited(exit.0);
+    }
+    if limiter.memory_was_refused() {
+        return Outcome::OutOfMemory { limit: limiter.container().limits().memory };
+    }
+    let message = match error.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    let frames = error.downcast_ref::<WasmBacktrace>().map_or_else(Vec::new, |backtrace| {
+        backtrace
+            .frames()
+            .iter()
+            .take(32)
+            .map(|frame| match frame.func_name() {
+                Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
+                None => format!("function {}", frame.func_index()),
+            })
+            .collect()
+    });
+    Outcome::Trapped(TrapReport { message, frames })
+}

@@ -1,0 +1,42 @@
+//! The WebAssembly host of the node: compiles modules, runs guests under limits, keeps their logs.
+//!
+//! It knows neither Kubernetes nor Akri. A [`Runtime`] is made once per process; [`Runtime::load`] turns the bytes of a
+//! module into a [`Program`] that every guest of that module shares; [`Runtime::start`] makes a [`Guest`] of it.
+//!
+//! ```no_run
+//! use akri_krustlet_runtime::{ContainerLimits, GuestSpec, Outcome, Runtime, RuntimeConfig};
+//!
+//! # async fn example(module: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+//! let runtime = Runtime::new(RuntimeConfig::new("/var/lib/akri-krustlet/modules"))?;
+//! let program = runtime.load(module).await?;
+//! let limits = ContainerLimits::default().share();
+//! let guest = runtime.start(&program, GuestSpec::new("hello", limits))?;
+//! assert!(matches!(guest.outcome().await, Outcome::Exited(0)));
+//! # Ok(()) }
+//! ```
+//!
+//! # Guarantees
+//! - Compiling happens in a child process with limits; this process never runs Cranelift ([`compile`]).
+//! - Every guest's store is built by one function, [`guest::build_store`], which sets every limit ([`limits`], [`wasi`]).
+//! - Guests run on threads of their own at lower priority ([`cpu`]); a spinning guest delays neither the host nor a guest
+//!   that answers an event.
+//! - An idle guest costs memory (about 50 KB) but neither a thread nor a timer tick.
+
+pub mod aot;
+pub mod compile;
+pub mod cpu;
+pub mod engine;
+pub mod guest;
+pub mod limits;
+pub mod log;
+pub mod module;
+pub mod program;
+mod runtime;
+pub mod wasi;
+
+pub use compile::{CompileError, CompileLimits, Compiler};
+pub use guest::{Guest, GuestSpec, Outcome, Preopen};
+pub use limits::{ContainerLimits, SharedLimits};
+pub use module::{Digest, ModuleKind};
+pub use program::{LoadError, Program};
+pub use runtime::{Runtime, RuntimeConfig, RuntimeError};

@@ -1,0 +1,165 @@
+//! What a container may use, shared by all of its guests.
+
+use crate::cpu::CpuShare;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use wasmtime::ResourceLimiter;
+
+/// Limits of one container, as its pod states them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContainerLimits {
+    /// Linear memory of all guests of the container together, in bytes (`resources.limits.memory`). Default 64 MiB.
+    pub memory: usize,
+    /// CPU of all guests together, in thousandths of a core (`resources.limits.cpu`). Default: none.
+    pub cpu_millis: Option<u32>,
+    /// Files that one guest may have open. Default 256.
+    pub open_files: usize,
+    /// Bytes that one guest may keep in its private directory. Default 16 MiB.
+    pub disk: u64,
+    /// Files and directories that one guest may make in its private directory. Default 1024.
+    pub disk_entries: u64,
+}
+
+impl Default for ContainerLimits {
+    fn default() -> Self {
+        Self { memory: 64 << 20, cpu_millis: None, open_files: 256, disk: 16 << 20, disk_entries: 1024 }
+    }
+}
+
+/// Elements that one table of a guest may have. Rust and C guests use tables for function pointers only.
+pub const TABLE_ELEMENTS: usize = 20_000;
+/// Tables of one guest.
+pub const TABLES: usize = 4;
+/// Linear memories of one guest.
+pub const MEMORIES: usize = 1;
+/// Bytes that one host call may take from a guest's memory into the host's.
+pub const HOSTCALL_BYTES: usize = 1 << 20;
+/// Bytes that one `random_get` may ask for.
+pub const RANDOM_BYTES: u64 = 64 << 10;
+
+impl ContainerLimits {
+    /// The limits as the guests of one container share them.
+    pub fn share(self) -> Arc<SharedLimits> {
+        Arc::new(SharedLimits { limits: self, memory: AtomicUsize::new(0), cpu: self.cpu_millis.map(CpuShare::new) })
+    }
+}
+
+/// The limits of one container and what its guests have taken of them.
+#[derive(Debug)]
+pub struct SharedLimits {
+    limits: ContainerLimits,
+    memory: AtomicUsize,
+    cpu: Option<CpuShare>,
+}
+
+impl SharedLimits {
+    /// The limits themselves.
+    pub fn limits(&self) -> &ContainerLimits {
+        &self.limits
+    }
+
+    /// Bytes of linear memory that the container's guests have now.
+    pub fn memory_in_use(&self) -> usize {
+        self.memory.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn cpu(&self) -> Option<&CpuShare> {
+        self.cpu.as_ref()
+    }
+
+    fn take_memory(&self, bytes: usize) -> bool {
+        self.memory
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= self.limits.memory)
+            })
+            .is_ok()
+    }
+}
+
+/// Counts one guest's memory and tables against its container's limits.
+#[derive(Debug)]
+pub(crate) struct GuestLimiter {
+    container: Arc<SharedLimits>,
+    memory: usize,
+    refused: AtomicBool,
+}
+
+impl GuestLimiter {
+    pub(crate) fn new(container: Arc<SharedLimits>) -> Self {
+        Self { container, memory: 0, refused: AtomicBool::new(false) }
+    }
+
+    /// True if the guest's latest wish for memory was refused: if it dies now, it died of that.
+    pub(crate) fn memory_was_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn container(&self) -> &Arc<SharedLimits> {
+        &self.container
+    }
+}
+
+impl Drop for GuestLimiter {
+    fn drop(&mut self) {
+        self.container.memory.fetch_sub(self.memory, Ordering::Relaxed);
+    }
+}
+
+impl ResourceLimiter for GuestLimiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let more = desired.saturating_sub(current);
+        let granted = self.container.take_memory(more);
+        if granted {
+            self.memory += more;
+        }
+        self.refused.store(!granted, Ordering::Relaxed);
+        Ok(granted)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS)
+    }
+
+    fn instances(&self) -> usize {
+        1
+    }
+
+    fn tables(&self) -> usize {
+        TABLES
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_of_one_container_share_its_memory_and_give_it_back() {
+        let limits = ContainerLimits { memory: 100, ..Default::default() }.share();
+        let mut first = GuestLimiter::new(limits.clone());
+        let mut second = GuestLimiter::new(limits.clone());
+        assert!(first.memory_growing(0, 60, None).unwrap());
+        assert!(!second.memory_growing(0, 60, None).unwrap());
+        assert!(second.memory_was_refused());
+        assert!(second.memory_growing(0, 40, None).unwrap());
+        assert!(!second.memory_was_refused());
+        assert_eq!(limits.memory_in_use(), 100);
+        drop(first);
+        assert_eq!(limits.memory_in_use(), 40);
+        assert!(second.memory_growing(40, 100, None).unwrap());
+    }
+
+    #[test]
+    fn tables_are_bounded() {
+        let mut limiter = GuestLimiter::new(ContainerLimits::default().share());
+        assert!(limiter.table_growing(0, TABLE_ELEMENTS, None).unwrap());
+        assert!(!limiter.table_growing(0, TABLE_ELEMENTS + 1, None).unwrap());
+    }
+}

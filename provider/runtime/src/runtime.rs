@@ -1,0 +1,143 @@
+//! The [`Runtime`]: one engine, one store of compiled modules, one set of guest threads.
+
+use crate::aot::{AotStore, AotStoreError};
+use crate::compile::Compiler;
+use crate::cpu::GuestThreads;
+use crate::guest::{self, Guest, GuestSpec, StartError};
+use crate::module::Digest;
+use crate::program::{LoadError, Program};
+use crate::wasi::{self, GuestState};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use wasmtime::{Engine, Linker};
+
+/// How to make a [`Runtime`].
+#[derive(Clone, Debug)]
+pub struct RuntimeConfig {
+    /// Directory of the AOT store.
+    pub modules: PathBuf,
+    /// How to run the compile child. Default: this program with the argument `compile-module`.
+    pub compiler: Compiler,
+}
+
+impl RuntimeConfig {
+    /// The defaults, with the AOT store in `modules`.
+    pub fn new(modules: impl Into<PathBuf>) -> Self {
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+        Self { modules: modules.into(), compiler: Compiler::new(program, ["compile-module"]) }
+    }
+}
+
+/// Why there is no runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The engine does not start on this machine.
+    #[error("the WebAssembly engine does not start: {0}")]
+    Engine(String),
+    /// The store of compiled modules cannot be used.
+    #[error(transparent)]
+    Store(#[from] AotStoreError),
+    /// The guest threads cannot be started.
+    #[error("cannot start the guest threads: {0}")]
+    Threads(#[source] std::io::Error),
+}
+
+/// Compiles, keeps and runs modules. Made once per process.
+pub struct Runtime {
+    engine: Engine,
+    linker: Linker<GuestState>,
+    store: AotStore,
+    compiler: Compiler,
+    threads: GuestThreads,
+    programs: Mutex<HashMap<Digest, Weak<Program>>>,
+    /// One compile at a time: it is the node's heaviest work, and concurrent loads of one module become one compile.
+    compiling: tokio::sync::Mutex<()>,
+    compiled: AtomicU64,
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Runtime {
+    /// Starts the engine and the guest threads and opens the store.
+    pub fn new(config: RuntimeConfig) -> Result<Arc<Self>, RuntimeError> {
+        let engine = crate::engine::new().map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+        let linker = wasi::linker(&engine).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+        let store = AotStore::open(&config.modules, &engine)?;
+        let threads = GuestThreads::start(&engine).map_err(RuntimeError::Threads)?;
+        Ok(Arc::new(Self {
+            engine,
+            linker,
+            store,
+            compiler: config.compiler,
+            threads,
+            programs: Mutex::default(),
+            compiling: tokio::sync::Mutex::default(),
+            compiled: AtomicU64::new(0),
+        }))
+    }
+
+    /// The largest module that [`Runtime::load`] takes, in bytes: read no more than this of a file.
+    pub fn module_size_limit(&self) -> u64 {
+        self.compiler.limits.module_size
+    }
+
+    /// How many modules this process has had compiled; a start that finds all in the store leaves it at 0.
+    pub fn modules_compiled(&self) -> u64 {
+        self.compiled.load(Ordering::Relaxed)
+    }
+
+    /// True if `module` will load without compiling.
+    pub fn is_compiled(&self, module: &[u8]) -> bool {
+        self.store.find(&Digest::of(module)).is_some()
+    }
+
+    /// Makes a program of a module's bytes: from memory if a guest of it runs, else from the store, else by compiling.
+    pub async fn load(&self, module: &[u8]) -> Result<Arc<Program>, LoadError> {
+        let kind = self.compiler.inspect(module)?;
+        let digest = Digest::of(module);
+        if let Some(program) = self.known(&digest) {
+            return Ok(program);
+        }
+        let _one_at_a_time = self.compiling.lock().await;
+        if let Some(program) = self.known(&digest) {
+            return Ok(program);
+        }
+        if let Some(path) = self.store.find(&digest) {
+            match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {
+                Err(LoadError::Unusable(reason)) => {
+                    tracing::warn!(%digest, reason, "stored module is unusable, compiling it again");
+                    self.store.discard(&digest);
+                }
+                result => return Ok(self.remember(result?)),
+            }
+        }
+        let staged = self.store.stage().map_err(LoadError::Store)?;
+        self.compiler.compile(module, staged.path()).await?;
+        self.compiled.fetch_add(1, Ordering::Relaxed);
+        let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
+        Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?))
+    }
+
+    /// Starts a guest.
+    pub fn start(&self, program: &Arc<Program>, spec: GuestSpec) -> Result<Guest, StartError> {
+        guest::start(&self.engine, &self.threads, program, spec)
+    }
+
+    fn known(&self, digest: &Digest) -> Option<Arc<Program>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner).get(digest).and_then(Weak::upgrade)
+    }
+
+    fn remember(&self, program: Program) -> Arc<Program> {
+        let program = Arc::new(program);
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        programs.retain(|_, program| program.strong_count() > 0);
+        programs.insert(program.digest(), Arc::downgrade(&program));
+        program
+    }
+}

@@ -1,0 +1,500 @@
+//! WASI preview 1 as guests get it: wasmtime's implementation, with what it leaves unbounded bounded here.
+//!
+//! Some functions of `wasi_snapshot_preview1` are shadowed:
+//! - `poll_oneoff`, so that the host can end a guest's sleep ([`Signals::wake`]) and learns that the guest waits;
+//! - `path_open`, `fd_close`, `fd_renumber`: open files are counted against the container's limit (EMFILE);
+//! - `fd_write`, `fd_pwrite` and what makes entries in a directory: the private directory's size is bounded (ENOSPC),
+//!   and the host is told when a file was written ([`Signals::progress`]).
+//!
+//! No sockets, no inherited environment, standard input is empty.
+
+use crate::limits::GuestLimiter;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use wasmtime::{AsContextMut, Caller, Engine, Extern, Linker, Result};
+use wasmtime_wasi::HostMonotonicClock;
+use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
+use wasmtime_wasi::p1::{self, WasiP1Ctx};
+use wiggle::GuestMemory;
+
+const MODULE: &str = "wasi_snapshot_preview1";
+
+/// Error numbers of preview 1 that the shadowed functions return themselves.
+mod errno {
+    pub(super) const SUCCESS: i32 = 0;
+    pub(super) const INVAL: i32 = 28;
+    pub(super) const MFILE: i32 = 33;
+    pub(super) const NOSPC: i32 = 51;
+}
+
+/// What the host and one guest tell each other while the guest runs.
+#[derive(Debug)]
+pub struct Signals {
+    wake: Notify,
+    wakeable: bool,
+    progress: watch::Sender<Progress>,
+}
+
+/// What a guest has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Times that it has begun to wait (`poll_oneoff`).
+    pub waits: u64,
+    /// Times that it has closed, renamed or left alone a file after writing.
+    pub writes: u64,
+}
+
+impl Signals {
+    pub(crate) fn new(wakeable: bool) -> Self {
+        Self { wake: Notify::new(), wakeable, progress: watch::Sender::new(Progress::default()) }
+    }
+
+    /// Ends the guest's sleep, or the next one if it is not sleeping. Does nothing for a guest that opted out.
+    pub fn wake(&self) {
+        if self.wakeable {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Follows what the guest does.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+}
+
+/// The data of a guest's store.
+pub(crate) struct GuestState {
+    pub(crate) wasi: WasiP1Ctx,
+    pub(crate) limiter: GuestLimiter,
+    pub(crate) signals: std::sync::Arc<Signals>,
+    pub(crate) clock: GuestClock,
+    pub(crate) disk: Option<DiskBudget>,
+    pub(crate) open_files: usize,
+    /// A file was written since the host was last told.
+    pub(crate) unreported_write: bool,
+}
+
+impl GuestState {
+    fn report_write(&mut self) {
+        if std::mem::take(&mut self.unreported_write) {
+            self.signals.progress.send_modify(|progress| progress.writes += 1);
+        }
+    }
+}
+
+/// The guest's monotonic clock: nanoseconds since it was made. Shared with `poll_oneoff`, whose absolute times refer to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GuestClock(Instant);
+
+impl GuestClock {
+    pub(crate) fn new() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl HostMonotonicClock for GuestClock {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Bounds what a guest keeps in its private directory.
+///
+/// Writes are added up; only when the sum could be over the limit is the directory measured, so that a guest that
+/// rewrites its answer for years is never refused and one that fills the disk is stopped at the limit.
+#[derive(Debug)]
+pub(crate) struct DiskBudget {
+    directory: OwnedFd,
+    bytes: u64,
+    entries: u64,
+    bytes_assumed: u64,
+    entries_assumed: u64,
+}
+
+impl DiskBudget {
+    pub(crate) fn new(directory: OwnedFd, bytes: u64, entries: u64) -> Self {
+        Self { directory, bytes, entries, bytes_assumed: 0, entries_assumed: 0 }
+    }
+
+    fn may_write(&mut self, bytes: u64) -> bool {
+        if self.bytes_assumed.saturating_add(bytes) > self.bytes {
+            self.measure();
+        }
+        let fits = self.bytes_assumed.saturating_add(bytes) <= self.bytes;
+        if fits {
+            self.bytes_assumed += bytes;
+        }
+        fits
+    }
+
+    fn may_create(&mut self) -> bool {
+        if self.entries_assumed >= self.entries {
+            self.measure();
+        }
+        let fits = self.entries_assumed < self.entries;
+        if fits {
+            self.entries_assumed += 1;
+        }
+        fits
+    }
+
+    fn measure(&mut self) {
+        let (mut bytes, mut entries) = (0, 0);
+        measure_directory(self.directory.as_fd(), 0, &mut bytes, &mut entries);
+        (self.bytes_assumed, self.entries_assumed) = (bytes, entries);
+    }
+}
+
+/// Deeper trees than this are not measured; `may_create` counts their entries anyway.
+const MEASURED_DEPTH: u32 = 16;
+
+fn measure_directory(directory: std::os::fd::BorrowedFd<'_>, depth: u32, bytes: &mut u64, entries: &mut u64) {
+    let Ok(listing) = Dir::read_from(directory) else { return };
+    for entry in listing.flatten() {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        *entries += 1;
+        let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        // Blocks, not length: a sparse file takes no room.
+        *bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && depth < MEASURED_DEPTH {
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            if let Ok(inner) = rustix::fs::openat(directory, name, flags, Mode::empty()) {
+                measure_directory(inner.as_fd(), depth + 1, bytes, entries);
+            }
+        }
+    }
+}
+
+/// The guest's memory and state, as the functions of [`preview1`] take them.
+macro_rules! call_preview1 {
+    ($caller:ident, $function:ident($($argument:expr),*)) => {{
+        let fuel = $caller.as_context_mut().hostcall_fuel();
+        let memory = exported_memory(&mut $caller)?;
+        let (bytes, state) = memory.data_and_store_mut(&mut $caller);
+        preview1::WasiSnapshotPreview1::set_hostcall_fuel(&mut state.wasi, fuel);
+        preview1::$function(&mut state.wasi, &mut GuestMemory::Unshared(bytes), $($argument),*).await?
+    }};
+}
+
+fn exported_memory(caller: &mut Caller<'_, GuestState>) -> Result<wasmtime::Memory> {
+    match caller.get_export("memory") {
+        Some(Extern::Memory(memory)) => Ok(memory),
+        _ => Err(wasmtime::format_err!("the module does not export its memory as `memory`")),
+    }
+}
+
+/// `oflags` and `fdflags` of `path_open`.
+const OFLAGS_CREAT: i32 = 1;
+const OFLAGS_TRUNC: i32 = 8;
+
+/// A linker with all of preview 1.
+pub(crate) fn linker(engine: &Engine) -> Result<Linker<GuestState>> {
+    let mut linker = Linker::new(engine);
+    p1::add_to_linker_async(&mut linker, |state: &mut GuestState| &mut state.wasi)?;
+    linker.allow_shadowing(true);
+    link_files(&mut linker)?;
+    link_writes(&mut linker)?;
+    linker.func_wrap_async(
+        MODULE,
+        "poll_oneoff",
+        |mut caller: Caller<'_, GuestState>, (subscriptions, events, count, written): (i32, i32, i32, i32)| {
+            Box::new(async move { poll_oneoff(&mut caller, subscriptions, events, count, written).await })
+        },
+    )?;
+    Ok(linker)
+}
+
+fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
+    linker.func_wrap_async(
+        MODULE,
+        "path_open",
+        |mut caller: Caller<'_, GuestState>,
+         (fd, lookup, path, length, oflags, rights, inherited, fdflags, opened): (
+            i32,
+            i32,
+            i32,
+            i32,
+            i32,
+            i64,
+            i64,
+            i32,
+            i32,
+        )| {
+            Box::new(async move {
+                let state = caller.data_mut();
+                if state.open_files >= state.limiter.container().limits().open_files {
+                    return Ok(errno::MFILE);
+                }
+                if oflags & OFLAGS_CREAT != 0 && state.disk.as_mut().is_some_and(|disk| !disk.may_create()) {
+                    return Ok(errno::NOSPC);
+                }
+                let result = call_preview1!(
+                    caller,
+                    path_open(fd, lookup, path, length, oflags, rights, inherited, fdflags, opened)
+                );
+                if result == errno::SUCCESS {
+                    let state = caller.data_mut();
+                    state.open_files += 1;
+                    state.unreported_write |= oflags & OFLAGS_TRUNC != 0;
+                }
+                Ok(result)
+            })
+        },
+    )?;
+    linker.func_wrap_async(MODULE, "fd_close", |mut caller: Caller<'_, GuestState>, (fd,): (i32,)| {
+        Box::new(async move {
+            let result = call_preview1!(caller, fd_close(fd));
+            if result == errno::SUCCESS {
+                let state = caller.data_mut();
+                state.open_files = state.open_files.saturating_sub(1);
+                state.report_write();
+            }
+            Ok(result)
+        })
+    })?;
+    linker.func_wrap_async(MODULE, "fd_renumber", |mut caller: Caller<'_, GuestState>, (from, to): (i32, i32)| {
+        Box::new(async move {
+            let result = call_preview1!(caller, fd_renumber(from, to));
+            if result == errno::SUCCESS && from != to {
+                let state = caller.data_mut();
+                state.open_files = state.open_files.saturating_sub(1);
+            }
+            Ok(result)
+        })
+    })?;
+    Ok(())
+}
+
+fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
+    linker.func_wrap_async(
+        MODULE,
+        "fd_write",
+        |mut caller: Caller<'_, GuestState>, (fd, vectors, count, written): (i32, i32, i32, i32)| {
+            Box::new(async move {
+                if !may_write(&mut caller, fd, vectors, count)? {
+                    return Ok(errno::NOSPC);
+                }
+                Ok(call_preview1!(caller, fd_write(fd, vectors, count, written)))
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "fd_pwrite",
+        |mut caller: Caller<'_, GuestState>, (fd, vectors, count, offset, written): (i32, i32, i32, i64, i32)| {
+            Box::new(async move {
+                if !may_write(&mut caller, fd, vectors, count)? {
+                    return Ok(errno::NOSPC);
+                }
+                Ok(call_preview1!(caller, fd_pwrite(fd, vectors, count, offset, written)))
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "path_create_directory",
+        |mut caller: Caller<'_, GuestState>, (fd, path, length): (i32, i32, i32)| {
+            Box::new(async move {
+                if !may_create(&mut caller) {
+                    return Ok(errno::NOSPC);
+                }
+                Ok(call_preview1!(caller, path_create_directory(fd, path, length)))
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "path_symlink",
+        |mut caller: Caller<'_, GuestState>, (old, old_length, fd, new, new_length): (i32, i32, i32, i32, i32)| {
+            Box::new(async move {
+                if !may_create(&mut caller) {
+                    return Ok(errno::NOSPC);
+                }
+                let result = call_preview1!(caller, path_symlink(old, old_length, fd, new, new_length));
+                changed_names(&mut caller, result)
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "path_link",
+        |mut caller: Caller<'_, GuestState>,
+         (fd, flags, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32, i32)| {
+            Box::new(async move {
+                if !may_create(&mut caller) {
+                    return Ok(errno::NOSPC);
+                }
+                let result = call_preview1!(caller, path_link(fd, flags, old, old_length, new_fd, new, new_length));
+                changed_names(&mut caller, result)
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
+        "path_rename",
+        |mut caller: Caller<'_, GuestState>,
+         (fd, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32)| {
+            Box::new(async move {
+                let result = call_preview1!(caller, path_rename(fd, old, old_length, new_fd, new, new_length));
+                changed_names(&mut caller, result)
+            })
+        },
+    )?;
+    Ok(())
+}
+
+fn may_create(caller: &mut Caller<'_, GuestState>) -> bool {
+    caller.data_mut().disk.as_mut().is_none_or(DiskBudget::may_create)
+}
+
+/// A file appeared under another name, complete.
+fn changed_names(caller: &mut Caller<'_, GuestState>, result: i32) -> Result<i32> {
+    if result == errno::SUCCESS {
+        let state = caller.data_mut();
+        state.unreported_write = true;
+        state.report_write();
+    }
+    Ok(result)
+}
+
+/// Adds up the vectors of a write and asks the disk budget. Standard output and error have their own bounds.
+fn may_write(caller: &mut Caller<'_, GuestState>, fd: i32, vectors: i32, count: i32) -> Result<bool> {
+    if (0..=2).contains(&fd) {
+        return Ok(true);
+    }
+    let memory = exported_memory(caller)?;
+    let (memory, state) = memory.data_and_store_mut(caller);
+    let mut bytes = 0u64;
+    for index in 0..count.clamp(0, 1024) as usize {
+        let Some(length) = read_u32(memory, vectors as u32 as usize + index * 8 + 4) else { break };
+        bytes += u64::from(length);
+    }
+    state.unreported_write = true;
+    Ok(state.disk.as_mut().is_none_or(|disk| disk.may_write(bytes)))
+}
+
+fn read_u32(memory: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(memory.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+/// Sizes and offsets of `subscription` and `event` in a guest's memory.
+mod layout {
+    pub(super) const SUBSCRIPTION: usize = 48;
+    pub(super) const EVENT: usize = 32;
+    pub(super) const TAG_CLOCK: u8 = 0;
+    pub(super) const CLOCK_REALTIME: u32 = 0;
+    pub(super) const CLOCK_MONOTONIC: u32 = 1;
+    pub(super) const ABSOLUTE: u16 = 1;
+    /// More subscriptions than a guest has files make no sense.
+    pub(super) const MOST: usize = 1024;
+}
+
+struct Subscription {
+    userdata: [u8; 8],
+    tag: u8,
+    /// For a clock: when it is over.
+    due: Option<Instant>,
+}
+
+impl Subscription {
+    fn read(bytes: &[u8], clock: GuestClock) -> Option<Self> {
+        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let tag = *bytes.get(8)?;
+        let userdata = bytes.get(..8)?.try_into().ok()?;
+        if tag != layout::TAG_CLOCK {
+            return Some(Self { userdata, tag, due: None });
+        }
+        let id = read_u32(bytes, 16)?;
+        let timeout = u64_at(24)?;
+        let absolute = u16::from_le_bytes(bytes.get(40..42)?.try_into().ok()?) & layout::ABSOLUTE != 0;
+        let relative = match (id, absolute) {
+            (layout::CLOCK_REALTIME | layout::CLOCK_MONOTONIC, false) => timeout,
+            (layout::CLOCK_MONOTONIC, true) => timeout.saturating_sub(clock.now()),
+            (layout::CLOCK_REALTIME, true) => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                timeout.saturating_sub(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+            }
+            _ => return None,
+        };
+        // Further off than a year is as good as never, and `Instant` cannot hold every u64.
+        let relative = Duration::from_nanos(relative).min(Duration::from_secs(365 * 24 * 3600));
+        Some(Self { userdata, tag, due: Some(Instant::now() + relative) })
+    }
+
+    fn event(&self) -> [u8; layout::EVENT] {
+        let mut event = [0; layout::EVENT];
+        event[..8].copy_from_slice(&self.userdata);
+        event[10] = self.tag;
+        event[16] = 1;
+        event
+    }
+}
+
+/// Waits for clocks and for the host. Files, standard output and the (empty) standard input are always ready.
+async fn poll_oneoff(
+    caller: &mut Caller<'_, GuestState>,
+    subscriptions: i32,
+    events: i32,
+    count: i32,
+    written: i32,
+) -> Result<i32> {
+    let count = count as u32 as usize;
+    if count == 0 || count > layout::MOST {
+        return Ok(errno::INVAL);
+    }
+    let memory = exported_memory(caller)?;
+    let (bytes, state) = memory.data_and_store_mut(&mut *caller);
+    let from = subscriptions as u32 as usize;
+    let Some(bytes) = bytes.get(from..from + count * layout::SUBSCRIPTION) else {
+        return Err(wasmtime::Trap::MemoryOutOfBounds.into());
+    };
+    let clock = state.clock;
+    let read: Option<Vec<_>> =
+        bytes.chunks_exact(layout::SUBSCRIPTION).map(|one| Subscription::read(one, clock)).collect();
+    let Some(subscriptions) = read else { return Ok(errno::INVAL) };
+
+    state.report_write();
+    state.signals.progress.send_modify(|progress| progress.waits += 1);
+    let signals = state.signals.clone();
+    let has_files = subscriptions.iter().any(|subscription| subscription.due.is_none());
+    let first_due = subscriptions.iter().filter_map(|subscription| subscription.due).min();
+    let mut over = Instant::now();
+    if let (false, Some(due)) = (has_files, first_due) {
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            () = signals.wake.notified() => {}
+        }
+        // Ended early or not, the guest is told that its first clock is over: it runs its loop sooner.
+        over = due.max(Instant::now());
+    }
+
+    let memory = exported_memory(caller)?;
+    let bytes = memory.data_mut(&mut *caller);
+    let happened = subscriptions.iter().filter(|one| one.due.is_none_or(|due| due <= over));
+    let mut at = events as u32 as usize;
+    let mut number = 0u32;
+    for subscription in happened {
+        let Some(slot) = bytes.get_mut(at..at + layout::EVENT) else {
+            return Err(wasmtime::Trap::MemoryOutOfBounds.into());
+        };
+        slot.copy_from_slice(&subscription.event());
+        at += layout::EVENT;
+        number += 1;
+    }
+    let at = written as u32 as usize;
+    let Some(slot) = bytes.get_mut(at..at + 4) else {
+        return Err(wasmtime::Trap::MemoryOutOfBounds.into());
+    };
+    slot.copy_from_slice(&number.to_le_bytes());
+    Ok(errno::SUCCESS)
+}

@@ -1,0 +1,234 @@
+//! Guests under the whole runtime: compiled by a child process, limited, interrupted, logged.
+
+use akri_krustlet_runtime::log::{ContainerLog, LogLimits, LogOptions, Logs};
+use akri_krustlet_runtime::{
+    CompileError, Compiler, ContainerLimits, GuestSpec, LoadError, Outcome, Preopen, Runtime, RuntimeConfig,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn runtime_in(directory: &Path) -> Arc<Runtime> {
+    runtime_with(directory, |_| {})
+}
+
+fn runtime_with(directory: &Path, change: impl FnOnce(&mut Compiler)) -> Arc<Runtime> {
+    let mut config = RuntimeConfig::new(directory.join("modules"));
+    config.compiler = Compiler::new(env!("CARGO_BIN_EXE_compile-module"), Vec::<String>::new());
+    change(&mut config.compiler);
+    Runtime::new(config).unwrap()
+}
+
+fn command(body: &str) -> Vec<u8> {
+    wat::parse_str(format!(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            {body})"#
+    ))
+    .unwrap()
+}
+
+const SPIN: &str = r#"(func (export "_start") (loop $again (br $again)))"#;
+/// Sleeps for a day on the monotonic clock, then exits with 7.
+const SLEEP: &str = r#"(data (i32.const 16) "\01\00\00\00") (data (i32.const 24) "\00\00\00\00\00\10\4e\00")
+    (func (export "_start")
+        (drop (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200)))
+        (call $exit (i32.const 7)))"#;
+
+async fn run(body: &str, limits: ContainerLimits) -> Outcome {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let program = runtime.load(&command(body)).await.unwrap();
+    let guest = runtime.start(&program, GuestSpec::new("test", limits.share())).unwrap();
+    guest.outcome().await
+}
+
+#[tokio::test]
+async fn exit_codes_traps_and_a_full_memory_are_distinct_outcomes() {
+    let limits = ContainerLimits::default();
+    assert_eq!(run(r#"(func (export "_start"))"#, limits).await, Outcome::Exited(0));
+    assert_eq!(run(r#"(func (export "_start") (call $exit (i32.const 3)))"#, limits).await, Outcome::Exited(3));
+    let trapped = run(r#"(func $deep unreachable) (func $main (export "_start") (call $deep))"#, limits).await;
+    let Outcome::Trapped(report) = trapped else { panic!("{trapped:?}") };
+    assert_eq!(report.frames, ["deep", "main"]);
+    assert!(report.to_string().contains("unreachable"), "{report}");
+    let grow = r#"(func (export "_start")
+        (loop $again (br_if $again (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable)"#;
+    let limit = 8 << 20;
+    let full = run(grow, ContainerLimits { memory: limit, ..limits }).await;
+    assert_eq!(full, Outcome::OutOfMemory { limit });
+    let never_fits = run(r#"(func (export "_start"))"#, ContainerLimits { memory: 1000, ..limits }).await;
+    assert_eq!(never_fits, Outcome::OutOfMemory { limit: 1000 });
+}
+
+#[tokio::test]
+async fn a_spinning_guest_is_interrupted_and_its_memory_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let program = runtime.load(&command(SPIN)).await.unwrap();
+    let limits = ContainerLimits::default().share();
+    let guest = runtime.start(&program, GuestSpec::new("spin", limits.clone())).unwrap();
+    assert_eq!(guest.ended(), None);
+    guest.interrupt();
+    assert_eq!(guest.outcome().await, Outcome::Interrupted);
+    assert_eq!(limits.memory_in_use(), 0);
+}
+
+#[tokio::test]
+async fn a_sleep_ends_when_the_host_wakes_the_guest_unless_it_opted_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let program = runtime.load(&command(SLEEP)).await.unwrap();
+    let limits = ContainerLimits::default().share();
+    let guest = runtime.start(&program, GuestSpec::new("sleep", limits.clone())).unwrap();
+    let mut progress = guest.progress();
+    progress.wait_for(|progress| progress.waits == 1).await.unwrap();
+    assert_eq!(guest.ended(), None);
+    guest.wake();
+    assert_eq!(guest.outcome().await, Outcome::Exited(7));
+
+    let spec = GuestSpec { wakeable: false, ..GuestSpec::new("sleep", limits) };
+    let guest = runtime.start(&program, spec).unwrap();
+    guest.progress().wait_for(|progress| progress.waits == 1).await.unwrap();
+    guest.wake();
+    tokio::task::yield_now().await;
+    assert_eq!(guest.ended(), None);
+}
+
+#[tokio::test]
+async fn the_second_start_compiles_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let module = command(SPIN);
+    let first = runtime_in(directory.path());
+    assert!(!first.is_compiled(&module));
+    let (one, two) = tokio::join!(first.load(&module), first.load(&module));
+    assert_eq!(first.modules_compiled(), 1, "two loads at once are one compile");
+    assert!(Arc::ptr_eq(&one.unwrap(), &two.unwrap()));
+    drop(first);
+    // A compiler that does not exist: compiling would fail.
+    let second = runtime_with(directory.path(), |compiler| {
+        *compiler = Compiler::new("/nonexistent/compiler", Vec::<String>::new());
+    });
+    assert!(second.is_compiled(&module));
+    second.load(&module).await.unwrap();
+    assert_eq!(second.modules_compiled(), 0);
+}
+
+#[tokio::test]
+async fn a_damaged_file_in_the_store_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let module = command(SPIN);
+    drop(runtime_in(directory.path()).load(&module).await.unwrap());
+    for entry in std::fs::read_dir(directory.path().join("modules")).unwrap() {
+        std::fs::write(entry.unwrap().path(), "damaged").unwrap();
+    }
+    let runtime = runtime_in(directory.path());
+    runtime.load(&module).await.unwrap();
+    assert_eq!(runtime.modules_compiled(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_run_is_refused_with_its_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.module_size = 1 << 20);
+    let refused = async |module: &[u8]| runtime.load(module).await.unwrap_err().to_string();
+
+    assert!(refused(b"#!/bin/sh").await.contains("not WebAssembly"));
+    assert!(refused(b"").await.contains("empty"));
+    let whole = command(SPIN);
+    assert!(refused(&whole[..whole.len() - 3]).await.contains("not valid"));
+    assert!(refused(&vec![0; (1 << 20) + 1]).await.contains("1048576 at most"));
+    let missing = wat::parse_str(
+        r#"(module (import "env" "open_door" (func)) (memory (export "memory") 1) (func (export "_start")))"#,
+    );
+    assert!(refused(&missing.unwrap()).await.contains("env.open_door"));
+    let socket = wat::parse_str(
+        r#"(module (import "wasi_unstable" "fd_write" (func)) (memory (export "memory") 1) (func (export "_start")))"#,
+    );
+    assert!(refused(&socket.unwrap()).await.contains("wasi_unstable.fd_write"));
+    let library = wat::parse_str(r#"(module (memory (export "memory") 1) (func (export "run")))"#).unwrap();
+    assert!(matches!(runtime.load(&library).await, Err(LoadError::NoStart)));
+    let component = wat::parse_str("(component)").unwrap();
+    let component = runtime.load(&component).await.unwrap();
+    let limits = ContainerLimits::default().share();
+    let error = runtime.start(&component, GuestSpec::new("component", limits)).unwrap_err();
+    assert!(error.to_string().contains("it is a component, a module is needed"), "{error}");
+}
+
+#[tokio::test]
+async fn a_compile_bomb_is_stopped_by_the_limits_of_the_compile_child() {
+    let directory = tempfile::tempdir().unwrap();
+    let body = "(i64.store (i32.const 8) (i64.mul (i64.load (i32.const 16)) (i64.add (local.get 0) (i64.const 7))))"
+        .repeat(20_000);
+    let functions = format!("(func (param i64) {body})").repeat(20);
+    let bomb = wat::parse_str(format!(r#"(module (memory (export "memory") 1) (func (export "_start")) {functions})"#))
+        .unwrap();
+    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.cpu_seconds = 1);
+    let error = runtime.load(&bomb).await.unwrap_err();
+    assert!(matches!(error, LoadError::Compile(CompileError::Limit(_))), "{error}");
+    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.wall_time = Duration::from_millis(200));
+    let error = runtime.load(&bomb).await.unwrap_err();
+    assert!(matches!(error, LoadError::Compile(CompileError::Limit(_))), "{error}");
+    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.memory = 96 << 20);
+    assert!(matches!(runtime.load(&bomb).await, Err(LoadError::Compile(_))));
+    assert_eq!(std::fs::read_dir(directory.path().join("modules")).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[tokio::test]
+async fn output_goes_to_the_log_and_an_unfinished_line_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let body = r#"(data (i32.const 0) "\10\00\00\00\0d\00\00\00") (data (i32.const 16) "one\nunfinished")
+        (func (export "_start") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 100))))"#;
+    let program = runtime.load(&command(body)).await.unwrap();
+    let logs = directory.path().join("logs");
+    let log = ContainerLog::create(&logs, 0, LogLimits::default()).unwrap();
+    let spec = GuestSpec { log: Some(log), ..GuestSpec::new("print", ContainerLimits::default().share()) };
+    let guest = runtime.start(&program, spec).unwrap();
+    assert_eq!(guest.outcome().await, Outcome::Exited(0));
+    let mut reader = Logs::open(&logs, 0, LogOptions::default()).unwrap();
+    let mut texts = Vec::new();
+    // The store, and with it the unfinished line, is dropped right after the outcome is known.
+    for _ in 0..500 {
+        texts.extend(reader.read_available().unwrap().into_iter().map(|line| line.text));
+        if texts.len() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(texts, ["one", "unfinishe"]);
+}
+
+#[tokio::test]
+async fn a_missing_directory_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let program = runtime.load(&command(SPIN)).await.unwrap();
+    let preopen =
+        Preopen { host: "/nonexistent/place".into(), guest: "/data".to_owned(), read_only: true, private: false };
+    let spec = GuestSpec { preopens: vec![preopen], ..GuestSpec::new("test", ContainerLimits::default().share()) };
+    let error = runtime.start(&program, spec).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/place") && error.contains("/data"), "{error}");
+}
+
+/// 200 waiting guests take no more threads than one.
+#[tokio::test]
+async fn waiting_guests_have_no_threads_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let program = runtime.load(&command(SLEEP)).await.unwrap();
+    let start = || runtime.start(&program, GuestSpec::new("sleep", ContainerLimits::default().share())).unwrap();
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let first = start();
+    first.progress().wait_for(|progress| progress.waits == 1).await.unwrap();
+    let before = threads();
+    let guests: Vec<_> = (0..200).map(|_| start()).collect();
+    for guest in &guests {
+        guest.progress().wait_for(|progress| progress.waits == 1).await.unwrap();
+    }
+    // Other tests of this process start threads too, but not two hundred.
+    assert!(threads() < before + 100, "{before} threads became {}", threads());
+}

@@ -1,0 +1,169 @@
+//! A test guest that does what no guest should. `FAULT` names the deed; as a discovery handler it is done when a request
+//! comes, with `FAULT_AT=start` at once.
+
+use serde_json::json;
+use std::fs;
+use std::io::Write as _;
+use std::time::Duration;
+
+const DIRECTORY: &str = "/tmp/wde-dir";
+
+fn main() {
+    let fault = std::env::var("FAULT").unwrap_or_default();
+    println!("misbehave: {fault}");
+    if std::env::var("FAULT_AT").as_deref() == Ok("start") {
+        do_fault(&fault);
+    }
+    let mut seen = String::new();
+    loop {
+        if let Ok(request) = fs::read_to_string(path("in.in"))
+            && request != seen
+        {
+            seen = request;
+            do_fault(&fault);
+        }
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("{DIRECTORY}/{name}")
+}
+
+fn answer(text: impl AsRef<[u8]>) {
+    // Some faults make this impossible; the test looks at what the host says of it.
+    if let Err(error) = fs::write(path("out.out"), text) {
+        eprintln!("misbehave: out.out: {error}");
+    }
+}
+
+fn device(id: &str) -> serde_json::Value {
+    json!({ "id": id, "properties": { "KEY": "value" }, "mounts": [], "device_specs": [] })
+}
+
+fn do_fault(fault: &str) {
+    match fault {
+        "trap" => innermost_function(),
+        "exit0" => std::process::exit(0),
+        "exit3" => std::process::exit(3),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
+        "grow" => {
+            let mut kept = Vec::new();
+            loop {
+                kept.push(vec![1u8; 1 << 20]);
+                std::hint::black_box(&kept);
+            }
+        }
+        "open-files" => open_files(),
+        "flood" => {
+            let line = [b'y'; 1023];
+            loop {
+                let _ = std::io::stdout().write_all(&line);
+                println!();
+            }
+        }
+        "fill-disk" => fill_disk(),
+        "torn" => answer(r#"{"devices":[{"id":"foo0","prop"#),
+        "large" => {
+            let properties = json!({ "KEY": "x".repeat(60 << 10) });
+            let devices: Vec<_> = (0..85)
+                .map(|n| json!({ "id": format!("d{n}"), "properties": properties, "mounts": [], "device_specs": [] }))
+                .collect();
+            answer(json!({ "devices": devices }).to_string());
+        }
+        "many" => {
+            let devices: Vec<_> = (0..1025).map(|n| device(&format!("d{n}"))).collect();
+            answer(json!({ "devices": devices }).to_string());
+        }
+        "wrong-types" => answer(r#"{"devices":[{"id":7,"properties":[],"mounts":{}}]}"#),
+        "bad-property" => {
+            answer(r#"{"devices":[{"id":"a","properties":{"1 bad":"v"},"mounts":[],"device_specs":[]}]}"#)
+        }
+        "duplicate-ids" => {
+            answer(json!({ "devices": [device("a"), device("a"), device(""), device("b")] }).to_string());
+        }
+        "privileged" => answer(
+            r#"{"devices":[{"id":"a","properties":{},"mounts":[{"container_path":"/x","host_path":"/etc","read_only":true}],
+                "device_specs":[{"container_path":"/dev/mem","host_path":"/dev/mem","permissions":"rwm"}]}]}"#,
+        ),
+        "answer-symlink" => {
+            // An absolute target is refused by the runtime, a relative one is not.
+            symlink("../../../../../../../../../../etc/passwd", "out.out");
+        }
+        "answer-directory" => {
+            let made = fs::create_dir(path("out.out"));
+            println!("misbehave: {made:?}");
+            // Tells the host that something was written.
+            let _ = fs::rename(path("out.out"), path("out.dir"))
+                .and_then(|()| fs::rename(path("out.dir"), path("out.out")));
+        }
+        "request-symlink" => {
+            let _ = fs::remove_file(path("in.in"));
+            symlink("victim", "in.in");
+            answer(json!({ "devices": [device("a")] }).to_string());
+        }
+        // Good once, then bad: what was good must stay.
+        "good-then-torn" => {
+            answer(json!({ "devices": [device("good")] }).to_string());
+            std::thread::sleep(Duration::from_secs(60));
+            answer(r#"{"devices":["#);
+        }
+        "good-then-trap" => {
+            answer(json!({ "devices": [device("good")] }).to_string());
+            std::thread::sleep(Duration::from_secs(60));
+            innermost_function();
+        }
+        _ => answer(json!({ "devices": [device("good")] }).to_string()),
+    }
+}
+
+fn symlink(target: &str, name: &str) {
+    #[link(wasm_import_module = "wasi_snapshot_preview1")]
+    unsafe extern "C" {
+        fn path_symlink(old: *const u8, old_length: usize, fd: i32, new: *const u8, new_length: usize) -> i32;
+    }
+    // SAFETY: both slices outlive the call. 3 is the first preopened directory.
+    let error = unsafe { path_symlink(target.as_ptr(), target.len(), 3, name.as_ptr(), name.len()) };
+    println!("misbehave: symlink {name}: {error}");
+}
+
+#[inline(never)]
+fn innermost_function() {
+    let numbers: Vec<u32> = Vec::new();
+    let index = std::hint::black_box(3);
+    println!("{}", numbers[index]);
+}
+
+fn open_files() {
+    let _ = fs::write(path("many"), "x");
+    let mut kept = Vec::new();
+    for _ in 0..100_000 {
+        match fs::File::open(path("many")) {
+            Ok(file) => kept.push(file),
+            Err(error) => {
+                let id = format!("opened {} then {:?}", kept.len(), error.raw_os_error());
+                kept.clear();
+                answer(json!({ "devices": [device(&id)] }).to_string());
+                return;
+            }
+        }
+    }
+    answer(json!({ "devices": [device("opened all")] }).to_string());
+}
+
+fn fill_disk() {
+    let chunk = vec![7u8; 64 << 10];
+    let mut written = 0usize;
+    let result = fs::File::create(path("big")).and_then(|mut file| {
+        while written < 1 << 30 {
+            file.write_all(&chunk)?;
+            written += chunk.len();
+        }
+        Ok(())
+    });
+    let _ = fs::remove_file(path("big"));
+    let id = format!("wrote {} MiB then {:?}", written >> 20, result.err().and_then(|error| error.raw_os_error()));
+    answer(json!({ "devices": [device(&id)] }).to_string());
+}
