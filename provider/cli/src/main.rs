@@ -1,2 +1,108 @@
-//! x
-fn main() {}
+//! `akri-krustlet`: a Krustlet that runs Akri discovery handlers as WebAssembly guests.
+
+mod check;
+mod discover;
+mod logs;
+mod output;
+mod pods;
+mod run;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A Krustlet (a kubelet for WebAssembly pods) that serves Akri discovery handlers itself.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  akri-krustlet run --manifests ./manifests               run the pods of a folder on this machine
+  akri-krustlet discover debugEcho --details '{\"descriptions\": [\"foo0\"]}'
+                                                           ask the handler as Akri's Agent would, and watch
+  akri-krustlet pods                                       what runs here
+  akri-krustlet logs debug-echo -f                         what it prints
+  akri-krustlet check my-handler.wasm                      would this module run here?";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node
+    Run(run::RunArguments),
+    /// Ask a discovery handler for devices, as Akri's Agent does, and show what it finds
+    Discover(discover::DiscoverArguments),
+    /// List the pods of the node on this machine
+    Pods(pods::PodsArguments),
+    /// Print what a container of a pod has printed
+    Logs(logs::LogsArguments),
+    /// Tell whether a module would run on this node, and as what
+    Check(check::CheckArguments),
+    /// Print a script that completes this program's commands in a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Compile a module from standard input (used by the node itself)
+    #[command(hide = true)]
+    CompileModule,
+}
+
+/// Where a node keeps its files: what `run` writes and `pods` and `logs` read.
+#[derive(Clone, Debug, clap::Args)]
+struct DirectoryArguments {
+    /// The node's data: pods, statuses, compiled modules
+    /// [default: /var/lib/akri-krustlet, for users other than root ~/.local/share/akri-krustlet]
+    #[arg(long, env = "KRUSTLET_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Container logs [default: DATA-DIR/logs]
+    #[arg(long, env = "KRUSTLET_LOG_DIR", value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+}
+
+impl DirectoryArguments {
+    fn data_directory(&self) -> anyhow::Result<akri_krustlet_node::DataDirectory> {
+        let data = match &self.data_dir {
+            Some(directory) => std::path::absolute(directory)?,
+            None if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/akri-krustlet"),
+            None => match std::env::home_dir() {
+                Some(home) => home.join(".local/share/akri-krustlet"),
+                None => anyhow::bail!("there is no home directory for the node's data; name one with --data-dir"),
+            },
+        };
+        let logs = match &self.log_dir {
+            Some(directory) => std::path::absolute(directory)?,
+            None => data.join("logs"),
+        };
+        Ok(akri_krustlet_node::DataDirectory::new(data, logs))
+    }
+}
+
+fn main() -> ExitCode {
+    // Before anything else: the compile child starts no threads and reads no environment.
+    if std::env::args_os().nth(1).is_some_and(|command| command == "compile-module") {
+        akri_krustlet_runtime::compile::child_main(std::env::args_os().skip(2));
+    }
+    let result = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Discover(arguments) => return discover::discover(arguments),
+        Command::Pods(arguments) => pods::pods(&arguments),
+        Command::Logs(arguments) => logs::logs(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Completion { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "akri-krustlet", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::CompileModule => unreachable!("handled above"),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

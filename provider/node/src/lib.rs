@@ -1,1 +1,29 @@
-//! x
+//! The node: pods and all that belongs to them.
+//!
+//! A pod enters by a [`source::PodSource`], walks the states of [`states`] driven by [`driver`], and leaves by a
+//! [`status::StatusSink`]. Its containers are run by [`container`], with images from [`image`], directories from
+//! [`volume`] and variables from [`environment`]. [`Node`] holds it together.
+//!
+//! The contract to the outside is Krustlet's: [`provider::WasmProvider`] implements `kubelet::provider::Provider`, and the
+//! states are krator's, with transitions that the compiler checks.
+
+pub mod admission;
+pub mod back_off;
+pub mod container;
+pub mod data_directory;
+pub mod driver;
+pub mod environment;
+pub mod image;
+pub mod manifest;
+mod node;
+pub mod pod;
+pub mod provider;
+pub mod quantity;
+pub mod source;
+pub mod states;
+pub mod status;
+pub mod volume;
+
+pub use data_directory::DataDirectory;
+pub use node::{Node, NodeConfig, NodeError};
+pub use pod::PodObject;

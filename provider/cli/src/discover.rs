@@ -1,0 +1,356 @@
+//! `discover`: the Agent's side, for the author of a handler.
+
+use crate::output::{host_name, spinner, table, text_of};
+use akri_krustlet_discovery::agent::{self, RegistrationSocket};
+use akri_krustlet_discovery::instance;
+use akri_krustlet_discovery::socket::SocketError;
+use akri_proto::v0::{ByteData, Device, DiscoverRequest};
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Ask a discovery handler for devices, as Akri's Agent does, and show what it finds: every change, with the names of the
+/// Instances that Akri would make. Stands in for the Agent: it serves the registration socket until the handler has
+/// registered.
+///
+/// Exit codes: 0 a list came; 2 nobody registered, or no list came, within the timeout; 3 the handler refused; 4 a live Agent
+/// owns the registration socket (ask the handler itself with --socket).
+#[derive(Debug, clap::Args)]
+pub(crate) struct DiscoverArguments {
+    /// The handler's name, as in spec.discoveryHandler.name of a Configuration
+    name: String,
+    /// Discovery details (YAML or JSON): the text itself, or `-` for standard input, or `@FILE`
+    #[arg(long, value_name = "TEXT|-|@FILE", default_value = "{}")]
+    details: String,
+    /// A discovery property; may be given several times
+    #[arg(long = "property", value_name = "NAME=VALUE")]
+    properties: Vec<String>,
+    /// Ask the handler on this socket, without waiting for it to register
+    #[arg(long, value_name = "PATH", conflicts_with = "directory")]
+    socket: Option<PathBuf>,
+    /// Where discovery handlers and the Agent have their sockets
+    #[arg(long, env = "DISCOVERY_HANDLERS_DIRECTORY", value_name = "DIR", default_value = "/var/lib/akri")]
+    directory: PathBuf,
+    /// Name of the Configuration that Instances would be named after [default: akri- and the handler's name]
+    #[arg(long, value_name = "NAME")]
+    configuration: Option<String>,
+    /// Name of the node, part of the names of Instances of unshared devices [default: the host's name]
+    #[arg(long, env = "KRUSTLET_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Treat the devices as unshared, with --socket, where no registration says it
+    #[arg(long, requires = "socket")]
+    unshared: bool,
+    /// End after the first list
+    #[arg(long)]
+    once: bool,
+    /// How long to wait for the handler's registration and its first list, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    timeout: f64,
+    /// How to print lists
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// A table for each change
+    Table,
+    /// A line of JSON for each change
+    Json,
+}
+
+/// How a run ends, with its message.
+enum End {
+    Listed,
+    Unusable(String),
+    NobodyCame(String),
+    Refused(String),
+    LiveAgent(String),
+}
+
+pub(crate) fn discover(arguments: DiscoverArguments) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (code, message) = match runtime.block_on(run(&arguments)) {
+        End::Listed => return ExitCode::SUCCESS,
+        End::Unusable(message) => (1, message),
+        End::NobodyCame(message) => (2, message),
+        End::Refused(message) => (3, message),
+        End::LiveAgent(message) => (4, message),
+    };
+    eprintln!("error: {message}");
+    ExitCode::from(code)
+}
+
+async fn run(arguments: &DiscoverArguments) -> End {
+    let request = match request_of(arguments) {
+        Ok(request) => request,
+        Err(message) => return End::Unusable(message),
+    };
+    let Ok(timeout) = Duration::try_from_secs_f64(arguments.timeout) else {
+        return End::Unusable(format!("--timeout {}: not a number of seconds", arguments.timeout));
+    };
+    let deadline = Instant::now() + timeout;
+    let (socket, shared, registration) = match &arguments.socket {
+        Some(socket) => (socket.clone(), !arguments.unshared, None),
+        None => match await_registration(arguments, deadline).await {
+            Ok((socket, shared, registration)) => (socket, shared, Some(registration)),
+            Err(end) => return end,
+        },
+    };
+    let lists = Lists {
+        shared,
+        configuration: arguments.configuration.clone().unwrap_or_else(|| default_configuration(&arguments.name)),
+        node: arguments.node_name.clone().unwrap_or_else(host_name),
+        format: arguments.output,
+        known: None,
+    };
+    let end = tokio::select! {
+        end = follow(arguments, socket, request, lists, deadline) => end,
+        interrupted = tokio::signal::ctrl_c() => match interrupted {
+            Ok(()) => End::Listed,
+            Err(error) => End::Unusable(error.to_string()),
+        },
+    };
+    drop(registration);
+    end
+}
+
+/// `debugEcho` becomes `akri-debug-echo`, as Akri's own manifests name their Configurations.
+fn default_configuration(handler: &str) -> String {
+    let mut name = "akri-".to_owned();
+    for letter in handler.chars() {
+        if letter.is_ascii_uppercase() && !name.ends_with('-') {
+            name.push('-');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    name
+}
+
+fn request_of(arguments: &DiscoverArguments) -> Result<DiscoverRequest, String> {
+    let discovery_details = match arguments.details.as_str() {
+        "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map_err(|error| format!("--details -: {error}"))?;
+            text
+        }
+        details => match details.strip_prefix('@') {
+            Some(file) => std::fs::read_to_string(file).map_err(|error| format!("--details {details}: {error}"))?,
+            None => details.to_owned(),
+        },
+    };
+    let mut discovery_properties = BTreeMap::new();
+    for property in &arguments.properties {
+        let Some((name, value)) = property.split_once('=') else {
+            return Err(format!("--property {property}: expected NAME=VALUE"));
+        };
+        discovery_properties.insert(name.to_owned(), ByteData { vec: Some(value.as_bytes().to_vec()) });
+    }
+    Ok(DiscoverRequest { discovery_details, discovery_properties })
+}
+
+async fn await_registration(
+    arguments: &DiscoverArguments,
+    deadline: Instant,
+) -> Result<(PathBuf, bool, RegistrationSocket), End> {
+    let directory = std::path::absolute(&arguments.directory).unwrap_or_else(|_| arguments.directory.clone());
+    let mut registration = match RegistrationSocket::serve(&directory) {
+        Ok(registration) => registration,
+        Err(error @ SocketError::Live { .. }) => {
+            let socket = directory.join(format!("{}.sock", arguments.name));
+            return Err(End::LiveAgent(format!(
+                "{error}\nIt is Akri's Agent, or another `discover`. Ask the handler itself: --socket {}",
+                socket.display()
+            )));
+        }
+        Err(error) => return Err(End::Unusable(error.to_string())),
+    };
+    let waiting = spinner(format!("waiting for {} to register in {}", arguments.name, directory.display()));
+    let mut others = Vec::new();
+    let registered = loop {
+        match tokio::time::timeout_at(deadline, registration.next()).await {
+            Ok(Some(handler)) if handler.name == arguments.name => break Some(handler),
+            Ok(Some(other)) => others.push(other.name),
+            Ok(None) | Err(_) => break None,
+        }
+    };
+    waiting.finish_and_clear();
+    match registered {
+        Some(handler) => Ok((PathBuf::from(handler.endpoint), handler.shared, registration)),
+        None => {
+            let came = match others.as_slice() {
+                [] => "nobody registered".to_owned(),
+                others => format!("only {} registered", others.join(", ")),
+            };
+            Err(End::NobodyCame(format!(
+                "{came} in {} within {} s, {} was expected; does a node run with this --discovery-handlers-directory and a pod of that handler? `akri-krustlet pods` lists its pods",
+                directory.display(),
+                arguments.timeout,
+                arguments.name,
+            )))
+        }
+    }
+}
+
+async fn follow(
+    arguments: &DiscoverArguments,
+    socket: PathBuf,
+    request: DiscoverRequest,
+    mut lists: Lists,
+    deadline: Instant,
+) -> End {
+    let refused = |status: tonic::Status| {
+        End::Refused(format!("{} refused: {:?}: {}", arguments.name, status.code(), status.message()))
+    };
+    let waiting = spinner(format!("waiting for the first list of {}", arguments.name));
+    let no_list = || {
+        End::NobodyCame(format!(
+            "{} sent no list within {} s; `akri-krustlet pods` and `akri-krustlet logs POD` tell what its guest does",
+            arguments.name, arguments.timeout
+        ))
+    };
+    let mut stream = match tokio::time::timeout_at(deadline, agent::discover(socket, request)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(status)) => {
+            waiting.finish_and_clear();
+            return refused(status);
+        }
+        Err(_) => return no_list(),
+    };
+    loop {
+        let message = match lists.known {
+            Some(_) => stream.message().await,
+            None => match tokio::time::timeout_at(deadline, stream.message()).await {
+                Ok(message) => message,
+                Err(_) => return no_list(),
+            },
+        };
+        waiting.finish_and_clear();
+        match message {
+            Ok(Some(list)) => {
+                if let Err(error) = lists.show(list.devices) {
+                    // Nobody reads on: `discover ... | head`.
+                    return if error.kind() == std::io::ErrorKind::BrokenPipe {
+                        End::Listed
+                    } else {
+                        End::Unusable(error.to_string())
+                    };
+                }
+                if arguments.once {
+                    return End::Listed;
+                }
+            }
+            Ok(None) => {
+                eprintln!("{} ended the stream: its last pod is gone", arguments.name);
+                return if lists.known.is_some() { End::Listed } else { no_list() };
+            }
+            Err(status) if lists.known.is_none() => return refused(status),
+            Err(status) => {
+                return End::Refused(format!("the stream broke off (did the node stop?): {}", status.message()));
+            }
+        }
+    }
+}
+
+/// Shows lists, each compared with the one before.
+struct Lists {
+    shared: bool,
+    configuration: String,
+    node: String,
+    format: Format,
+    known: Option<BTreeMap<String, Device>>,
+}
+
+impl Lists {
+    fn show(&mut self, devices: Vec<Device>) -> std::io::Result<()> {
+        let new: BTreeMap<_, _> = devices.into_iter().map(|device| (device.id.clone(), device)).collect();
+        if self.known.as_ref() == Some(&new) {
+            return Ok(());
+        }
+        let old = self.known.take().unwrap_or_default();
+        let text = match self.format {
+            Format::Table => self.table(&old, &new),
+            Format::Json => self.json(&old, &new),
+        };
+        self.known = Some(new);
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{text}")?;
+        out.flush()
+    }
+
+    fn instance(&self, id: &str) -> String {
+        instance::name(&self.configuration, id, self.shared, &self.node)
+    }
+
+    fn table(&self, old: &BTreeMap<String, Device>, new: &BTreeMap<String, Device>) -> String {
+        let time = jiff::Zoned::now().strftime("%H:%M:%S%.3f");
+        let added = new.keys().filter(|id| !old.contains_key(*id)).count();
+        let removed = old.keys().filter(|id| !new.contains_key(*id)).count();
+        let mut text = format!("{time}  {} device(s)  +{added} -{removed}", new.len());
+        if old.is_empty() && new.is_empty() {
+            return text;
+        }
+        let mut table = table(&["", "INSTANCE", "ID", "PROPERTIES"]);
+        let rows = new.values().map(|device| (change(old.get(&device.id), device), device));
+        let gone = old.values().filter(|device| !new.contains_key(&device.id)).map(|device| ("-", device));
+        for (mark, device) in rows.chain(gone) {
+            let mut properties: Vec<_> =
+                device.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            properties.extend(device.mounts.iter().map(|mount| format!("mount {}", mount.host_path)));
+            properties.extend(device.device_specs.iter().map(|spec| format!("device {}", spec.host_path)));
+            table.add_row([mark.to_owned(), self.instance(&device.id), device.id.clone(), properties.join("\n")]);
+        }
+        text.push('\n');
+        text.push_str(&text_of(&table));
+        text
+    }
+
+    fn json(&self, old: &BTreeMap<String, Device>, new: &BTreeMap<String, Device>) -> String {
+        let devices: Vec<_> = new
+            .values()
+            .map(|device| {
+                serde_json::json!({
+                    "id": device.id,
+                    "instance": self.instance(&device.id),
+                    "properties": device.properties,
+                    "mounts": device.mounts.iter().map(|mount| serde_json::json!({
+                        "container_path": mount.container_path,
+                        "host_path": mount.host_path,
+                        "read_only": mount.read_only,
+                    })).collect::<Vec<_>>(),
+                    "device_specs": device.device_specs.iter().map(|spec| serde_json::json!({
+                        "container_path": spec.container_path,
+                        "host_path": spec.host_path,
+                        "permissions": spec.permissions,
+                    })).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let added: Vec<_> = new.keys().filter(|id| !old.contains_key(*id)).collect();
+        let removed: Vec<_> = old.keys().filter(|id| !new.contains_key(*id)).collect();
+        serde_json::json!({
+            "time": jiff::Timestamp::now().to_string(),
+            "devices": devices,
+            "added": added,
+            "removed": removed,
+        })
+        .to_string()
+    }
+}
+
+fn change(old: Option<&Device>, new: &Device) -> &'static str {
+    match old {
+        None => "+",
+        Some(old) if old != new => "~",
+        Some(_) => "",
+    }
+}

@@ -1,0 +1,112 @@
+//! `pods`: what the node on this machine runs.
+
+use crate::DirectoryArguments;
+use crate::output::{age, table, text_of};
+use akri_krustlet_node::data_directory::StoredPod;
+use akri_krustlet_node::status::DISCOVERY_HEALTHY;
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+
+/// List the pods of the node on this machine, from its data directory: as kubectl would, and below the table what is wrong
+/// with any of them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PodsArguments {
+    #[command(flatten)]
+    directories: DirectoryArguments,
+    /// How to print
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// A table
+    Table,
+    /// The whole objects, as a Kubernetes list
+    Json,
+}
+
+pub(crate) fn pods(arguments: &PodsArguments) -> anyhow::Result<()> {
+    let data = arguments.directories.data_directory()?;
+    let pods = data.pods().with_context(|| {
+        format!("no node has run with the data directory {} (see --data-dir)", data.path().display())
+    })?;
+    if arguments.output == Format::Json {
+        let items: Vec<_> = pods
+            .into_iter()
+            .map(|StoredPod { mut pod, status }| {
+                pod.status = Some(status);
+                pod
+            })
+            .collect();
+        let list = serde_json::json!({ "apiVersion": "v1", "kind": "PodList", "items": items });
+        println!("{}", serde_json::to_string_pretty(&list)?);
+        return Ok(());
+    }
+    if !data.is_locked() {
+        println!("The node is not running; this is what it last knew.");
+    }
+    let mut rows = table(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE"]);
+    let mut problems = Vec::new();
+    for StoredPod { pod, status } in &pods {
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let containers = status.container_statuses.as_deref().unwrap_or_default();
+        let ready = containers.iter().filter(|container| container.ready).count();
+        let restarts: i32 = containers.iter().map(|container| container.restart_count).sum();
+        let started = status.start_time.as_ref().map(|time| age(time.0)).unwrap_or_default();
+        problems.extend(problems_of(status).into_iter().map(|problem| format!("{namespace}/{name}: {problem}")));
+        let ready = format!("{ready}/{}", containers.len());
+        rows.add_row([namespace, name, ready, summary(status), restarts.to_string(), started]);
+    }
+    println!("{}", text_of(&rows));
+    for problem in problems {
+        println!("{problem}");
+    }
+    Ok(())
+}
+
+/// The word in kubectl's STATUS column.
+fn summary(status: &PodStatus) -> String {
+    let phase = status.phase.clone().unwrap_or_else(|| "Unknown".to_owned());
+    let of_containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten()
+        .filter_map(|container| {
+            let state = container.state.as_ref()?;
+            let waiting = state.waiting.as_ref().and_then(|waiting| waiting.reason.clone());
+            let terminated = state.terminated.as_ref().filter(|terminated| terminated.exit_code != 0);
+            waiting.or_else(|| terminated.and_then(|terminated| terminated.reason.clone()))
+        })
+        .next_back();
+    match phase.as_str() {
+        "Succeeded" => "Completed".to_owned(),
+        _ => status.reason.clone().or(of_containers).unwrap_or(phase),
+    }
+}
+
+fn problems_of(status: &PodStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    problems.extend(status.message.clone());
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    problems.extend(containers.filter_map(container_problem));
+    let unhealthy = |condition: &&k8s_openapi::api::core::v1::PodCondition| {
+        condition.type_ == DISCOVERY_HEALTHY && condition.status == "False"
+    };
+    problems.extend(status.conditions.iter().flatten().find(unhealthy).and_then(|condition| condition.message.clone()));
+    problems
+}
+
+fn container_problem(container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref()?;
+    let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+    let ended = state.terminated.as_ref().or(last).filter(|ended| ended.exit_code != 0);
+    if state.running.is_some() && last.is_none_or(|last| last.exit_code == 255) {
+        return None;
+    }
+    let message = ended?.message.clone().unwrap_or_else(|| "no message".to_owned());
+    let reason = ended?.reason.clone().unwrap_or_default();
+    Some(format!("container {} ended with code {} ({reason}): {message}", container.name, ended?.exit_code))
+}

@@ -1,0 +1,140 @@
+//! Checks a pod before anything of it is started: what the node cannot do is refused in words.
+
+use crate::environment::{self, EnvironmentError, NodeFacts};
+use crate::pod::PodObject;
+use crate::quantity;
+use crate::volume::{self, VolumeError};
+use akri_krustlet_discovery::HandlerSettings;
+use akri_krustlet_discovery::settings::SettingsError;
+use akri_krustlet_runtime::ContainerLimits;
+use k8s_openapi::api::core::v1::Container;
+use std::collections::BTreeMap;
+
+/// Why a pod is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// Two containers have one name.
+    #[error("two containers are named {0}")]
+    DuplicateContainer(String),
+    /// A container's name cannot be a directory's.
+    #[error("container name {0:?}: lower-case letters, digits and `-` make a name, at most 63 of them")]
+    ContainerName(String),
+    /// See [`VolumeError`].
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// See [`EnvironmentError`].
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// The handler's settings make no sense.
+    #[error("container {container}: {source}")]
+    Handler {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        #[source]
+        source: SettingsError,
+    },
+    /// A limit makes no sense.
+    #[error("container {container}: resources.limits.{resource}: {message}")]
+    Limit {
+        /// The container.
+        container: String,
+        /// `memory` or `cpu`.
+        resource: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// Checks all of a pod.
+pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError> {
+    volume::validate(pod)?;
+    let mut names = Vec::new();
+    for container in pod.init_containers().iter().chain(&pod.spec().containers) {
+        let name = &container.name;
+        if name.len() > 63 || name.contains('.') || !crate::manifest::is_dns_subdomain(name) {
+            return Err(AdmissionError::ContainerName(name.clone()));
+        }
+        if names.contains(&name) {
+            return Err(AdmissionError::DuplicateContainer(name.clone()));
+        }
+        names.push(name);
+        let environment = environment::variables(container, pod, node)?;
+        handler_settings(container, pod, &environment)?;
+        limits(container)?;
+    }
+    Ok(())
+}
+
+/// The handler in a container, if there is one.
+pub fn handler_settings(
+    container: &Container,
+    pod: &PodObject,
+    environment: &[(String, String)],
+) -> Result<Option<HandlerSettings>, AdmissionError> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    let annotations = pod.api.metadata.annotations.as_ref().unwrap_or(&NONE);
+    HandlerSettings::read(environment, annotations)
+        .map_err(|source| AdmissionError::Handler { container: container.name.clone(), source })
+}
+
+/// A container's limits: its own where it names them, the runtime's defaults elsewhere.
+pub fn limits(container: &Container) -> Result<ContainerLimits, AdmissionError> {
+    let mut limits = ContainerLimits::default();
+    let named = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    let quantity = |resource: &'static str| {
+        let failed = |message| AdmissionError::Limit { container: container.name.clone(), resource, message };
+        let Some(quantity) = named.and_then(|limits| limits.get(resource)) else { return Ok(None) };
+        match quantity::parse(&quantity.0) {
+            Ok(value) if value > 0.0 => Ok(Some(value)),
+            Ok(_) => Err(failed(format!("{} is not positive", quantity.0))),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    };
+    if let Some(bytes) = quantity("memory")? {
+        limits.memory = bytes as usize;
+    }
+    limits.cpu_millis = quantity("cpu")?.map(|cores| (cores * 1000.0).ceil() as u32);
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    fn validate_spec(spec: serde_json::Value) -> Result<(), String> {
+        let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec});
+        let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
+        let node = NodeFacts { name: "n".to_owned(), ip: "127.0.0.1".to_owned() };
+        validate(&pod, &node).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn pods_that_make_no_sense_are_refused() {
+        for (container, message) in [
+            (json!({"name": "A"}), "container name \"A\""),
+            (json!({"name": "c", "resources": {"limits": {"memory": "lots"}}}), "not a quantity"),
+            (json!({"name": "c", "resources": {"limits": {"cpu": "-1"}}}), "not positive"),
+            (json!({"name": "c", "env": [{"name": "DISCOVERY_HANDLER_NAME", "value": "a/b"}]}), "names its socket"),
+            (json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}), "ConfigMap"),
+        ] {
+            let error = validate_spec(json!({"containers": [container]})).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+        assert!(
+            validate_spec(json!({"containers": [{"name": "c"}, {"name": "c"}]}))
+                .unwrap_err()
+                .contains("two containers")
+        );
+        assert_eq!(validate_spec(json!({"containers": [{"name": "c"}]})), Ok(()));
+    }
+
+    #[test]
+    fn limits_become_bytes_and_thousandths_of_a_core() {
+        let container = json!({"name": "c", "resources": {"limits": {"memory": "24Mi", "cpu": "100m"}}});
+        let limits = limits(&serde_json::from_value(container).unwrap()).unwrap();
+        assert_eq!((limits.memory, limits.cpu_millis), (24 << 20, Some(100)));
+    }
+}

@@ -1,0 +1,245 @@
+//! The node's directory: everything that must survive it.
+//!
+//! ```text
+//! <data>/lock                                   held by the running node, with its pid
+//! <data>/modules/                               compiled modules
+//! <data>/pods/<uid>/pod.json                    the pod
+//! <data>/pods/<uid>/status.json                 its status, as last reported
+//! <data>/pods/<uid>/volumes/<name>/             emptyDir volumes
+//! <data>/pods/<uid>/exchange/<container>/       exchange volume of a handler that mounts none
+//! <data>/pods/<uid>/streams/<container>/        exchange directories of its streams, gone at each start
+//! <logs>/<namespace>_<name>_<uid>/<container>/  logs, <restart>.log
+//! ```
+
+use crate::pod::PodObject;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Paths below the data and log directories.
+#[derive(Clone, Debug)]
+pub struct DataDirectory {
+    data: PathBuf,
+    logs: PathBuf,
+}
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirectoryError {
+    /// Another node uses it.
+    #[error("data directory {}: in use by another node{by}; stop it, or give this one its own --data-dir", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// ` (pid N)` if known.
+        by: String,
+    },
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The lock of a running node; released when dropped.
+#[derive(Debug)]
+pub struct DataDirectoryLock {
+    _file: std::fs::File,
+}
+
+/// A pod that the data directory remembers.
+#[derive(Clone, Debug)]
+pub struct StoredPod {
+    /// The pod.
+    pub pod: Pod,
+    /// Its last status.
+    pub status: PodStatus,
+}
+
+impl DataDirectory {
+    /// The directory and where its logs are.
+    pub fn new(data: impl Into<PathBuf>, logs: impl Into<PathBuf>) -> Self {
+        Self { data: data.into(), logs: logs.into() }
+    }
+
+    /// Makes the directories and takes the lock.
+    pub fn lock(&self) -> Result<DataDirectoryLock, DataDirectoryError> {
+        for directory in [&self.data, &self.data.join("pods"), &self.logs] {
+            make_directory(directory).map_err(|source| DataDirectoryError::Io { path: directory.clone(), source })?;
+        }
+        let path = self.lock_path();
+        let failed = |source| DataDirectoryError::Io { path: path.clone(), source };
+        let mut file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(&path)
+            .map_err(failed)?;
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let by = if pid.trim().is_empty() { String::new() } else { format!(" (pid {})", pid.trim()) };
+            return Err(DataDirectoryError::Locked { path: self.data.clone(), by });
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        Ok(DataDirectoryLock { _file: file })
+    }
+
+    /// True if a node runs on this directory.
+    pub fn is_locked(&self) -> bool {
+        std::fs::File::open(self.lock_path())
+            .is_ok_and(|file| rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err())
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.data.join("lock")
+    }
+
+    /// The data directory itself.
+    pub fn path(&self) -> &Path {
+        &self.data
+    }
+
+    /// The store of compiled modules.
+    pub fn modules(&self) -> PathBuf {
+        self.data.join("modules")
+    }
+
+    /// A pod's directory.
+    pub fn pod(&self, uid: &str) -> PathBuf {
+        self.data.join("pods").join(file_name(uid))
+    }
+
+    /// The directory of a container's logs.
+    pub fn container_logs(&self, pod: &PodObject, container: &str) -> PathBuf {
+        self.pod_logs(pod.namespace(), pod.name(), pod.uid()).join(file_name(container))
+    }
+
+    /// The directory of a pod's logs.
+    pub fn pod_logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.logs.join(file_name(&format!("{namespace}_{name}_{uid}")))
+    }
+
+    /// Remembers a pod.
+    pub fn store_pod(&self, pod: &PodObject) -> std::io::Result<()> {
+        let directory = self.pod(pod.uid());
+        make_directory(&directory)?;
+        write_atomically(&directory.join("pod.json"), &serde_json::to_vec_pretty(&*pod.api)?)
+    }
+
+    /// Remembers a pod's status.
+    pub fn store_status(&self, uid: &str, status: &PodStatus) -> std::io::Result<()> {
+        let directory = self.pod(uid);
+        write_atomically(&directory.join("status.json"), &serde_json::to_vec_pretty(status)?)
+    }
+
+    /// A pod's last status. One that cannot be read is told and treated as missing.
+    pub fn status(&self, uid: &str) -> Option<PodStatus> {
+        read_json(&self.pod(uid).join("status.json"))
+    }
+
+    /// All pods that are remembered, by name.
+    pub fn pods(&self) -> std::io::Result<Vec<StoredPod>> {
+        let mut pods = Vec::new();
+        for entry in std::fs::read_dir(self.data.join("pods"))? {
+            let directory = entry?.path();
+            if let Some(pod) = read_json::<Pod>(&directory.join("pod.json")) {
+                let status = read_json(&directory.join("status.json")).unwrap_or_default();
+                pods.push(StoredPod { pod, status });
+            }
+        }
+        let key = |stored: &StoredPod| (stored.pod.metadata.namespace.clone(), stored.pod.metadata.name.clone());
+        pods.sort_by_key(key);
+        Ok(pods)
+    }
+
+    /// Forgets a pod: its directory and its logs.
+    pub fn remove_pod(&self, pod: &Pod) -> std::io::Result<()> {
+        let metadata = &pod.metadata;
+        let (Some(name), Some(uid)) = (&metadata.name, &metadata.uid) else { return Ok(()) };
+        let namespace = metadata.namespace.as_deref().unwrap_or("default");
+        for directory in [self.pod_logs(namespace, name, uid), self.pod(uid)] {
+            match std::fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names come from manifests: never a path.
+fn file_name(name: &str) -> String {
+    name.replace(['/', '\0'], "_")
+}
+
+/// Makes a directory that only the node's user can read, and its parents.
+pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
+}
+
+/// Writes a file so that it is either the old or the new one, whatever happens.
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let staged = path.with_extension("new");
+    std::fs::write(&staged, content)?;
+    std::fs::rename(&staged, path)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let content = match std::fs::read(path) {
+        Ok(content) => content,
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "cannot be read");
+            }
+            return None;
+        }
+    };
+    match serde_json::from_slice(&content) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot be understood and is ignored");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_locked_by_one_node_at_a_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::new(parent.path().join("data"), parent.path().join("logs"));
+        assert!(!directory.is_locked());
+        let lock = directory.lock().unwrap();
+        assert!(directory.is_locked());
+        let error = directory.lock().unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(lock);
+        assert!(!directory.is_locked());
+        directory.lock().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_status_counts_as_none() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::new(parent.path().join("data"), parent.path().join("logs"));
+        let _lock = directory.lock().unwrap();
+        std::fs::create_dir_all(directory.pod("u")).unwrap();
+        std::fs::write(directory.pod("u").join("status.json"), "{\"phase\":").unwrap();
+        assert_eq!(directory.status("u"), None);
+        let status = PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() };
+        directory.store_status("u", &status).unwrap();
+        assert_eq!(directory.status("u"), Some(status));
+    }
+}

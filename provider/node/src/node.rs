@@ -1,0 +1,202 @@
+//! The [`Node`]: takes pods from a source and runs each as a task.
+
+use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
+use crate::driver::drive;
+use crate::environment::NodeFacts;
+use crate::pod::PodObject;
+use crate::provider::{Services, WasmProvider};
+use crate::source::{PodEvent, PodSource};
+use crate::status::StatusSink;
+use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, registration};
+use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
+use krator::Manifest;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// Who it is.
+    pub facts: NodeFacts,
+    /// Where its files are.
+    pub data: DataDirectory,
+    /// Its discovery handlers.
+    pub handlers: HandlersConfig,
+    /// Its WebAssembly runtime.
+    pub runtime: RuntimeConfig,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataDirectoryError),
+    /// The runtime does not start.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The system has no inotify instance left.
+    #[error("cannot watch directories: {0} (is fs.inotify.max_user_instances used up?)")]
+    Watch(#[source] std::io::Error),
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    provider: Arc<WasmProvider>,
+    services: Arc<Services>,
+    pods: HashMap<String, KnownPod>,
+    tasks: JoinSet<String>,
+    _lock: DataDirectoryLock,
+}
+
+#[derive(Debug)]
+struct KnownPod {
+    pod: PodObject,
+    updates: tokio::sync::watch::Sender<kubelet::pod::Pod>,
+    deleted: CancellationToken,
+    running: bool,
+}
+
+/// How long pods may take to let go when the node ends.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+impl Node {
+    /// Takes the data directory and starts the runtime; runs nothing yet.
+    pub fn new(config: NodeConfig, sink: Arc<dyn StatusSink>) -> Result<Self, NodeError> {
+        let lock = config.data.lock()?;
+        let services = Arc::new(Services {
+            runtime: Runtime::new(config.runtime)?,
+            handlers: Handlers::new(config.handlers),
+            watcher: DirectoryWatcher::start().map_err(NodeError::Watch)?,
+            data: config.data,
+            node: config.facts,
+            sink,
+        });
+        Ok(Self {
+            provider: Arc::new(WasmProvider::new(services.clone())),
+            services,
+            pods: HashMap::new(),
+            tasks: JoinSet::new(),
+            _lock: lock,
+        })
+    }
+
+    /// The node's watcher, for its pod source.
+    pub fn watcher(&self) -> DirectoryWatcher {
+        self.services.watcher.clone()
+    }
+
+    /// Runs the pods of `source` and registers their handlers, until `shutdown` is cancelled.
+    ///
+    /// Then the pods' containers are stopped and the handlers' sockets removed. What is on disk stays as it is: the pods are
+    /// taken up again by the next start. Discover streams are open until the process ends, so that no client sees a
+    /// handler end that only restarts.
+    pub async fn run(mut self, mut source: impl PodSource, shutdown: CancellationToken) {
+        let registration =
+            tokio::spawn(registration::run(self.services.handlers.clone(), self.services.watcher.clone()));
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(ended) = self.tasks.join_next() => self.task_ended(ended),
+                event = source.next() => match event {
+                    PodEvent::Applied(pod) => self.apply(pod),
+                    PodEvent::Deleted(uid) => self.delete(&uid),
+                    PodEvent::Synced => self.forget_others(),
+                },
+            }
+        }
+        tracing::info!("the node is ending; its pods are taken up again by its next start");
+        registration.abort();
+        self.services.handlers.remove_sockets();
+        self.tasks.abort_all();
+        let all_ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
+            tracing::warn!("some pods did not stop in time");
+        }
+    }
+
+    fn apply(&mut self, pod: PodObject) {
+        let derived = match pod.to_kubelet() {
+            Ok(derived) => derived,
+            Err(error) => {
+                tracing::error!(pod = pod.key(), error = format!("{error:#}"), "the pod cannot be understood");
+                return;
+            }
+        };
+        if let Some(known) = self.pods.get(pod.uid()) {
+            let _ = known.updates.send(derived);
+            return;
+        }
+        tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
+        if let Err(error) = self.services.data.store_pod(&pod) {
+            tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
+        }
+        let (updates, manifest) = Manifest::new(derived, krator::Store::new());
+        let deleted = CancellationToken::new();
+        let uid = pod.uid().to_owned();
+        let (provider, of_task, state_of) = (self.provider.clone(), deleted.clone(), pod.clone());
+        let ended = uid.clone();
+        self.tasks.spawn(async move {
+            let mut state = provider.pod_state(state_of);
+            let context = state.context.clone();
+            drive(&*provider, &mut state, &manifest, &context.reporter, &of_task).await;
+            ended
+        });
+        self.pods.insert(uid, KnownPod { pod, updates, deleted, running: true });
+    }
+
+    fn delete(&mut self, uid: &str) {
+        let Some(known) = self.pods.get(uid) else { return };
+        known.deleted.cancel();
+        if !known.running {
+            self.forget(uid);
+        }
+    }
+
+    fn task_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        let uid = match ended {
+            Ok(uid) => uid,
+            Err(error) => {
+                tracing::error!(%error, "a pod's task failed; please report this");
+                return;
+            }
+        };
+        let Some(known) = self.pods.get_mut(&uid) else { return };
+        known.running = false;
+        if known.deleted.is_cancelled() {
+            self.forget(&uid);
+        }
+    }
+
+    fn forget(&mut self, uid: &str) {
+        if let Some(known) = self.pods.remove(uid)
+            && let Err(error) = self.services.data.remove_pod(&known.pod.api)
+        {
+            tracing::warn!(pod = known.pod.key(), %error, "cannot remove the pod's files");
+        }
+    }
+
+    /// Removes what is left of pods that went while the node was down.
+    fn forget_others(&self) {
+        let stored = match self.services.data.pods() {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the pods of the data directory");
+                return;
+            }
+        };
+        for stored in stored {
+            let uid = stored.pod.metadata.uid.as_deref().unwrap_or_default();
+            if !self.pods.contains_key(uid)
+                && let Err(error) = self.services.data.remove_pod(&stored.pod)
+            {
+                tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone");
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A pod as the node keeps it: the API's object, and where it came from.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A pod. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PodObject {
+    /// The object in the API's current version.
+    pub api: Arc<Pod>,
+    /// The folder that relative paths in it refer to: the manifest's. `None` for pods from an API server.
+    pub folder: Option<PathBuf>,
+}
+
+impl PodObject {
+    /// `metadata.uid`; every source sets it.
+    pub fn uid(&self) -> &str {
+        self.api.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// `metadata.name`.
+    pub fn name(&self) -> &str {
+        self.api.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// `metadata.namespace`, `default` if there is none.
+    pub fn namespace(&self) -> &str {
+        self.api.metadata.namespace.as_deref().unwrap_or("default")
+    }
+
+    /// `namespace/name`, as messages name it.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace(), self.name())
+    }
+
+    /// The specification; empty if the pod has none.
+    pub fn spec(&self) -> &PodSpec {
+        static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
+        self.api.spec.as_ref().unwrap_or(&EMPTY)
+    }
+
+    /// The init containers, in order.
+    pub fn init_containers(&self) -> &[Container] {
+        self.spec().init_containers.as_deref().unwrap_or_default()
+    }
+
+    /// `spec.restartPolicy`.
+    pub fn restart_policy(&self) -> RestartPolicy {
+        match self.spec().restart_policy.as_deref() {
+            Some("Never") => RestartPolicy::Never,
+            Some("OnFailure") => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Always,
+        }
+    }
+
+    /// A path of the manifest as a path of the host: relative ones from the manifest's folder.
+    pub fn resolve(&self, path: &str) -> PathBuf {
+        match &self.folder {
+            Some(folder) => folder.join(path),
+            None => Path::new(path).to_owned(),
+        }
+    }
+
+    /// The pod as Krustlet's contract has it: the 1.21 type, without fields that are newer.
+    pub fn to_kubelet(&self) -> anyhow::Result<kubelet::pod::Pod> {
+        let json = serde_json::to_value(&*self.api)?;
+        Ok(kubelet::pod::Pod::from(serde_json::from_value::<kubelet_k8s::api::core::v1::Pod>(json)?))
+    }
+}
+
+/// When a container that ended is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// However it ended.
+    Always,
+    /// If it did not exit with 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+impl RestartPolicy {
+    /// Whether a container that ended this way is started again.
+    pub fn restarts(self, succeeded: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => !succeeded,
+            Self::Never => false,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Krustlet's contract: what this kind of node runs, and how its pods begin and end.
+
+use crate::container::{Directories, PodContext};
+use crate::data_directory::DataDirectory;
+use crate::environment::NodeFacts;
+use crate::pod::PodObject;
+use crate::states::{Registered, Terminated};
+use crate::status::{StatusReporter, StatusSink, waiting};
+use akri_krustlet_discovery::{DirectoryWatcher, Handlers};
+use akri_krustlet_runtime::Runtime;
+use akri_krustlet_runtime::log::{LogOptions, Logs};
+use krator::{ObjectState, SharedState};
+use kubelet::node::Builder;
+use kubelet::pod::{Pod, Status};
+use kubelet::provider::{DevicePluginSupport, PluginSupport, Provider};
+use std::sync::Arc;
+use tokio::sync::RwLock;
+
+/// What a node's pods share. Its parts are shared themselves; krator's lock around it is never held.
+#[derive(Debug)]
+pub struct Services {
+    /// Compiles and runs modules.
+    pub runtime: Arc<Runtime>,
+    /// The discovery handlers.
+    pub handlers: Arc<Handlers>,
+    /// Tells of changed directories.
+    pub watcher: DirectoryWatcher,
+    /// Where files are.
+    pub data: DataDirectory,
+    /// Who the node is.
+    pub node: NodeFacts,
+    /// Where statuses go.
+    pub sink: Arc<dyn StatusSink>,
+}
+
+/// The provider's state in Krustlet's sense.
+#[derive(Clone, Debug)]
+pub struct ProviderState {
+    /// The services.
+    pub services: Arc<Services>,
+}
+
+// The kubelet crate's plugin manager and device manager are not used; a node without them says so.
+impl PluginSupport for ProviderState {}
+impl DevicePluginSupport for ProviderState {}
+
+/// What a pod's states hand from one to the next.
+#[derive(Debug)]
+pub struct PodState {
+    /// The pod, its status, the services.
+    pub context: Arc<PodContext>,
+    /// The pod's volumes, once they are mounted.
+    pub directories: Directories,
+    /// Pause before the image or a volume is tried again.
+    pub back_off: crate::back_off::BackOff,
+}
+
+#[async_trait::async_trait]
+impl ObjectState for PodState {
+    type Manifest = Pod;
+    type Status = Status;
+    type SharedState = ProviderState;
+
+    async fn async_drop(self, _shared: &mut ProviderState) {}
+}
+
+/// Runs pods whose containers are WebAssembly modules.
+#[derive(Debug)]
+pub struct WasmProvider {
+    state: ProviderState,
+}
+
+/// Name of the engine in the node's information, as `containerRuntimeVersion`.
+pub const RUNTIME_VERSION: &str = "wasmtime://48.0.8";
+
+impl WasmProvider {
+    /// A provider with these services.
+    pub fn new(services: Arc<Services>) -> Self {
+        Self { state: ProviderState { services } }
+    }
+
+    /// The state of a pod, continuing what the node remembers of it.
+    pub fn pod_state(&self, pod: PodObject) -> PodState {
+        let services = self.state.services.clone();
+        let mut earlier = services.data.status(pod.uid());
+        if let Some(status) = &mut earlier {
+            let containers = status.container_statuses.iter_mut().chain(&mut status.init_container_statuses);
+            containers.flatten().for_each(crate::status::lost_with_node);
+        }
+        let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.ip, services.sink.clone());
+        let context = Arc::new(PodContext { services, pod, reporter });
+        PodState { context, directories: Directories::new(), back_off: Default::default() }
+    }
+}
+
+#[async_trait::async_trait]
+impl Provider for WasmProvider {
+    type ProviderState = ProviderState;
+    type PodState = PodState;
+    type InitialState = Registered;
+    type TerminatedState = Terminated;
+
+    const ARCH: &'static str = "wasm32-wasi";
+
+    fn provider_state(&self) -> SharedState<ProviderState> {
+        Arc::new(RwLock::new(self.state.clone()))
+    }
+
+    async fn node(&self, builder: &mut Builder) -> anyhow::Result<()> {
+        builder.set_architecture(Self::ARCH);
+        builder.set_operating_system(Self::ARCH);
+        builder.set_container_runtime_version(RUNTIME_VERSION);
+        builder.add_taint("NoSchedule", "kubernetes.io/arch", Self::ARCH);
+        builder.add_taint("NoExecute", "kubernetes.io/arch", Self::ARCH);
+        Ok(())
+    }
+
+    async fn initialize_pod_state(&self, pod: &Pod) -> anyhow::Result<PodState> {
+        let api = serde_json::from_value(serde_json::to_value(pod)?)?;
+        let state = self.pod_state(PodObject { api: Arc::new(api), folder: None });
+        for container in &state.context.pod.spec().containers {
+            state.context.reporter.update_container(crate::status::ContainerKind::App, &container.name, |status| {
+                if status.container_id.is_none() {
+                    waiting(status, "ContainerCreating", "");
+                }
+            });
+        }
+        Ok(state)
+    }
+
+    async fn logs(
+        &self,
+        namespace: String,
+        pod: String,
+        container: String,
+        mut sender: kubelet::log::Sender,
+    ) -> anyhow::Result<()> {
+        let services = &self.state.services;
+        let of_pod = |stored: &crate::data_directory::StoredPod| {
+            stored.pod.metadata.name.as_ref() == Some(&pod)
+                && stored.pod.metadata.namespace.as_deref().unwrap_or("default") == namespace
+        };
+        let Some(stored) = services.data.pods()?.into_iter().find(of_pod) else {
+            anyhow::bail!("no pod {namespace}/{pod} on this node");
+        };
+        let statuses = stored.status.container_statuses.unwrap_or_default();
+        let Some(status) = statuses.iter().find(|status| status.name == container) else {
+            anyhow::bail!("pod {namespace}/{pod} has no container {container}");
+        };
+        let object = PodObject { api: Arc::new(stored.pod), folder: None };
+        let directory = services.data.container_logs(&object, &container);
+        let restart = u32::try_from(status.restart_count).unwrap_or(0);
+        let options = LogOptions { tail: sender.tail(), since: None };
+        for line in Logs::open(&directory, restart, options)?.read_available()? {
+            sender.send(format!("{}\n", line.text)).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! Pods from a folder of manifests, for a node without a cluster.
+//!
+//! A file added starts its pods, a changed one replaces those that changed, a removed one stops them. A file that cannot be
+//! read for the moment (a syntax error while somebody edits it) keeps the pods that it had.
+
+use super::{PodEvent, PodSource};
+use crate::manifest::{MOST_FILE, Manifest, ManifestError, is_manifest};
+use crate::pod::PodObject;
+use akri_krustlet_discovery::DirectoryWatcher;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// Watches a folder.
+#[derive(Debug)]
+pub struct FolderSource {
+    folder: PathBuf,
+    watcher: DirectoryWatcher,
+    changes: Option<watch::Receiver<()>>,
+    files: BTreeMap<PathBuf, File>,
+    /// What the node has been told: the pod's UID by its key.
+    told: HashMap<String, String>,
+    events: VecDeque<PodEvent>,
+    synced: bool,
+    complaints: HashSet<String>,
+}
+
+#[derive(Debug)]
+struct File {
+    /// What the file was when it was read; `None` if it was so new that another write may look the same.
+    stamp: Option<Stamp>,
+    pods: Vec<(PodObject, usize)>,
+    complaints: Vec<String>,
+}
+
+/// Inode, length in bytes, and time of the last change: equal for a file that was not written since.
+#[derive(Debug, PartialEq)]
+struct Stamp(u64, u64, SystemTime);
+
+/// The kernel's clock for files has steps of some milliseconds.
+const CLOCK_STEP: Duration = Duration::from_millis(100);
+
+impl Stamp {
+    fn of(metadata: &std::fs::Metadata) -> Option<Self> {
+        let modified = metadata.modified().ok()?;
+        let settled = modified.elapsed().is_ok_and(|age| age > CLOCK_STEP);
+        settled.then(|| Self(metadata.ino(), metadata.len(), modified))
+    }
+}
+
+impl FolderSource {
+    /// A source of the manifests in `folder`, which must exist.
+    pub fn open(folder: &Path, watcher: DirectoryWatcher) -> std::io::Result<Self> {
+        let folder = folder.canonicalize()?;
+        let changes = watcher.watch(&folder)?;
+        let mut source = Self {
+            folder,
+            watcher,
+            changes: Some(changes),
+            files: BTreeMap::new(),
+            told: HashMap::new(),
+            events: VecDeque::new(),
+            synced: false,
+            complaints: HashSet::new(),
+        };
+        source.scan();
+        Ok(source)
+    }
+
+    /// Reads what changed and queues the events that follow from it.
+    fn scan(&mut self) {
+        let paths = match std::fs::read_dir(&self.folder) {
+            Ok(entries) => {
+                entries.flatten().map(|entry| entry.path()).filter(|path| is_manifest(path)).collect::<HashSet<_>>()
+            }
+            Err(error) => {
+                tracing::error!(folder = %self.folder.display(), %error, "cannot read the manifests; the pods stay as they are");
+                return;
+            }
+        };
+        let mut complaints = Vec::new();
+        self.files.retain(|path, _| paths.contains(path));
+        for path in paths {
+            if let Err(complaint) = self.read(&path, &mut complaints) {
+                complaints.push(complaint);
+            }
+        }
+        self.queue_differences(&mut complaints);
+        for complaint in &complaints {
+            if !self.complaints.contains(complaint) {
+                tracing::error!("{complaint}");
+            }
+        }
+        self.complaints = complaints.into_iter().collect();
+        if !self.synced {
+            self.synced = true;
+            self.events.push_back(PodEvent::Synced);
+        }
+    }
+
+    fn read(&mut self, path: &Path, complaints: &mut Vec<String>) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("manifest {}: {error}", path.display());
+        let metadata = match std::fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata.map_err(failed)?,
+        };
+        if !metadata.is_file() {
+            return Ok(());
+        }
+        if metadata.len() > MOST_FILE {
+            return Err(format!("manifest {}: larger than {} MiB", path.display(), MOST_FILE >> 20));
+        }
+        let stamp = Stamp::of(&metadata);
+        if stamp.is_some() && self.files.get(path).is_some_and(|file| file.stamp == stamp) {
+            complaints.extend(self.files.get(path).into_iter().flat_map(|file| file.complaints.iter().cloned()));
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let Manifest { pods, errors } = Manifest::parse(path, &text);
+        let errors: Vec<_> = errors.iter().map(ManifestError::to_string).collect();
+        complaints.extend(errors.iter().cloned());
+        match self.files.get_mut(path) {
+            // Half a file: keep what it had until it can be read again.
+            Some(file) if pods.is_empty() && !errors.is_empty() => file.stamp = None,
+            Some(file) => *file = File { stamp, pods, complaints: errors },
+            None => {
+                self.files.insert(path.to_owned(), File { stamp, pods, complaints: errors });
+            }
+        }
+        Ok(())
+    }
+
+    fn queue_differences(&mut self, complaints: &mut Vec<String>) {
+        let mut wanted: BTreeMap<String, (&PodObject, String)> = BTreeMap::new();
+        for (path, file) in &self.files {
+            for (pod, line) in &file.pods {
+                let place = format!("{}:{line}", path.display());
+                match wanted.get(&pod.key()) {
+                    Some((_, first)) => complaints.push(format!(
+                        "{place}: pod {} is already defined at {first}; this one is not used: rename one of them",
+                        pod.key()
+                    )),
+                    None => {
+                        wanted.insert(pod.key(), (pod, place));
+                    }
+                }
+            }
+        }
+        let gone = self.told.iter().filter(|(key, uid)| wanted.get(*key).is_none_or(|(pod, _)| pod.uid() != *uid));
+        let gone: Vec<_> = gone.map(|(key, uid)| (key.clone(), uid.clone())).collect();
+        // A replacement is told before its predecessor's end, so that a handler's streams pass from one to the other.
+        let new = wanted.iter().filter(|(key, (pod, _))| self.told.get(*key).is_none_or(|uid| uid != pod.uid()));
+        let new: Vec<_> = new.map(|(key, (pod, _))| (key.clone(), (*pod).clone())).collect();
+        for (key, uid) in gone {
+            if self.told.get(&key) == Some(&uid) {
+                self.told.remove(&key);
+            }
+            self.events.push_back(PodEvent::Deleted(uid));
+        }
+        for (key, pod) in new.into_iter().rev() {
+            self.told.insert(key, pod.uid().to_owned());
+            self.events.push_front(PodEvent::Applied(pod));
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl PodSource for FolderSource {
+    async fn next(&mut self) -> PodEvent {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            match &mut self.changes {
+                Some(changes) => {
+                    if changes.changed().await.is_err() {
+                        tracing::warn!(folder = %self.folder.display(), "the folder of manifests was removed; the pods stay until it is back");
+                        self.changes = None;
+                        continue;
+                    }
+                }
+                None => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    match self.watcher.watch(&self.folder) {
+                        Ok(changes) => self.changes = Some(changes),
+                        Err(_) => continue,
+                    }
+                }
+            }
+            self.scan();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(name: &str, image: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: '{image}'}}]}}\n"
+        )
+    }
+
+    async fn next(source: &mut FolderSource) -> String {
+        match source.next().await {
+            PodEvent::Applied(pod) => format!("applied {}", pod.name()),
+            PodEvent::Deleted(_) => "deleted".to_owned(),
+            PodEvent::Synced => "synced".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn files_that_come_change_and_go_start_replace_and_stop_pods() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.yaml"), manifest("a", "x")).unwrap();
+        std::fs::write(path("ignored.txt"), "no manifest").unwrap();
+        let mut source = FolderSource::open(folder.path(), DirectoryWatcher::start().unwrap()).unwrap();
+        assert_eq!(next(&mut source).await, "applied a");
+        assert_eq!(next(&mut source).await, "synced");
+        std::fs::write(path("b.yaml"), manifest("b", "x")).unwrap();
+        assert_eq!(next(&mut source).await, "applied b");
+        std::fs::write(path("new"), manifest("b", "y")).unwrap();
+        std::fs::rename(path("new"), path("b.yaml")).unwrap();
+        assert_eq!(next(&mut source).await, "applied b");
+        assert_eq!(next(&mut source).await, "deleted");
+        std::fs::remove_file(path("a.yaml")).unwrap();
+        assert_eq!(next(&mut source).await, "deleted");
+    }
+
+    #[tokio::test]
+    async fn a_duplicate_name_and_a_broken_edit_change_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.yaml"), manifest("a", "x")).unwrap();
+        std::fs::write(path("z.yaml"), manifest("a", "y")).unwrap();
+        let mut source = FolderSource::open(folder.path(), DirectoryWatcher::start().unwrap()).unwrap();
+        assert_eq!(next(&mut source).await, "applied a");
+        assert_eq!(next(&mut source).await, "synced");
+        let complaint = source.complaints.iter().next().unwrap().clone();
+        assert!(complaint.contains("z.yaml:1: pod default/a is already defined at"), "{complaint}");
+        std::fs::write(path("a.yaml"), "kind: [").unwrap();
+        std::fs::write(path("c.yaml"), manifest("c", "x")).unwrap();
+        assert_eq!(next(&mut source).await, "applied c");
+        assert!(source.events.is_empty());
+    }
+}

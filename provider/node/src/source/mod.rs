@@ -1,0 +1,25 @@
+//! Where pods come from.
+
+mod folder;
+
+pub use folder::FolderSource;
+
+use crate::pod::PodObject;
+
+/// What happened to the pods of a node.
+#[derive(Debug)]
+pub enum PodEvent {
+    /// A pod is there, new or changed in place (same UID).
+    Applied(PodObject),
+    /// The pod with this UID is gone.
+    Deleted(String),
+    /// All pods that exist have been told; pods that the node remembers and that were not among them are gone.
+    Synced,
+}
+
+/// A source of pods.
+#[async_trait::async_trait]
+pub trait PodSource: Send {
+    /// The next event. Waits as long as there is none; a source does not end. May be cancelled without losing an event.
+    async fn next(&mut self) -> PodEvent;
+}

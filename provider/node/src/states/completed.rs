@@ -1,0 +1,27 @@
+//! All containers have ended for good.
+
+use super::prelude::*;
+
+/// Succeeded or Failed; the pod stays known until it is deleted.
+#[derive(Debug, TransitionTo)]
+#[transition_to()]
+pub struct Completed {
+    /// True if every container succeeded.
+    pub succeeded: bool,
+}
+
+#[async_trait::async_trait]
+impl State<PodState> for Completed {
+    async fn next(
+        self: Box<Self>,
+        _provider: SharedState<ProviderState>,
+        _state: &mut PodState,
+        _pod: Manifest<Pod>,
+    ) -> Transition<PodState> {
+        Transition::Complete(Ok(()))
+    }
+
+    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        Ok(phase(if self.succeeded { Phase::Succeeded } else { Phase::Failed }))
+    }
+}

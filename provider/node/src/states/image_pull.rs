@@ -1,0 +1,44 @@
+//! The modules of all containers are made available, compiled.
+
+use super::prelude::*;
+use super::{ImagePullBackOff, VolumeMount};
+use crate::image;
+use crate::status::{ContainerKind, waiting};
+
+/// Reads and compiles; the containers find the result in the store.
+#[derive(Debug, TransitionTo)]
+#[transition_to(VolumeMount, ImagePullBackOff)]
+pub struct ImagePull;
+
+#[async_trait::async_trait]
+impl State<PodState> for ImagePull {
+    async fn next(
+        self: Box<Self>,
+        _provider: SharedState<ProviderState>,
+        state: &mut PodState,
+        _pod: Manifest<Pod>,
+    ) -> Transition<PodState> {
+        let started = tokio::time::Instant::now();
+        let context = state.context.clone();
+        let pod = &context.pod;
+        let init = pod.init_containers().iter().map(|container| (ContainerKind::Init, container));
+        let app = pod.spec().containers.iter().map(|container| (ContainerKind::App, container));
+        for (kind, container) in init.chain(app) {
+            if let Err(error) = image::load(&context.services.runtime, pod, container).await {
+                tracing::error!(pod = pod.key(), container = container.name, "{error}");
+                let message = error.to_string();
+                context.reporter.update_container(kind, &container.name, |status| {
+                    waiting(status, error.reason(), &message);
+                });
+                let pause = state.back_off.next(started).max(crate::back_off::FIRST);
+                return Transition::next(self, ImagePullBackOff { container: container.name.clone(), message, pause });
+            }
+        }
+        state.back_off = Default::default();
+        Transition::next(self, VolumeMount { message: String::new() })
+    }
+
+    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        Ok(phase(Phase::Pending))
+    }
+}

@@ -1,0 +1,112 @@
+//! Container statuses.
+
+use super::now;
+use akri_krustlet_runtime::{Digest, Outcome};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+};
+
+/// Which list of the pod a container is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerKind {
+    /// `spec.initContainers`.
+    Init,
+    /// `spec.containers`.
+    App,
+}
+
+/// Longest message in a terminated state, in bytes; the API's bound for termination messages.
+const MOST_MESSAGE: usize = 4096;
+
+pub(super) fn initial(container: &Container) -> ContainerStatus {
+    ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        started: Some(false),
+        state: Some(waiting_state("ContainerCreating", "")),
+        ..ContainerStatus::default()
+    }
+}
+
+fn waiting_state(reason: &str, message: &str) -> ContainerState {
+    let message = (!message.is_empty()).then(|| message.to_owned());
+    ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        ..ContainerState::default()
+    }
+}
+
+/// The container waits. A state that it ended with is kept as its last one.
+pub fn waiting(status: &mut ContainerStatus, reason: &str, message: &str) {
+    keep_last(status);
+    status.state = Some(waiting_state(reason, message));
+}
+
+/// The container runs for the `restart`th time again.
+pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image: Digest) {
+    keep_last(status);
+    let id = Digest::of(format!("{pod_uid}/{}/{restart}", status.name).as_bytes());
+    status.container_id = Some(format!("wasmtime://{}", id.hex()));
+    status.image_id = image.to_string();
+    status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
+    status.state = Some(ContainerState {
+        running: Some(ContainerStateRunning { started_at: Some(now()) }),
+        ..ContainerState::default()
+    });
+}
+
+/// The container ended.
+pub fn terminated(status: &mut ContainerStatus, outcome: &Outcome) {
+    let (exit_code, reason, message) = match outcome {
+        Outcome::Exited(0) => (0, "Completed", None),
+        Outcome::Exited(code) => (*code, "Error", None),
+        // What a shell reports of a program that was ended by SIGABRT, and what a container is ended with by SIGKILL.
+        Outcome::Trapped(report) => (134, "Error", Some(report.to_string())),
+        Outcome::OutOfMemory { limit } => {
+            let message = format!("the container's guests need more memory than its limit of {} KiB", limit >> 10);
+            (137, "OOMKilled", Some(message))
+        }
+        Outcome::Interrupted => (137, "Error", Some("interrupted by the node".to_owned())),
+    };
+    end(status, exit_code, reason, message);
+}
+
+/// The container could not be started: its module cannot be run, a directory of it cannot be opened.
+pub fn failed_start(status: &mut ContainerStatus, message: &str) {
+    end(status, 128, "StartError", Some(message.to_owned()));
+}
+
+/// What the container was when the node stopped without it.
+pub(crate) fn lost_with_node(status: &mut ContainerStatus) {
+    if status.state.as_ref().is_some_and(|state| state.running.is_some()) {
+        end(status, 255, "Unknown", Some("the node stopped while the container ran".to_owned()));
+    }
+}
+
+fn end(status: &mut ContainerStatus, exit_code: i32, reason: &str, message: Option<String>) {
+    let running = status.state.as_ref().and_then(|state| state.running.as_ref());
+    let started_at = running.and_then(|running| running.started_at.clone());
+    let message = message.map(|mut message| {
+        let end = message.floor_char_boundary(MOST_MESSAGE);
+        message.truncate(end);
+        message
+    });
+    status.state = Some(ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            container_id: status.container_id.clone(),
+            exit_code,
+            reason: Some(reason.to_owned()),
+            message,
+            started_at: started_at.or_else(|| Some(now())),
+            finished_at: Some(now()),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    });
+}
+
+fn keep_last(status: &mut ContainerStatus) {
+    if status.state.as_ref().is_some_and(|state| state.terminated.is_some()) {
+        status.last_state = status.state.take();
+    }
+}

@@ -1,0 +1,33 @@
+//! Where statuses go.
+
+use crate::data_directory::DataDirectory;
+use crate::pod::PodObject;
+use k8s_openapi::api::core::v1::PodStatus;
+
+/// Takes the statuses of pods.
+pub trait StatusSink: std::fmt::Debug + Send + Sync {
+    /// A pod has this status now. Called with a changed, complete status; must not wait.
+    fn report(&self, pod: &PodObject, status: &PodStatus);
+}
+
+/// Writes `status.json` in the pod's directory: the status of a node without a cluster, and what a node knows of its pods
+/// when it starts again.
+#[derive(Debug)]
+pub struct FileSink {
+    data: DataDirectory,
+}
+
+impl FileSink {
+    /// A sink into a data directory.
+    pub fn new(data: DataDirectory) -> Self {
+        Self { data }
+    }
+}
+
+impl StatusSink for FileSink {
+    fn report(&self, pod: &PodObject, status: &PodStatus) {
+        if let Err(error) = self.data.store_status(pod.uid(), status) {
+            tracing::error!(pod = pod.key(), %error, "cannot write the pod's status; it will be written with its next change");
+        }
+    }
+}
