@@ -23,7 +23,7 @@ pub(crate) struct DiscoverArguments {
     /// The handler's name, as in spec.discoveryHandler.name of a Configuration
     name: String,
     /// Discovery details (YAML or JSON): the text itself, or `-` for standard input, or `@FILE`
-    #[arg(long, value_name = "TEXT|-|@FILE", default_value = "{}")]
+    #[arg(long, value_name = "TEXT|-|@FILE", default_value = "{}", allow_hyphen_values = true)]
     details: String,
     /// A discovery property; may be given several times
     #[arg(long = "property", value_name = "NAME=VALUE")]

@@ -152,6 +152,7 @@ impl Session {
         }
         let closing = self.handler.closing.clone();
         let mut progress = guest.progress();
+        let mut seen_writes = 0;
         loop {
             tokio::select! {
                 biased;
@@ -162,7 +163,7 @@ impl Session {
                 }
                 () = container.stopped().cancelled() => return Turn::Replaced,
                 () = replaced(&mut self.serving, container) => return Turn::Replaced,
-                () = written(&mut progress) => {
+                () = written(&mut progress, &mut seen_writes) => {
                     if let Some(turn) = self.take_answer(&guest, container) {
                         return turn;
                     }
@@ -286,13 +287,15 @@ async fn replaced(serving: &mut watch::Receiver<Option<Arc<HandlerContainer>>>, 
     }
 }
 
-/// Resolves when the guest has written something since the last time.
-async fn written(progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>) {
+/// Resolves when the guest has written more often than `seen`, and counts that as seen. What it writes between two calls
+/// is not missed.
+async fn written(progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>, seen: &mut u64) {
     let Some(progress) = progress else { return pending().await };
-    let before = progress.borrow_and_update().writes;
-    if progress.wait_for(|progress| progress.writes != before).await.is_err() {
+    let writes = progress.wait_for(|progress| progress.writes != *seen).await.map(|progress| progress.writes);
+    match writes {
+        Ok(writes) => *seen = writes,
         // The guest has ended; its outcome tells how.
-        pending().await
+        Err(_) => pending().await,
     }
 }
 

@@ -1,4 +1,5 @@
 //! Guests under the whole runtime: compiled by a child process, limited, interrupted, logged.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
 
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits, LogOptions, Logs};
 use akri_krustlet_runtime::{

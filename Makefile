@@ -1,0 +1,45 @@
+# The one entry point. `make` lists the targets.
+CARGO ?= cargo
+GUEST_TARGET := wasm32-wasip1
+GUESTS := wasm-handlers/target/$(GUEST_TARGET)/release
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test bench guests build check docs deny toolchain
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: guests build ## build everything, run a node with a WebAssembly handler, watch it find devices (ends by itself)
+	@PROGRAM=$(CURDIR)/target/debug/akri-krustlet GUEST=$(CURDIR)/$(GUESTS)/debug-echo.wasm manifests/standalone/quickstart
+
+test: guests ## run all tests
+	$(CARGO) test --workspace
+	cd wasm-handlers && $(CARGO) test --package debug-echo --target $$(rustc -vV | sed -n 's/^host: //p')
+
+bench: guests ## measure on a release build, print the table, write docs/benchmarks.md
+	$(CARGO) bench --package akri-krustlet --bench figures
+
+guests: toolchain ## build the WebAssembly guests
+	cd wasm-handlers && $(CARGO) build --release
+
+build: toolchain ## build the node (debug)
+	$(CARGO) build --package akri-krustlet
+
+check: ## format and lints
+	$(CARGO) fmt --all --check
+	cd wasm-handlers && $(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd wasm-handlers && $(CARGO) clippy --release -- -D warnings
+
+docs: ## build the documentation; a warning is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+deny: ## check licences, sources and banned crates (installs cargo-deny if it is missing)
+	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --version 0.19.0
+	$(CARGO) deny check licenses bans sources
+
+# rust-toolchain.toml names the toolchain; where rustup manages it, its targets are added if they are missing.
+toolchain:
+	@if command -v rustup >/dev/null && ! rustc --print target-libdir --target $(GUEST_TARGET) 2>/dev/null | xargs test -d; then \
+		rustup target add $(GUEST_TARGET) wasm32-wasip2; \
+	fi

@@ -1,0 +1,152 @@
+//! The node's end and its next start.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
+mod fixture;
+
+use akri_krustlet_discovery::agent::RegistrationSocket;
+use fixture::{DEADLINE, HandlerPod, Node, wait_for};
+
+const FOO: &str = r#"{"descriptions":["foo0","foo1"]}"#;
+
+#[tokio::test]
+async fn a_killed_node_comes_back_with_the_same_list_and_registers_once() {
+    let mut node = Node::prepare();
+    std::fs::create_dir_all(node.path("akri")).unwrap();
+    let mut agent = RegistrationSocket::serve(&node.path("akri")).unwrap();
+    node.add(&HandlerPod::new("witness", "debugEcho", "debug-echo"));
+    node.run();
+    for restart in 0..4 {
+        let registered = tokio::time::timeout(DEADLINE, agent.next()).await.unwrap().unwrap();
+        assert_eq!(registered.name, "debugEcho");
+        let (mut stream, ids) = node.first_list("debugEcho", FOO).await;
+        assert_eq!(ids, ["foo0", "foo1"]);
+        let pod = node.wait_for_running("witness");
+        assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], restart);
+        assert_eq!(agent.try_next(), None, "registered once in each life of the node");
+        node.kill();
+        while let Ok(Some(_)) = stream.message().await {}
+        node.run();
+    }
+    assert_eq!(node.log().matches("compiling the module").count(), 1, "only the first start compiles");
+}
+
+#[tokio::test]
+async fn what_has_ended_is_not_run_again_and_what_ran_is_told_as_lost() {
+    let mut node = Node::prepare();
+    let job = |name, fault| {
+        let mut pod = HandlerPod { handler: "", restart_policy: "Never", ..HandlerPod::fault(name, fault) };
+        pod.env.push(("FAULT_AT", "start"));
+        pod
+    };
+    node.add(&job("done", "exit0"));
+    node.add(&job("broken", "exit3"));
+    // Waits for a request for ever.
+    node.add(&HandlerPod { handler: "", restart_policy: "Never", ..HandlerPod::fault("unfinished", "none") });
+    node.run();
+    node.wait_for_pod("done", "done", |pod| pod["status"]["phase"] == "Succeeded");
+    node.wait_for_pod("broken", "failed", |pod| pod["status"]["phase"] == "Failed");
+    node.wait_for_running("unfinished");
+    let finished = |node: &Node, name| {
+        node.pod(name).unwrap()["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"].clone()
+    };
+    let before = (finished(&node, "done"), finished(&node, "broken"));
+    node.kill();
+    node.run();
+    let pod = node.wait_for_pod("unfinished", "failed", |pod| pod["status"]["phase"] == "Failed");
+    let state = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&state["exitCode"], &state["reason"]), (&255.into(), &"Unknown".into()));
+    assert_eq!((finished(&node, "done"), finished(&node, "broken")), before);
+    assert_eq!(node.pod("done").unwrap()["status"]["phase"], "Succeeded");
+}
+
+#[tokio::test]
+async fn a_node_ends_on_sigterm_with_its_state_on_disk() {
+    let mut node = Node::start();
+    for name in ["spin0", "spin1", "spin2"] {
+        let mut pod = HandlerPod { handler: "", ..HandlerPod::fault(name, "spin") };
+        pod.env.push(("FAULT_AT", "start"));
+        node.add(&pod);
+        node.wait_for_running(name);
+    }
+    let (mut stream, _) = node.first_list("debugEcho", FOO).await;
+    assert_eq!(node.terminate(), Some(0));
+    // The stream broke off; it did not end with an empty list, which would cost the Agent its Instances.
+    let end = loop {
+        match stream.message().await {
+            Ok(Some(list)) => assert_eq!(list.devices.len(), 2),
+            end => break end,
+        }
+    };
+    assert!(end.is_err(), "{end:?}");
+    assert!(!node.socket("debugEcho").exists());
+    assert_eq!(node.pod("witness").unwrap()["status"]["phase"], "Running");
+    let listing = node.command(&["pods"]);
+    assert!(String::from_utf8_lossy(&listing.stdout).contains("The node is not running"));
+}
+
+#[tokio::test]
+async fn pods_follow_their_manifests() {
+    let mut node = Node::start();
+    node.wait_for_running("witness");
+    let uid = |node: &Node| node.pod("witness").map(|pod| pod["metadata"]["uid"].clone());
+    let old = uid(&node);
+    let (mut stream, _) = node.first_list("debugEcho", FOO).await;
+    let mut changed = HandlerPod::new("witness", "debugEcho", "debug-echo");
+    changed.env.push(("CHANGED", "1"));
+    node.add(&changed);
+    assert!(wait_for(|| uid(&node).is_some_and(|uid| Some(uid) != old)));
+    node.wait_for_running("witness");
+    node.assert_undisturbed().await;
+    // The stream went over to the new pod.
+    std::fs::write(node.exchange_file("witness", "debug-echo-availability.txt"), "OFFLINE").unwrap();
+    fixture::wait_for_ids(&mut stream, &[]).await;
+    // A pod that was removed while the node was down leaves nothing behind.
+    node.kill();
+    node.remove_manifest("witness.json");
+    node.run();
+    assert!(wait_for(|| std::fs::read_dir(node.path("data/pods")).unwrap().count() == 0));
+    assert!(wait_for(|| std::fs::read_dir(node.path("data/logs")).unwrap().count() == 0));
+}
+
+#[tokio::test]
+async fn a_container_that_keeps_failing_is_restarted_with_back_off() {
+    let node = Node::start();
+    let mut pod = HandlerPod { handler: "", ..HandlerPod::fault("failing", "exit3") };
+    pod.env.push(("FAULT_AT", "start"));
+    node.add(&pod);
+    let pod = node.wait_for_pod("failing", "backing off", |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    });
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!(status["restartCount"], 1, "the first restart is immediate, the second waits");
+    assert_eq!(status["lastState"]["terminated"]["exitCode"], 3);
+    assert!(status["state"]["waiting"]["message"].as_str().unwrap().contains("back-off 10s"), "{status:#}");
+    assert_eq!(pod["status"]["phase"], "Running");
+    let previous = node.command(&["logs", "failing", "--previous"]);
+    assert_eq!(String::from_utf8_lossy(&previous.stdout), "misbehave: exit3\n");
+}
+
+#[tokio::test]
+async fn init_containers_run_first_and_in_order() {
+    let mut node = Node::start();
+    let image = format!("fs://{}", fixture::guest("misbehave").display());
+    let step = |name: &str, fault: &str| {
+        serde_json::json!({"name": name, "image": image, "env": [
+            {"name": "FAULT", "value": fault}, {"name": "FAULT_AT", "value": "start"}]})
+    };
+    let pod = |name: &str, second: &str| {
+        serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+            "restartPolicy": "Never",
+            "initContainers": [step("first", "exit0"), step("second", second)],
+            "containers": [step("main", "exit0")]}})
+        .to_string()
+    };
+    node.write_manifest("good.json", &pod("good", "exit0"));
+    node.write_manifest("bad.json", &pod("bad", "exit3"));
+    let good = node.wait_for_pod("good", "done", |pod| pod["status"]["phase"] == "Succeeded");
+    assert_eq!(good["status"]["initContainerStatuses"][1]["state"]["terminated"]["exitCode"], 0);
+    let bad = node.wait_for_pod("bad", "failed", |pod| pod["status"]["phase"] == "Failed");
+    assert!(bad["status"]["containerStatuses"][0]["state"]["waiting"].is_object(), "main was never started");
+    assert_eq!(fixture::condition(&bad, "Initialized"), Some(false));
+    node.assert_undisturbed().await;
+}
