@@ -29,7 +29,7 @@ pub(crate) struct DiscoverArguments {
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
     /// Ask the handler on this socket, without waiting for it to register
-    #[arg(long, value_name = "PATH", conflicts_with = "directory")]
+    #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Where discovery handlers and the Agent have their sockets
     #[arg(long, env = "DISCOVERY_HANDLERS_DIRECTORY", value_name = "DIR", default_value = "/var/lib/akri")]

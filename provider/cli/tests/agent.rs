@@ -23,7 +23,7 @@ fn make_handlers_directory(node: &Node) -> std::path::PathBuf {
     directory
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn each_handler_is_registered_once_in_each_life_of_the_agent() {
     let mut node = Node::prepare();
     let directory = make_handlers_directory(&node);
@@ -51,7 +51,7 @@ async fn each_handler_is_registered_once_in_each_life_of_the_agent() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_is_registered_when_its_socket_answers() {
     let mut node = Node::prepare();
     let mut agent = RegistrationSocket::serve(&make_handlers_directory(&node)).unwrap();
@@ -63,7 +63,7 @@ async fn a_handler_is_registered_when_its_socket_answers() {
     assert_eq!(fixture::next_ids(&mut stream).await, ["a"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_socket_and_a_directory_that_somebody_removes_are_made_again() {
     let mut node = Node::start();
     node.assert_undisturbed().await;
@@ -109,7 +109,7 @@ fn serve(node: &Node, agent: BadAgent) -> tokio::task::JoinHandle<()> {
     })
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_answers_errors_is_asked_again_until_it_accepts() {
     let mut node = Node::prepare();
     let agent = BadAgent { calls: Arc::default(), never_answers: false, fails: 2 };
@@ -123,7 +123,7 @@ async fn an_agent_that_answers_errors_is_asked_again_until_it_accepts() {
     server.abort();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_never_answers_disturbs_nobody() {
     let mut node = Node::prepare();
     let agent = BadAgent { calls: Arc::default(), never_answers: true, fails: 0 };
@@ -140,7 +140,7 @@ async fn an_agent_that_never_answers_disturbs_nobody() {
     assert_eq!(next(&mut agent).await.name, "debugEcho");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_socket_that_another_process_serves_is_not_taken() {
     let mut first = Node::start();
     first.assert_undisturbed().await;

@@ -18,7 +18,7 @@ fn image_message(node: &Node, name: &str, reason: &str) -> String {
     pod["status"]["message"].as_str().unwrap().to_owned()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_manifest_is_named_with_file_and_line() {
     let mut node = Node::start();
     node.write_manifest("broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: [\n");
@@ -29,7 +29,7 @@ async fn a_malformed_manifest_is_named_with_file_and_line() {
     node.assert_undisturbed().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_pod_of_one_name_and_a_pod_without_containers_are_refused() {
     let mut node = Node::start();
     node.wait_for_running("witness");
@@ -40,7 +40,7 @@ async fn a_second_pod_of_one_name_and_a_pod_without_containers_are_refused() {
     node.assert_undisturbed().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_volume_fails_the_pod_in_words() {
     let mut node = Node::start();
     let manifest = pod_with_image("lost", "fs:///x.wasm")
@@ -56,7 +56,7 @@ async fn an_unknown_volume_fails_the_pod_in_words() {
     node.assert_undisturbed().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn images_that_are_no_modules_are_named() {
     let mut node = Node::start();
     let file = |name: &str, content: &[u8]| {
@@ -83,7 +83,7 @@ async fn images_that_are_no_modules_are_named() {
     node.assert_undisturbed().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_component_where_a_module_is_needed_is_refused() {
     let mut node = Node::start();
     let component = node.path("component.wasm");

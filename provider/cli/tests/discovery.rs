@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 const FOO: &str = r#"{"descriptions":["foo0","foo1"]}"#;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_answers_with_devices_and_follows_the_users_file() {
     let node = Node::start();
     let (mut stream, ids) = node.first_list("debugEcho", FOO).await;
@@ -24,7 +24,7 @@ async fn a_handler_answers_with_devices_and_follows_the_users_file() {
     wait_for_ids(&mut stream, &["foo0", "foo1"]).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn devices_carry_their_properties_without_stray_quotes() {
     let node = Node::start();
     assert!(wait_for(|| node.socket("debugEcho").exists()));
@@ -39,7 +39,7 @@ async fn devices_carry_their_properties_without_stray_quotes() {
     assert_eq!(mode & 0o777, 0o660);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn streams_with_different_details_each_get_their_own_devices() {
     let node = Node::start();
     let mut streams = Vec::new();
@@ -54,7 +54,7 @@ async fn streams_with_different_details_each_get_their_own_devices() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_details_become_invalid_argument() {
     let mut node = Node::start();
     node.assert_undisturbed().await;
@@ -72,7 +72,7 @@ async fn bad_details_become_invalid_argument() {
     node.assert_undisturbed().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn properties_reach_the_guest() {
     let node = Node::prepare();
     // The guest says what it was given: an unknown key is no fault for debugEcho, so look at the file itself.
@@ -127,12 +127,12 @@ async fn serve_a_module_of_2021(image: String) {
     wait_for_ids(&mut second, &[]).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_polls_as_in_2021_answers_at_once() {
     serve_a_module_of_2021(format!("fs://{}", guest("polling-echo").display())).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_unmodified_module_of_2021_answers_at_once() {
     match std::env::var("WASI_DEBUG_ECHO_2021") {
         Ok(module) => serve_a_module_of_2021(format!("fs://{module}")).await,
@@ -140,7 +140,7 @@ async fn the_unmodified_module_of_2021_answers_at_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_newer_pod_takes_over_the_streams_and_the_last_one_ends_them() {
     let node = Node::start();
     let (mut stream, ids) = node.first_list("debugEcho", FOO).await;
@@ -160,7 +160,7 @@ async fn a_newer_pod_takes_over_the_streams_and_the_last_one_ends_them() {
     assert!(wait_for(|| !node.socket("debugEcho").exists()));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_streams_opened_and_dropped_leave_nothing_behind() {
     let mut node = Node::start();
     node.assert_undisturbed().await;
@@ -178,7 +178,7 @@ async fn a_hundred_streams_opened_and_dropped_leave_nothing_behind() {
     node.assert_undisturbed().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_outlives_a_guest_that_traps_and_keeps_its_list() {
     let node = Node::start();
     node.add(&HandlerPod::fault("faulty", "good-then-trap"));
@@ -195,7 +195,7 @@ async fn a_stream_outlives_a_guest_that_traps_and_keeps_its_list() {
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "the container itself was not restarted");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_answer_is_reported_once_and_the_last_good_list_stays() {
     let node = Node::start();
     node.add(&HandlerPod::fault("faulty", "good-then-torn"));

@@ -8,7 +8,7 @@ use fixture::{DEADLINE, HandlerPod, Node, wait_for};
 
 const FOO: &str = r#"{"descriptions":["foo0","foo1"]}"#;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_comes_back_with_the_same_list_and_registers_once() {
     let mut node = Node::prepare();
     std::fs::create_dir_all(node.path("akri")).unwrap();
@@ -30,7 +30,7 @@ async fn a_killed_node_comes_back_with_the_same_list_and_registers_once() {
     assert_eq!(node.log().matches("compiling the module").count(), 1, "only the first start compiles");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_is_not_run_again_and_what_ran_is_told_as_lost() {
     let mut node = Node::prepare();
     let job = |name, fault| {
@@ -59,7 +59,7 @@ async fn what_has_ended_is_not_run_again_and_what_ran_is_told_as_lost() {
     assert_eq!(node.pod("done").unwrap()["status"]["phase"], "Succeeded");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_ends_on_sigterm_with_its_state_on_disk() {
     let mut node = Node::start();
     for name in ["spin0", "spin1", "spin2"] {
@@ -84,7 +84,7 @@ async fn a_node_ends_on_sigterm_with_its_state_on_disk() {
     assert!(String::from_utf8_lossy(&listing.stdout).contains("The node is not running"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn pods_follow_their_manifests() {
     let mut node = Node::start();
     node.wait_for_running("witness");
@@ -108,7 +108,7 @@ async fn pods_follow_their_manifests() {
     assert!(wait_for(|| std::fs::read_dir(node.path("data/logs")).unwrap().count() == 0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_keeps_failing_is_restarted_with_back_off() {
     let node = Node::start();
     let mut pod = HandlerPod { handler: "", ..HandlerPod::fault("failing", "exit3") };
@@ -126,7 +126,7 @@ async fn a_container_that_keeps_failing_is_restarted_with_back_off() {
     assert_eq!(String::from_utf8_lossy(&previous.stdout), "misbehave: exit3\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn init_containers_run_first_and_in_order() {
     let mut node = Node::start();
     let image = format!("fs://{}", fixture::guest("misbehave").display());

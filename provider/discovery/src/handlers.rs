@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How a node serves its handlers.
 #[derive(Clone, Debug)]
@@ -56,7 +56,14 @@ struct Entry {
     departures: u64,
     /// With the number of the claim; the largest serves.
     containers: Vec<(u64, Arc<HandlerContainer>)>,
-    socket: Option<SocketFile>,
+    socket: Option<Socket>,
+}
+
+/// A handler's socket and the server behind it, which takes no new calls once this is dropped; open streams go on.
+#[derive(Debug)]
+struct Socket {
+    file: SocketFile,
+    _server: DropGuard,
 }
 
 /// One name: what its streams need to know.
@@ -117,7 +124,7 @@ impl Handlers {
             .by_name
             .values()
             .filter_map(|entry| {
-                let endpoint = entry.socket.as_ref()?.path().to_owned();
+                let endpoint = entry.socket.as_ref()?.file.path().to_owned();
                 let shared = entry.handler.serving.borrow().as_ref().is_none_or(|serving| serving.settings().shared);
                 Some(ServedHandler { name: entry.handler.name.clone(), endpoint, shared })
             })
@@ -143,7 +150,7 @@ impl Handlers {
     pub fn restore_sockets(&self) {
         let mut restored = false;
         for entry in self.entries().by_name.values_mut() {
-            if entry.socket.as_ref().is_some_and(|socket| !socket.is_in_place()) {
+            if entry.socket.as_ref().is_some_and(|socket| !socket.file.is_in_place()) {
                 tracing::warn!(handler = entry.handler.name, "the handler's socket was removed; making it again");
                 entry.socket = None;
                 match self.open_socket(&entry.handler) {
@@ -158,11 +165,12 @@ impl Handlers {
         }
     }
 
-    fn open_socket(&self, handler: &Arc<Handler>) -> Result<SocketFile, SocketError> {
+    fn open_socket(&self, handler: &Arc<Handler>) -> Result<Socket, SocketError> {
         let path = self.config.directory.join(format!("{}.sock", handler.name));
         let (listener, file) = socket::listen(&path)?;
-        service::serve(handler.clone(), listener);
-        Ok(file)
+        let stop = handler.closing.child_token();
+        service::serve(handler.clone(), listener, stop.clone());
+        Ok(Socket { file, _server: stop.drop_guard() })
     }
 
     fn close_if_still_unclaimed(&self, name: &str, departures: u64) {

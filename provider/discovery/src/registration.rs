@@ -68,7 +68,7 @@ pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error
 /// Registers what `handlers` serves, for as long as it is polled.
 pub async fn run(handlers: Arc<Handlers>, watcher: DirectoryWatcher) {
     let mut served_changed = handlers.changes();
-    let mut directory = watch_directory(handlers.directory(), &watcher).await;
+    let mut directory = WatchedDirectory::watch(handlers.directory(), &watcher).await;
     let mut book = Book { directory: handlers.directory().to_owned(), known: HashMap::new() };
     let mut under_way = FuturesUnordered::new();
     loop {
@@ -94,10 +94,10 @@ pub async fn run(handlers: Arc<Handlers>, watcher: DirectoryWatcher) {
         tokio::select! {
             Some((handler, life, result)) = under_way.next() => book.record(&handler, life, result),
             Ok(()) = served_changed.changed() => {}
-            changed = directory.changed() => {
-                if changed.is_err() {
+            changed = directory.changes.changed() => {
+                if changed.is_err() || !directory.is_in_place() {
                     tracing::warn!(directory = %book.directory.display(), "the discovery handlers' directory was removed; making it again");
-                    directory = watch_directory(&book.directory, &watcher).await;
+                    directory = WatchedDirectory::watch(&book.directory, &watcher).await;
                 }
                 handlers.restore_sockets();
             }
@@ -106,26 +106,40 @@ pub async fn run(handlers: Arc<Handlers>, watcher: DirectoryWatcher) {
     }
 }
 
-/// Watches the directory, making it if it is missing; does not give up.
-async fn watch_directory(directory: &Path, watcher: &DirectoryWatcher) -> watch::Receiver<()> {
-    let mut told = false;
-    loop {
-        let watched = std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(directory)
-            .and_then(|()| watcher.watch(directory));
-        match watched {
-            Ok(changes) => return changes,
-            Err(error) => {
-                if !told {
-                    tracing::error!(directory = %directory.display(), %error, "cannot watch the discovery handlers' directory; trying again");
-                    told = true;
+/// The handlers' directory, by its inode: one that is removed stays alive, unheard, while a socket in it is open.
+struct WatchedDirectory {
+    path: PathBuf,
+    inode: Option<(u64, u64)>,
+    changes: watch::Receiver<()>,
+}
+
+impl WatchedDirectory {
+    /// Watches the directory, making it if it is missing; does not give up.
+    async fn watch(path: &Path, watcher: &DirectoryWatcher) -> Self {
+        let mut told = false;
+        loop {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+            let inode = inode_of(path);
+            match made.and_then(|()| watcher.watch(path)) {
+                Ok(changes) => return Self { path: path.to_owned(), inode, changes },
+                Err(error) => {
+                    if !told {
+                        tracing::error!(directory = %path.display(), %error, "cannot watch the discovery handlers' directory; trying again");
+                        told = true;
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
-                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
+
+    fn is_in_place(&self) -> bool {
+        self.inode == inode_of(&self.path)
+    }
+}
+
+fn inode_of(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// What has been registered, and what is to be tried when.

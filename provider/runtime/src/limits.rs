@@ -32,8 +32,9 @@ pub const TABLE_ELEMENTS: usize = 20_000;
 pub const TABLES: usize = 4;
 /// Linear memories of one guest.
 pub const MEMORIES: usize = 1;
-/// Bytes that one host call may take from a guest's memory into the host's.
-pub const HOSTCALL_BYTES: usize = 1 << 20;
+/// Bytes that one host call may take from a guest's memory into the host's: more than the longest answer, which programs
+/// write in one call.
+pub const HOSTCALL_BYTES: usize = 8 << 20;
 /// Bytes that one `random_get` may ask for.
 pub const RANDOM_BYTES: u64 = 64 << 10;
 
