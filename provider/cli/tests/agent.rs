@@ -52,6 +52,21 @@ async fn each_handler_is_registered_once_in_each_life_of_the_agent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_keeps_crashing_is_not_registered_again() {
+    let mut node = Node::prepare();
+    let mut agent = RegistrationSocket::serve(&make_handlers_directory(&node)).unwrap();
+    let mut pod = HandlerPod::fault("crash", "exit3");
+    pod.env.extend([("FAULT_AT", "start"), ("DISCOVERY_HANDLER_SHARED", "false")]);
+    node.add(&pod);
+    node.run();
+    let registered = next(&mut agent).await;
+    assert_eq!((registered.name.as_str(), registered.shared), ("crash", false));
+    node.wait_for_pod("crash", "backing off", |pod| pod.to_string().contains("CrashLoopBackOff"));
+    assert!(node.socket("crash").exists(), "its streams would stay open");
+    assert_eq!(agent.try_next(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_is_registered_when_its_socket_answers() {
     let mut node = Node::prepare();
     let mut agent = RegistrationSocket::serve(&make_handlers_directory(&node)).unwrap();

@@ -51,6 +51,8 @@ struct Entries {
 #[derive(Debug)]
 struct Entry {
     handler: Arc<Handler>,
+    /// As the container that served last says; what the Agent was told.
+    shared: bool,
     claims: usize,
     /// Counts how often the claims went to none, so that an old grace period does not end a new life.
     departures: u64,
@@ -108,6 +110,7 @@ impl Handlers {
                 serving: watch::Sender::new(None),
                 closing: CancellationToken::new(),
             }),
+            shared: true,
             claims: 0,
             departures: 0,
             containers: Vec::new(),
@@ -125,8 +128,7 @@ impl Handlers {
             .values()
             .filter_map(|entry| {
                 let endpoint = entry.socket.as_ref()?.file.path().to_owned();
-                let shared = entry.handler.serving.borrow().as_ref().is_none_or(|serving| serving.settings().shared);
-                Some(ServedHandler { name: entry.handler.name.clone(), endpoint, shared })
+                Some(ServedHandler { name: entry.handler.name.clone(), endpoint, shared: entry.shared })
             })
             .collect();
         served.sort_by(|a, b| a.name.cmp(&b.name));
@@ -224,6 +226,7 @@ impl HandlerClaim {
         if made_socket {
             entry.socket = Some(self.handlers.open_socket(&entry.handler)?);
         }
+        entry.shared = container.settings().shared;
         entry.containers.push((self.number, container.clone()));
         entry.update_serving();
         drop(entries);
