@@ -175,7 +175,10 @@ impl Native {
             .unwrap();
         registration.next().await.unwrap();
         let elapsed = started.elapsed();
-        (Self { process, directory, registration }, elapsed)
+        let native = Self { process, directory, registration };
+        // It registers before it listens.
+        assert!(wait_for(|| native.socket().exists()));
+        (native, elapsed)
     }
 
     fn socket(&self) -> PathBuf {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(crate) struct LogsArguments {
     /// The pod's name, or NAMESPACE/NAME
     pod: String,
-    /// The container; needed if the pod has several
+    /// The container [default: the pod's first]
     #[arg(long, short)]
     container: Option<String>,
     /// The pod's namespace
@@ -25,9 +25,9 @@ pub(crate) struct LogsArguments {
     /// Go on printing until the container ends
     #[arg(long, short)]
     follow: bool,
-    /// Only the last N lines
-    #[arg(long, value_name = "N")]
-    tail: Option<usize>,
+    /// Only the last N lines; -1 for all
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    tail: Option<i64>,
     /// Only what is newer than this, e.g. 30s, 5m, 2h
     #[arg(long, value_name = "DURATION")]
     since: Option<String>,
@@ -49,9 +49,10 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<()> {
         true => restart.checked_sub(1).with_context(|| format!("container {} has not been restarted", status.name))?,
         false => restart,
     };
+    let tail = arguments.tail.and_then(|lines| usize::try_from(lines).ok());
     let since = arguments.since.as_deref().map(since).transpose()?;
     let directory = data.container_logs(&object, &status.name);
-    let reader = Logs::open(&directory, restart, LogOptions { tail: arguments.tail, since });
+    let reader = Logs::open(&directory, restart, LogOptions { tail, since });
     let mut reader = reader.with_context(|| format!("pod {} has not printed anything yet", object.key()))?;
     let printed = if arguments.follow && !arguments.previous {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -73,13 +74,15 @@ fn is_broken_pipe(error: &std::io::Error) -> bool {
 
 fn find(arguments: &LogsArguments, data: &DataDirectory) -> anyhow::Result<(PodObject, ContainerStatus)> {
     let (namespace, name) = arguments.pod.split_once('/').unwrap_or((&arguments.namespace, &arguments.pod));
-    let pods = data.pods().with_context(|| {
-        format!("no node has run with the data directory {} (see --data-dir)", data.path().display())
-    })?;
+    let pods = crate::stored_pods(data)?;
     let of_name = |stored: &StoredPod| {
         stored.pod.metadata.name.as_deref() == Some(name) && stored.pod.metadata.namespace.as_deref() == Some(namespace)
     };
-    let names = pods.iter().filter_map(|stored| stored.pod.metadata.name.clone()).collect::<Vec<_>>().join(", ");
+    let key = |StoredPod { pod, .. }: &StoredPod| {
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+    };
+    let names = pods.iter().map(key).collect::<Vec<_>>().join(", ");
     let stored = pods.into_iter().find(of_name);
     let StoredPod { pod, status } = stored.with_context(|| {
         format!("no pod {namespace}/{name}; there are: {}", if names.is_empty() { "none" } else { &names })
@@ -89,8 +92,14 @@ fn find(arguments: &LogsArguments, data: &DataDirectory) -> anyhow::Result<(PodO
     let known = containers.iter().map(|container| container.name.clone()).collect::<Vec<_>>().join(", ");
     let container = match &arguments.container {
         Some(name) => containers.into_iter().find(|container| container.name == *name),
-        None if containers.len() > 1 => anyhow::bail!("pod {name} has several containers, choose one with -c: {known}"),
-        None => containers.into_iter().next(),
+        // App containers come first.
+        None => {
+            let first = containers.into_iter().next();
+            if let Some(first) = first.as_ref().filter(|first| first.name != known) {
+                eprintln!("Defaulted container \"{}\" out of: {known}", first.name);
+            }
+            first
+        }
     };
     let container = container.with_context(|| format!("pod {name} has no such container; it has: {known}"))?;
     Ok((PodObject { api: Arc::new(pod), folder: None }, container))

@@ -80,6 +80,22 @@ impl DirectoryArguments {
     }
 }
 
+/// What the data directory remembers, or why that cannot be told.
+fn stored_pods(
+    data: &akri_krustlet_node::DataDirectory,
+) -> anyhow::Result<Vec<akri_krustlet_node::data_directory::StoredPod>> {
+    let path = data.path().display();
+    data.pods().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            anyhow::anyhow!("no node has run with the data directory {path} (choose another with --data-dir)")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("the data directory {path} belongs to another user: run this as the node's user (sudo?)")
+        }
+        _ => anyhow::anyhow!("data directory {path}: {error}"),
+    })
+}
+
 fn main() -> ExitCode {
     // Before anything else: the compile child starts no threads and reads no environment.
     if std::env::args_os().nth(1).is_some_and(|command| command == "compile-module") {

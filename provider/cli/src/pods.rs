@@ -4,7 +4,6 @@ use crate::DirectoryArguments;
 use crate::output::{age, table, text_of};
 use akri_krustlet_node::data_directory::StoredPod;
 use akri_krustlet_node::status::DISCOVERY_HEALTHY;
-use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 
 /// List the pods of the node on this machine, from its data directory: as kubectl would, and below the table what is wrong
@@ -28,9 +27,7 @@ enum Format {
 
 pub(crate) fn pods(arguments: &PodsArguments) -> anyhow::Result<()> {
     let data = arguments.directories.data_directory()?;
-    let pods = data.pods().with_context(|| {
-        format!("no node has run with the data directory {} (see --data-dir)", data.path().display())
-    })?;
+    let pods = crate::stored_pods(&data)?;
     if arguments.output == Format::Json {
         let items: Vec<_> = pods
             .into_iter()
@@ -81,6 +78,19 @@ fn summary(status: &PodStatus) -> String {
             waiting.or_else(|| terminated.and_then(|terminated| terminated.reason.clone()))
         })
         .next_back();
+    let init = status.init_container_statuses.as_deref().unwrap_or_default();
+    let exited_well = |container: &&ContainerStatus| {
+        let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| ended.exit_code == 0)
+    };
+    let done = init.iter().filter(exited_well).count();
+    if done < init.len() && phase != "Succeeded" && status.reason.is_none() {
+        let state = init.get(done).and_then(|container| container.state.as_ref());
+        let waiting = state.and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.clone());
+        let waiting = waiting.filter(|reason| reason != "PodInitializing");
+        let ended = state.and_then(|state| state.terminated.as_ref()).and_then(|ended| ended.reason.clone());
+        return format!("Init:{}", waiting.or(ended).unwrap_or_else(|| format!("{done}/{}", init.len())));
+    }
     match phase.as_str() {
         "Succeeded" => "Completed".to_owned(),
         _ => status.reason.clone().or(of_containers).unwrap_or(phase),

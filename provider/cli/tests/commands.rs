@@ -134,7 +134,7 @@ fn logs_takes_kubectls_flags() {
     assert!(time.parse::<jiff::Timestamp>().is_ok(), "{stamped}");
     assert!(!stdout(&node.command(&["logs", "witness", "--since", "1h"])).is_empty());
     for (arguments, words) in [
-        (vec!["logs", "nobody"], "no pod default/nobody; there are: witness"),
+        (vec!["logs", "nobody"], "no pod default/nobody; there are: default/witness"),
         (vec!["logs", "witness", "-c", "x"], "it has: main"),
         (vec!["logs", "witness", "--previous"], "has not been restarted"),
         (vec!["logs", "witness", "--since", "soon"], "such as 30s, 5m or 2h"),

@@ -60,6 +60,29 @@ async fn what_has_ended_is_not_run_again_and_what_ran_is_told_as_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_broken_when_the_node_starts_costs_its_pod_nothing() {
+    let mut node = Node::prepare();
+    let mut pod = HandlerPod { handler: "", restart_policy: "Never", ..HandlerPod::fault("done", "exit0") };
+    pod.env.push(("FAULT_AT", "start"));
+    node.add(&pod);
+    node.run();
+    let finished =
+        |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"].clone();
+    let before = node.wait_for_pod("done", "done", |pod| pod["status"]["phase"] == "Succeeded");
+    node.kill();
+    let path = node.path("manifests/done.json");
+    let manifest = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &manifest[..manifest.len() - 2]).unwrap();
+    node.run();
+    node.wait_for_log("the pod's manifest cannot be read");
+    node.write_manifest("done.json", &manifest);
+    node.add(&HandlerPod::new("witness", "debugEcho", "debug-echo"));
+    node.wait_for_running("witness");
+    let after = node.pod("done").unwrap();
+    assert_eq!((&after["status"]["phase"], finished(&after)), (&"Succeeded".into(), finished(&before)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_ends_on_sigterm_with_its_state_on_disk() {
     let mut node = Node::start();
     for name in ["spin0", "spin1", "spin2"] {

@@ -197,6 +197,11 @@ impl HandlerContainer {
         Ok(serving)
     }
 
+    /// A line of the node's own in the container's log.
+    pub(crate) fn note(&self, text: &str) {
+        self.spec.log.note(text);
+    }
+
     pub(crate) fn complain(&self, stream: u64, complaint: Option<String>) {
         self.complaints.send_if_modified(|complaints| match complaint {
             Some(complaint) => complaints.insert(stream, complaint.clone()).is_none_or(|old| old != complaint),
@@ -245,7 +250,7 @@ impl HandlerContainer {
             wakeable: self.spec.settings.wake_on_change,
         };
         match self.runtime.start(&self.spec.program, spec) {
-            Ok(guest) => Ok(ExchangeGuest { guest, exchange: Arc::new(exchange) }),
+            Ok(guest) => Ok(ExchangeGuest { guest, exchange: Arc::new(exchange), files }),
             Err(error) => {
                 exchange.remove();
                 Err(error.into())
@@ -270,6 +275,8 @@ const START_UP: Duration = Duration::from_millis(500);
 struct ExchangeGuest {
     guest: Guest,
     exchange: Arc<ExchangeDirectory>,
+    /// The user's files as it was given them when it started.
+    files: Arc<Files>,
 }
 
 impl Drop for ExchangeGuest {
@@ -300,11 +307,18 @@ impl ServingGuest {
     /// The user's files are put in place again first: a module that resets one of them when it starts (the debugEcho of
     /// 2021 writes ONLINE into the availability file) must not undo what the user wrote.
     pub(crate) async fn request(&self, request: &[u8], files: &Files) -> Result<(), ExchangeError> {
-        let Some(ExchangeGuest { guest, exchange }) = &self.guest else { return Ok(()) };
+        let Some(ExchangeGuest { guest, exchange, files: given }) = &self.guest else { return Ok(()) };
         let mut progress = guest.progress();
         if progress.borrow().waits == 0 {
-            // Neither a timeout nor the guest's end matters here: the session notices both.
-            let _ = tokio::time::timeout(START_UP, progress.wait_for(|progress| progress.waits > 0)).await;
+            tokio::select! {
+                _ = progress.wait_for(|progress| progress.waits > 0) => {}
+                // The session notices it too, and tells why.
+                _ = guest.outcome() => return Ok(()),
+                () = tokio::time::sleep(START_UP) => {}
+            }
+        }
+        for name in given.keys().filter(|name| !files.contains_key(*name)) {
+            exchange.clear(&name.to_string_lossy());
         }
         put_files(exchange, files)?;
         exchange.put(crate::exchange::REQUEST, request)?;
@@ -314,7 +328,7 @@ impl ServingGuest {
 
     /// Brings the user's files up to date: `old` is what the guest has.
     pub(crate) fn update_files(&self, old: &Files, new: &Files) -> Result<(), ExchangeError> {
-        let Some(ExchangeGuest { guest, exchange }) = &self.guest else { return Ok(()) };
+        let Some(ExchangeGuest { guest, exchange, .. }) = &self.guest else { return Ok(()) };
         for name in old.keys().filter(|name| !new.contains_key(*name)) {
             exchange.clear(&name.to_string_lossy());
         }

@@ -50,6 +50,16 @@ pub enum ExchangeError {
     },
 }
 
+impl ExchangeError {
+    fn named(self, new: &str) -> Self {
+        match self {
+            Self::NotRegular { kind, .. } => Self::NotRegular { name: new.to_owned(), kind },
+            Self::TooLarge { most, .. } => Self::TooLarge { name: new.to_owned(), most },
+            Self::Io { source, .. } => Self::Io { name: new.to_owned(), source },
+        }
+    }
+}
+
 /// Where the exchange directories of one container are made.
 #[derive(Debug)]
 pub struct ExchangeRoot {
@@ -125,9 +135,16 @@ impl ExchangeDirectory {
 
     /// Takes the answer away, if there is one. One that is not a regular file or too large is removed and is an error.
     pub fn take_answer(&self, most: usize) -> Result<Option<Vec<u8>>, ExchangeError> {
-        let answer = read_regular(self.descriptor.as_fd(), ANSWER, most);
-        if !matches!(answer, Ok(None)) {
-            self.clear(ANSWER);
+        // Moved out of the guest's reach first: an answer that it writes meanwhile is the next one.
+        let taken = format!(".{}-{ANSWER}", self.name);
+        match rustix::fs::renameat(&self.descriptor, ANSWER, &self.root.descriptor, &taken) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(ExchangeError::Io { name: ANSWER.to_owned(), source: error.into() }),
+        }
+        let answer = read_regular(self.root.descriptor.as_fd(), &taken, most).map_err(|error| error.named(ANSWER));
+        if rustix::fs::unlinkat(&self.root.descriptor, &taken, AtFlags::empty()) == Err(Errno::ISDIR) {
+            let _ = std::fs::remove_dir_all(self.root.path.join(&taken));
         }
         answer
     }

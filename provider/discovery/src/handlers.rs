@@ -152,7 +152,8 @@ impl Handlers {
     pub fn restore_sockets(&self) {
         let mut restored = false;
         for entry in self.entries().by_name.values_mut() {
-            if entry.socket.as_ref().is_some_and(|socket| !socket.file.is_in_place()) {
+            let in_place = entry.socket.as_ref().is_some_and(|socket| socket.file.is_in_place());
+            if !in_place && (entry.socket.is_some() || !entry.containers.is_empty()) {
                 tracing::warn!(handler = entry.handler.name, "the handler's socket was removed; making it again");
                 entry.socket = None;
                 match self.open_socket(&entry.handler) {
@@ -195,6 +196,9 @@ impl Handlers {
 impl Entry {
     fn update_serving(&mut self) {
         let newest = self.containers.iter().max_by_key(|(number, _)| *number).map(|(_, container)| container.clone());
+        if let Some(newest) = &newest {
+            self.shared = newest.settings().shared;
+        }
         self.handler.serving.send_if_modified(|serving| {
             let same = match (&*serving, &newest) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new),
@@ -226,7 +230,6 @@ impl HandlerClaim {
         if made_socket {
             entry.socket = Some(self.handlers.open_socket(&entry.handler)?);
         }
-        entry.shared = container.settings().shared;
         entry.containers.push((self.number, container.clone()));
         entry.update_serving();
         drop(entries);

@@ -41,7 +41,8 @@ const AT_ONCE: usize = 16;
 struct AgentLife {
     device: u64,
     inode: u64,
-    changed: (i64, i64),
+    /// Set by `bind`, and unlike the change time not by a later chmod.
+    modified: (i64, i64),
 }
 
 impl AgentLife {
@@ -50,7 +51,7 @@ impl AgentLife {
         metadata.file_type().is_socket().then(|| Self {
             device: metadata.dev(),
             inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
         })
     }
 }
@@ -193,7 +194,7 @@ impl Book {
         self.known.entry(handler.name.clone()).or_default().under_way = true;
         let socket = self.directory.join(AGENT_SOCKET);
         async move {
-            let result = match tokio::time::timeout(ANSWER, register(socket, &handler)).await {
+            let result = match tokio::time::timeout(ANSWER, register(socket, life, &handler)).await {
                 Ok(result) => result,
                 Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
             };
@@ -226,11 +227,14 @@ impl Book {
     }
 }
 
-async fn register(socket: PathBuf, handler: &ServedHandler) -> Result<(), String> {
-    let channel = connect(socket).await.map_err(|error| match std::error::Error::source(&error) {
+async fn register(socket: PathBuf, life: AgentLife, handler: &ServedHandler) -> Result<(), String> {
+    let channel = connect(socket.clone()).await.map_err(|error| match std::error::Error::source(&error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     })?;
+    if AgentLife::of(&socket) != Some(life) {
+        return Err("the Agent was restarted meanwhile".to_owned());
+    }
     let request = RegisterDiscoveryHandlerRequest {
         name: handler.name.clone(),
         endpoint: handler.endpoint.to_string_lossy().into_owned(),

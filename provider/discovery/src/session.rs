@@ -43,6 +43,8 @@ const REPETITIONS: [Duration; 7] = [
 
 /// Pause before a failed guest is replaced: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Longest complaint, in bytes.
+const MOST_COMPLAINT: usize = 1024;
 /// A guest that lived this long did not fail at once: the pause starts over.
 const STABLE: Duration = Duration::from_secs(600);
 
@@ -72,6 +74,8 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         output: Output { sender, last: None, unsent: false, repetitions: None },
         verdict: Some(verdict),
         back_off: BACK_OFF.0,
+        complained: None,
+        rate: AnswerRate::new(),
     };
     tokio::spawn(session.run());
     (stream, first_verdict)
@@ -85,6 +89,44 @@ struct Session {
     output: Output,
     verdict: Option<oneshot::Sender<Verdict>>,
     back_off: Duration,
+    /// Whose status tells of this stream's trouble.
+    complained: Option<Arc<HandlerContainer>>,
+    rate: AnswerRate,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.withdraw_complaint();
+    }
+}
+
+/// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
+struct AnswerRate {
+    /// Bytes that may be read at once; negative when more were.
+    bytes: f64,
+    at: Instant,
+}
+
+/// Bytes of answers that a stream takes each second; also its burst.
+const ANSWER_BYTES: f64 = (4 << 20) as f64;
+/// The least that an answer counts for.
+const ANSWER_LEAST: usize = 64 << 10;
+
+impl AnswerRate {
+    fn new() -> Self {
+        Self { bytes: ANSWER_BYTES, at: Instant::now() }
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        let filled = self.at.elapsed().as_secs_f64() * ANSWER_BYTES;
+        self.bytes = (self.bytes + filled).min(ANSWER_BYTES) - bytes.max(ANSWER_LEAST) as f64;
+        self.at = Instant::now();
+    }
+
+    /// When the next answer may be read.
+    fn next(&self) -> Instant {
+        self.at + Duration::from_secs_f64((-self.bytes / ANSWER_BYTES).max(0.0))
+    }
 }
 
 /// Why a session stops using a guest.
@@ -114,11 +156,8 @@ impl Session {
                 self.back_off = BACK_OFF.0;
             }
             match turn {
-                Turn::End => {
-                    container.complain(self.number, None);
-                    return;
-                }
-                Turn::Replaced => container.complain(self.number, None),
+                Turn::End => return,
+                Turn::Replaced => self.withdraw_complaint(),
                 Turn::Failed(reason) => {
                     self.complain(&container, reason);
                     let pause = self.back_off;
@@ -128,7 +167,8 @@ impl Session {
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         // The next container's guest need not wait for what this one's did.
-                        () = stopped.cancelled() => {}
+                        () = stopped.cancelled() => self.back_off = BACK_OFF.0,
+                        () = replaced(&mut self.serving, &container) => self.back_off = BACK_OFF.0,
                         end = self.output.tend() => match end {},
                         () = client_gone => {}
                         () = closing.cancelled() => {}
@@ -163,7 +203,7 @@ impl Session {
                 }
                 () = container.stopped().cancelled() => return Turn::Replaced,
                 () = replaced(&mut self.serving, container) => return Turn::Replaced,
-                () = written(&mut progress, &mut seen_writes) => {
+                () = written(&mut progress, &mut seen_writes, self.rate.next()) => {
                     if let Some(turn) = self.take_answer(&guest, container) {
                         return turn;
                     }
@@ -191,7 +231,10 @@ impl Session {
     fn take_answer(&mut self, guest: &ServingGuest, container: &Arc<HandlerContainer>) -> Option<Turn> {
         let json = match guest.take_answer() {
             Ok(None) => return None,
-            Ok(Some(json)) => json,
+            Ok(Some(json)) => {
+                self.rate.spend(json.len());
+                json
+            }
             Err(error) => {
                 self.complain(container, error.to_string());
                 return None;
@@ -199,9 +242,9 @@ impl Session {
         };
         match Answer::read(&json, container.allowed_host_paths()) {
             Ok(Answer::Devices { list, warning }) => {
-                container.complain(self.number, None);
-                if let Some(warning) = warning {
-                    self.complain(container, warning);
+                match warning {
+                    Some(warning) => self.complain(container, warning),
+                    None => self.withdraw_complaint(),
                 }
                 self.output.send(list);
                 self.say(Verdict::Answered);
@@ -217,7 +260,9 @@ impl Session {
 
     /// The guest does not understand the request. Before any list the call fails with it; later the last list stays, as
     /// the request was good once.
-    fn refuse_details(&mut self, reason: String, container: &Arc<HandlerContainer>) -> Option<Turn> {
+    fn refuse_details(&mut self, mut reason: String, container: &Arc<HandlerContainer>) -> Option<Turn> {
+        // It becomes an HTTP/2 header.
+        reason.truncate(reason.floor_char_boundary(MOST_COMPLAINT));
         if self.output.last.is_some() {
             self.complain(container, format!("the guest now calls its discovery details invalid: {reason}"));
             return None;
@@ -247,11 +292,21 @@ impl Session {
         }
     }
 
-    fn complain(&self, container: &Arc<HandlerContainer>, complaint: String) {
+    fn withdraw_complaint(&mut self) {
+        if let Some(container) = self.complained.take() {
+            container.complain(self.number, None);
+        }
+    }
+
+    fn complain(&mut self, container: &Arc<HandlerContainer>, mut complaint: String) {
+        // A guest's own words may be in it.
+        complaint.truncate(complaint.floor_char_boundary(MOST_COMPLAINT));
         let known = container.complaints().borrow().get(&self.number).is_some_and(|old| *old == complaint);
         if !known {
             tracing::warn!(handler = self.handler.name, container = container.name(), "{complaint}");
+            container.note(&format!("[akri-krustlet] {complaint}"));
             container.complain(self.number, Some(complaint));
+            self.complained = Some(container.clone());
         }
     }
 
@@ -287,10 +342,17 @@ async fn replaced(serving: &mut watch::Receiver<Option<Arc<HandlerContainer>>>, 
     }
 }
 
-/// Resolves when the guest has written more often than `seen`, and counts that as seen. What it writes between two calls
-/// is not missed.
-async fn written(progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>, seen: &mut u64) {
+/// Resolves when the guest has written more often than `seen`, but not before `earliest`, and counts that as seen. What it
+/// writes between two calls is not missed.
+async fn written(
+    progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>,
+    seen: &mut u64,
+    earliest: Instant,
+) {
     let Some(progress) = progress else { return pending().await };
+    if earliest > Instant::now() {
+        tokio::time::sleep_until(earliest).await;
+    }
     let writes = progress.wait_for(|progress| progress.writes != *seen).await.map(|progress| progress.writes);
     match writes {
         Ok(writes) => *seen = writes,

@@ -13,6 +13,17 @@ use std::collections::BTreeMap;
 /// Why a pod is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
+    /// Not one of the API's three.
+    #[error("restartPolicy {0:?}: expected Always, OnFailure or Never")]
+    RestartPolicy(String),
+    /// The pod's log directory could not be made.
+    #[error(
+        "namespace, name and UID of the pod have {0} letters together, its log directory can have 253; use a shorter name"
+    )]
+    LongName(usize),
+    /// The node does not have it, and running the pod without it would not be what it asks for.
+    #[error("{0} is not supported by this version of the node")]
+    Unsupported(String),
     /// Two containers have one name.
     #[error("two containers are named {0}")]
     DuplicateContainer(String),
@@ -48,6 +59,17 @@ pub enum AdmissionError {
 
 /// Checks all of a pod.
 pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError> {
+    let policy = pod.spec().restart_policy.as_deref();
+    if let Some(policy) = policy.filter(|policy| !["Always", "OnFailure", "Never"].contains(policy)) {
+        return Err(AdmissionError::RestartPolicy(policy.to_owned()));
+    }
+    let length = pod.namespace().len() + pod.name().len() + pod.uid().len();
+    if length > 253 {
+        return Err(AdmissionError::LongName(length));
+    }
+    if let Some(what) = unsupported(pod) {
+        return Err(AdmissionError::Unsupported(what));
+    }
     volume::validate(pod)?;
     let mut names = Vec::new();
     for container in pod.init_containers().iter().chain(&pod.spec().containers) {
@@ -64,6 +86,31 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         limits(container)?;
     }
     Ok(())
+}
+
+fn unsupported(pod: &PodObject) -> Option<String> {
+    if pod.spec().active_deadline_seconds.is_some() {
+        return Some("spec.activeDeadlineSeconds".to_owned());
+    }
+    let sidecar = pod.init_containers().iter().find(|container| container.restart_policy.is_some());
+    if let Some(container) = sidecar {
+        return Some(format!("init container {}: restartPolicy (a sidecar)", container.name));
+    }
+    let sized = |volume: &&k8s_openapi::api::core::v1::Volume| {
+        volume.empty_dir.as_ref().is_some_and(|source| source.size_limit.is_some())
+    };
+    if let Some(volume) = pod.spec().volumes.iter().flatten().find(sized) {
+        return Some(format!("volume {}: emptyDir.sizeLimit", volume.name));
+    }
+    pod.spec().containers.iter().find_map(|container| {
+        let probes = [
+            ("livenessProbe", &container.liveness_probe),
+            ("readinessProbe", &container.readiness_probe),
+            ("startupProbe", &container.startup_probe),
+        ];
+        let (field, _) = probes.into_iter().find(|(_, probe)| probe.is_some())?;
+        Some(format!("container {}: {field} (a guest has no port and no process to probe)", container.name))
+    })
 }
 
 /// The handler in a container, if there is one.
@@ -128,6 +175,15 @@ mod tests {
                 .unwrap_err()
                 .contains("two containers")
         );
+        for (spec, message) in [
+            (json!({"restartPolicy": "never", "containers": []}), "expected Always"),
+            (json!({"activeDeadlineSeconds": 1, "containers": []}), "activeDeadlineSeconds"),
+            (json!({"initContainers": [{"name": "i", "restartPolicy": "Always"}], "containers": []}), "sidecar"),
+            (json!({"containers": [{"name": "c", "livenessProbe": {"exec": {}}}]}), "livenessProbe"),
+        ] {
+            let error = validate_spec(spec).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
         assert_eq!(validate_spec(json!({"containers": [{"name": "c"}]})), Ok(()));
     }
 

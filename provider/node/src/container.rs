@@ -11,7 +11,7 @@ use crate::volume;
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::{GuestSpec, Outcome, Preopen, Program};
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,7 +44,11 @@ pub async fn supervise(
 ) -> bool {
     let name = &container.name;
     let mut restart = 0;
-    if let Some(earlier) = context.reporter.container(kind, name).filter(|earlier| earlier.container_id.is_some()) {
+    let was_started = |earlier: &ContainerStatus| {
+        let ended = |state: &Option<ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
+        earlier.container_id.is_some() || ended(&earlier.state) || ended(&earlier.last_state)
+    };
+    if let Some(earlier) = context.reporter.container(kind, name).filter(was_started) {
         let ended = earlier.state.as_ref().and_then(|state| state.terminated.as_ref());
         if let Some(succeeded) = ended.map(|ended| ended.exit_code == 0)
             && !policy.restarts(succeeded)
@@ -125,16 +129,15 @@ async fn run_once(
     claim: Option<&(HandlerClaim, HandlerSettings)>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
-    let program = image::load(&services.runtime, &context.pod, container).await.map_err(|error| error.to_string())?;
+    let program = image::load(&services.runtime, &services.images, &context.pod, container)
+        .await
+        .map_err(|error| error.to_string())?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
     let variables =
         environment::variables(container, &context.pod, &services.node).map_err(|error| error.to_string())?;
-    let log = ContainerLog::create(
-        &services.data.container_logs(&context.pod, &container.name),
-        restart,
-        LogLimits::default(),
-    )
-    .map_err(|error| format!("cannot make the container's log: {error}"))?;
+    let log_directory = services.data.container_logs(&context.pod, &container.name);
+    let log = ContainerLog::create(&log_directory, restart, LogLimits::default())
+        .map_err(|error| format!("cannot make the container's log in {}: {error}", log_directory.display()))?;
     let exchange_directory = claim.map(|(_, settings)| settings.exchange_directory.as_str());
     let (preopens, exchange) = volume::preopens(container, directories, exchange_directory);
     let guest = GuestSpec {

@@ -3,7 +3,7 @@
 //! ```text
 //! <data>/lock                                   held by the running node, with its pid
 //! <data>/modules/                               compiled modules
-//! <data>/pods/<uid>/pod.json                    the pod
+//! <data>/pods/<uid>/pod.json                    the pod, annotated with the manifest that it came from
 //! <data>/pods/<uid>/status.json                 its status, as last reported
 //! <data>/pods/<uid>/volumes/<name>/             emptyDir volumes
 //! <data>/pods/<uid>/exchange/<container>/       exchange volume of a handler that mounts none
@@ -178,7 +178,10 @@ impl DataDirectory {
 
 /// Names come from manifests: never a path.
 fn file_name(name: &str) -> String {
-    name.replace(['/', '\0'], "_")
+    match name {
+        "" | "." | ".." => "_".to_owned(),
+        name => name.replace(['/', '\0'], "_"),
+    }
 }
 
 /// Makes a directory that only the node's user can read, and its parents.

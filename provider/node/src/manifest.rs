@@ -1,6 +1,6 @@
 //! Pods from manifest files: YAML or JSON, several documents a file.
 
-use crate::pod::PodObject;
+use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -57,7 +57,9 @@ impl Manifest {
 
     fn add(&mut self, file: &Path, line: usize, value: Value) {
         match pod_of(value) {
-            Ok(Some(pod)) => {
+            Ok(Some(mut pod)) => {
+                let annotations = pod.metadata.annotations.get_or_insert_default();
+                annotations.insert(MANIFEST_ANNOTATION.to_owned(), file.display().to_string());
                 let folder = file.parent().map(Path::to_owned);
                 self.pods.push((PodObject { api: Arc::new(pod), folder }, line));
             }
@@ -137,7 +139,8 @@ fn pod_of(value: Value) -> Result<Option<Pod>, String> {
     if containers == 0 {
         return Err(format!("pod {namespace}/{name} has no container: spec.containers is empty"));
     }
-    pod.metadata.uid.get_or_insert(uid);
+    // Never the manifest's own, which may be copied from another pod: a changed manifest must be another pod.
+    pod.metadata.uid = Some(uid);
     pod.metadata.creation_timestamp = None;
     pod.status = None;
     Ok(Some(pod))
@@ -204,6 +207,12 @@ mod tests {
             assert!(error.contains(message), "{error}");
         }
         assert!(parse("\n# nothing\n").errors.is_empty());
+    }
+
+    #[test]
+    fn a_uid_in_the_manifest_is_not_the_pods() {
+        let pod = parse(&POD.replace("{name: a}", "{name: a, uid: '..'}")).pods.remove(0).0;
+        assert_eq!(pod.uid().len(), 36);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
 use crate::environment::NodeFacts;
-use crate::pod::PodObject;
+use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use crate::provider::{Services, WasmProvider};
 use crate::source::{PodEvent, PodSource};
 use crate::status::StatusSink;
@@ -11,6 +11,7 @@ use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, regist
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -70,6 +71,7 @@ impl Node {
         let lock = config.data.lock()?;
         let services = Arc::new(Services {
             runtime: Runtime::new(config.runtime)?,
+            images: crate::image::LoadedImages::default(),
             handlers: Handlers::new(config.handlers),
             watcher: DirectoryWatcher::start().map_err(NodeError::Watch)?,
             data: config.data,
@@ -106,7 +108,7 @@ impl Node {
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
-                    PodEvent::Synced => self.forget_others(),
+                    PodEvent::Synced { unreadable } => self.forget_others(&unreadable),
                 },
             }
         }
@@ -182,7 +184,7 @@ impl Node {
     }
 
     /// Removes what is left of pods that went while the node was down.
-    fn forget_others(&self) {
+    fn forget_others(&self, unreadable: &[PathBuf]) {
         let stored = match self.services.data.pods() {
             Ok(stored) => stored,
             Err(error) => {
@@ -192,6 +194,16 @@ impl Node {
         };
         for stored in stored {
             let uid = stored.pod.metadata.uid.as_deref().unwrap_or_default();
+            let annotations = stored.pod.metadata.annotations.as_ref();
+            let manifest = annotations.and_then(|annotations| annotations.get(MANIFEST_ANNOTATION));
+            if manifest.is_some_and(|manifest| unreadable.contains(&PathBuf::from(manifest))) {
+                tracing::warn!(
+                    uid,
+                    manifest,
+                    "the pod's manifest cannot be read; the pod is remembered and not run until it can"
+                );
+                continue;
+            }
             if !self.pods.contains_key(uid)
                 && let Err(error) = self.services.data.remove_pod(&stored.pod)
             {

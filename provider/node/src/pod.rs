@@ -13,6 +13,9 @@ pub struct PodObject {
     pub folder: Option<PathBuf>,
 }
 
+/// Annotation that the node gives to the pods of manifests, as a kubelet does to static pods: the manifest's file.
+pub const MANIFEST_ANNOTATION: &str = "akri-krustlet/manifest";
+
 impl PodObject {
     /// `metadata.uid`; every source sets it.
     pub fn uid(&self) -> &str {

@@ -21,6 +21,8 @@ use tokio::sync::RwLock;
 pub struct Services {
     /// Compiles and runs modules.
     pub runtime: Arc<Runtime>,
+    /// The modules that are in use.
+    pub images: crate::image::LoadedImages,
     /// The discovery handlers.
     pub handlers: Arc<Handlers>,
     /// Tells of changed directories.
@@ -49,6 +51,8 @@ impl DevicePluginSupport for ProviderState {}
 pub struct PodState {
     /// The pod, its status, the services.
     pub context: Arc<PodContext>,
+    /// The modules of its containers, which stay loaded as long as the pod is there.
+    pub programs: Vec<Arc<akri_krustlet_runtime::Program>>,
     /// The pod's volumes, once they are mounted.
     pub directories: Directories,
     /// Pause before the image or a volume is tried again.
@@ -89,7 +93,7 @@ impl WasmProvider {
         }
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.ip, services.sink.clone());
         let context = Arc::new(PodContext { services, pod, reporter });
-        PodState { context, directories: Directories::new(), back_off: Default::default() }
+        PodState { context, programs: Vec::new(), directories: Directories::new(), back_off: Default::default() }
     }
 }
 

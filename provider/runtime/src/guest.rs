@@ -4,7 +4,7 @@ use crate::cpu::GuestThreads;
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::program::{LoadError, Program};
-use crate::wasi::{DiskBudget, GuestClock, GuestState, Progress, Signals};
+use crate::wasi::{DiskBudget, GuestClock, GuestState, Progress, Signals, WrittenFiles};
 use rustix::fs::{Mode, OFlags};
 use std::fmt;
 use std::path::PathBuf;
@@ -248,7 +248,7 @@ pub(crate) fn build_store(
         clock,
         disk,
         open_files: 0,
-        unreported_write: false,
+        written: WrittenFiles::default(),
     };
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.limiter);

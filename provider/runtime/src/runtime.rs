@@ -4,7 +4,7 @@ use crate::aot::{AotStore, AotStoreError};
 use crate::compile::Compiler;
 use crate::cpu::GuestThreads;
 use crate::guest::{self, Guest, GuestSpec, StartError};
-use crate::module::Digest;
+use crate::module::{Digest, ModuleKind};
 use crate::program::{LoadError, Program};
 use crate::wasi::{self, GuestState};
 use std::collections::HashMap;
@@ -104,24 +104,34 @@ impl Runtime {
         if let Some(program) = self.known(&digest) {
             return Ok(program);
         }
+        if let Some(program) = self.load_stored(digest, kind)? {
+            return Ok(program);
+        }
+        // Only what must be compiled waits here, behind what may be a compile bomb.
         let _one_at_a_time = self.compiling.lock().await;
         if let Some(program) = self.known(&digest) {
             return Ok(program);
         }
-        if let Some(path) = self.store.find(&digest) {
-            match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {
-                Err(LoadError::Unusable(reason)) => {
-                    tracing::warn!(%digest, reason, "stored module is unusable, compiling it again");
-                    self.store.discard(&digest);
-                }
-                result => return Ok(self.remember(result?)),
-            }
+        if let Some(program) = self.load_stored(digest, kind)? {
+            return Ok(program);
         }
         let staged = self.store.stage().map_err(LoadError::Store)?;
         self.compiler.compile(module, staged.path()).await?;
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
         Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?))
+    }
+
+    fn load_stored(&self, digest: Digest, kind: ModuleKind) -> Result<Option<Arc<Program>>, LoadError> {
+        let Some(path) = self.store.find(&digest) else { return Ok(None) };
+        match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {
+            Err(LoadError::Unusable(reason)) => {
+                tracing::warn!(%digest, reason, "stored module is unusable, compiling it again");
+                self.store.discard(&digest);
+                Ok(None)
+            }
+            result => result.map(|program| Some(self.remember(program))),
+        }
     }
 
     /// Starts a guest.

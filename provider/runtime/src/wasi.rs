@@ -10,7 +10,8 @@
 
 use crate::limits::GuestLimiter;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ mod errno {
     pub(super) const INVAL: i32 = 28;
     pub(super) const MFILE: i32 = 33;
     pub(super) const NOSPC: i32 = 51;
+    pub(super) const NOTSUP: i32 = 58;
 }
 
 /// What the host and one guest tell each other while the guest runs.
@@ -43,7 +45,7 @@ pub struct Signals {
 pub struct Progress {
     /// Times that it has begun to wait (`poll_oneoff`).
     pub waits: u64,
-    /// Times that it has closed, renamed or left alone a file after writing.
+    /// Times that it has closed a file that it wrote, or given a file another name.
     pub writes: u64,
 }
 
@@ -73,15 +75,51 @@ pub(crate) struct GuestState {
     pub(crate) clock: GuestClock,
     pub(crate) disk: Option<DiskBudget>,
     pub(crate) open_files: usize,
-    /// A file was written since the host was last told.
-    pub(crate) unreported_write: bool,
+    pub(crate) written: WrittenFiles,
 }
 
 impl GuestState {
-    fn report_write(&mut self) {
-        if std::mem::take(&mut self.unreported_write) {
-            self.signals.progress.send_modify(|progress| progress.writes += 1);
+    fn report_write(&self) {
+        self.signals.progress.send_modify(|progress| progress.writes += 1);
+    }
+}
+
+/// The open files that a guest has written to.
+#[derive(Debug, Default)]
+pub(crate) struct WrittenFiles {
+    /// Bytes written, by descriptor.
+    bytes: BTreeMap<i32, u64>,
+    /// One of them may have lost its name, and so cannot be measured any more.
+    nameless: bool,
+}
+
+impl WrittenFiles {
+    fn write(&mut self, descriptor: i32, bytes: u64) {
+        *self.bytes.entry(descriptor).or_default() += bytes;
+    }
+
+    /// True if it had been written.
+    fn close(&mut self, descriptor: i32) -> bool {
+        let written = self.bytes.remove(&descriptor).is_some();
+        self.nameless &= !self.bytes.is_empty();
+        written
+    }
+
+    fn renumber(&mut self, from: i32, to: i32) {
+        self.bytes.remove(&to);
+        if let Some(bytes) = self.bytes.remove(&from) {
+            self.bytes.insert(to, bytes);
         }
+    }
+
+    /// A name was removed or replaced.
+    fn lose_name(&mut self) {
+        self.nameless |= !self.bytes.is_empty();
+    }
+
+    /// Bytes that may be on the disk without a name.
+    fn nameless_bytes(&self) -> u64 {
+        if self.nameless { self.bytes.values().sum() } else { 0 }
     }
 }
 
@@ -123,9 +161,9 @@ impl DiskBudget {
         Self { directory, bytes, entries, bytes_assumed: 0, entries_assumed: 0 }
     }
 
-    fn may_write(&mut self, bytes: u64) -> bool {
+    fn may_write(&mut self, bytes: u64, nameless: u64) -> bool {
         if self.bytes_assumed.saturating_add(bytes) > self.bytes {
-            self.measure();
+            self.measure(nameless);
         }
         let fits = self.bytes_assumed.saturating_add(bytes) <= self.bytes;
         if fits {
@@ -134,9 +172,9 @@ impl DiskBudget {
         fits
     }
 
-    fn may_create(&mut self) -> bool {
+    fn may_create(&mut self, nameless: u64) -> bool {
         if self.entries_assumed >= self.entries {
-            self.measure();
+            self.measure(nameless);
         }
         let fits = self.entries_assumed < self.entries;
         if fits {
@@ -145,18 +183,22 @@ impl DiskBudget {
         fits
     }
 
-    fn measure(&mut self) {
-        let (mut bytes, mut entries) = (0, 0);
-        measure_directory(self.directory.as_fd(), 0, &mut bytes, &mut entries);
-        (self.bytes_assumed, self.entries_assumed) = (bytes, entries);
+    fn measure(&mut self, nameless: u64) {
+        let (mut bytes, mut entries) = (nameless, 0);
+        if measure_directory(self.directory.as_fd(), 0, &mut bytes, &mut entries) {
+            (self.bytes_assumed, self.entries_assumed) = (bytes, entries);
+        } else {
+            (self.bytes_assumed, self.entries_assumed) = (self.bytes, self.entries);
+        }
     }
 }
 
-/// Deeper trees than this are not measured; `may_create` counts their entries anyway.
+/// A deeper tree counts as full: what cannot be measured is not given back.
 const MEASURED_DEPTH: u32 = 16;
 
-fn measure_directory(directory: std::os::fd::BorrowedFd<'_>, depth: u32, bytes: &mut u64, entries: &mut u64) {
-    let Ok(listing) = Dir::read_from(directory) else { return };
+/// Adds up what is in a directory; false if it is deeper than [`MEASURED_DEPTH`] or cannot be read.
+fn measure_directory(directory: BorrowedFd<'_>, depth: u32, bytes: &mut u64, entries: &mut u64) -> bool {
+    let Ok(listing) = Dir::read_from(directory) else { return false };
     for entry in listing.flatten() {
         let name = entry.file_name();
         if name == c"." || name == c".." {
@@ -166,13 +208,17 @@ fn measure_directory(directory: std::os::fd::BorrowedFd<'_>, depth: u32, bytes: 
         let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         // Blocks, not length: a sparse file takes no room.
         *bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && depth < MEASURED_DEPTH {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            if let Ok(inner) = rustix::fs::openat(directory, name, flags, Mode::empty()) {
-                measure_directory(inner.as_fd(), depth + 1, bytes, entries);
+            let inner = rustix::fs::openat(directory, name, flags, Mode::empty());
+            let measured = depth < MEASURED_DEPTH
+                && inner.is_ok_and(|inner| measure_directory(inner.as_fd(), depth + 1, bytes, entries));
+            if !measured {
+                return false;
             }
         }
     }
+    true
 }
 
 /// The guest's memory and state, as the functions of [`preview1`] take them.
@@ -235,7 +281,7 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                 if state.open_files >= state.limiter.container().limits().open_files {
                     return Ok(errno::MFILE);
                 }
-                if oflags & OFLAGS_CREAT != 0 && state.disk.as_mut().is_some_and(|disk| !disk.may_create()) {
+                if oflags & OFLAGS_CREAT != 0 && !may_create(&mut caller) {
                     return Ok(errno::NOSPC);
                 }
                 let result = call_preview1!(
@@ -243,9 +289,13 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                     path_open(fd, lookup, path, length, oflags, rights, inherited, fdflags, opened)
                 );
                 if result == errno::SUCCESS {
-                    let state = caller.data_mut();
-                    state.open_files += 1;
-                    state.unreported_write |= oflags & OFLAGS_TRUNC != 0;
+                    caller.data_mut().open_files += 1;
+                    if oflags & OFLAGS_TRUNC != 0 {
+                        let memory = exported_memory(&mut caller)?;
+                        if let Some(descriptor) = read_u32(memory.data(&caller), opened as u32 as usize) {
+                            caller.data_mut().written.write(descriptor as i32, 0);
+                        }
+                    }
                 }
                 Ok(result)
             })
@@ -253,21 +303,31 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
     )?;
     linker.func_wrap_async(MODULE, "fd_close", |mut caller: Caller<'_, GuestState>, (fd,): (i32,)| {
         Box::new(async move {
+            if is_stdio(fd) {
+                // They stay what they are: their number must not become a file's.
+                return Ok(errno::SUCCESS);
+            }
             let result = call_preview1!(caller, fd_close(fd));
             if result == errno::SUCCESS {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
-                state.report_write();
+                if state.written.close(fd) {
+                    state.report_write();
+                }
             }
             Ok(result)
         })
     })?;
     linker.func_wrap_async(MODULE, "fd_renumber", |mut caller: Caller<'_, GuestState>, (from, to): (i32, i32)| {
         Box::new(async move {
+            if is_stdio(from) || is_stdio(to) {
+                return Ok(errno::NOTSUP);
+            }
             let result = call_preview1!(caller, fd_renumber(from, to));
             if result == errno::SUCCESS && from != to {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
+                state.written.renumber(from, to);
             }
             Ok(result)
         })
@@ -281,8 +341,9 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         "fd_write",
         |mut caller: Caller<'_, GuestState>, (fd, vectors, count, written): (i32, i32, i32, i32)| {
             Box::new(async move {
-                if !may_write(&mut caller, fd, vectors, count)? {
-                    return Ok(errno::NOSPC);
+                let refused = may_write(&mut caller, fd, vectors, count)?;
+                if refused != errno::SUCCESS {
+                    return Ok(refused);
                 }
                 Ok(call_preview1!(caller, fd_write(fd, vectors, count, written)))
             })
@@ -293,8 +354,9 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         "fd_pwrite",
         |mut caller: Caller<'_, GuestState>, (fd, vectors, count, offset, written): (i32, i32, i32, i64, i32)| {
             Box::new(async move {
-                if !may_write(&mut caller, fd, vectors, count)? {
-                    return Ok(errno::NOSPC);
+                let refused = may_write(&mut caller, fd, vectors, count)?;
+                if refused != errno::SUCCESS {
+                    return Ok(refused);
                 }
                 Ok(call_preview1!(caller, fd_pwrite(fd, vectors, count, offset, written)))
             })
@@ -341,6 +403,19 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
     )?;
     linker.func_wrap_async(
         MODULE,
+        "path_unlink_file",
+        |mut caller: Caller<'_, GuestState>, (fd, path, length): (i32, i32, i32)| {
+            Box::new(async move {
+                let result = call_preview1!(caller, path_unlink_file(fd, path, length));
+                if result == errno::SUCCESS {
+                    caller.data_mut().written.lose_name();
+                }
+                Ok(result)
+            })
+        },
+    )?;
+    linker.func_wrap_async(
+        MODULE,
         "path_rename",
         |mut caller: Caller<'_, GuestState>,
          (fd, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32)| {
@@ -354,33 +429,50 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
 }
 
 fn may_create(caller: &mut Caller<'_, GuestState>) -> bool {
-    caller.data_mut().disk.as_mut().is_none_or(DiskBudget::may_create)
+    let state = caller.data_mut();
+    let nameless = state.written.nameless_bytes();
+    state.disk.as_mut().is_none_or(|disk| disk.may_create(nameless))
 }
 
-/// A file appeared under another name, complete.
+fn is_stdio(descriptor: i32) -> bool {
+    (0..=2).contains(&descriptor)
+}
+
+/// A file appeared under another name, complete; one that had it may have lost it.
 fn changed_names(caller: &mut Caller<'_, GuestState>, result: i32) -> Result<i32> {
     if result == errno::SUCCESS {
         let state = caller.data_mut();
-        state.unreported_write = true;
+        state.written.lose_name();
         state.report_write();
     }
     Ok(result)
 }
 
+/// More vectors than this in one write make no sense.
+const MOST_VECTORS: usize = 1024;
+
 /// Adds up the vectors of a write and asks the disk budget. Standard output and error have their own bounds.
-fn may_write(caller: &mut Caller<'_, GuestState>, fd: i32, vectors: i32, count: i32) -> Result<bool> {
-    if (0..=2).contains(&fd) {
-        return Ok(true);
+fn may_write(caller: &mut Caller<'_, GuestState>, fd: i32, vectors: i32, count: i32) -> Result<i32> {
+    if is_stdio(fd) {
+        return Ok(errno::SUCCESS);
+    }
+    let count = count as u32 as usize;
+    if count > MOST_VECTORS {
+        return Ok(errno::INVAL);
     }
     let memory = exported_memory(caller)?;
     let (memory, state) = memory.data_and_store_mut(caller);
     let mut bytes = 0u64;
-    for index in 0..count.clamp(0, 1024) as usize {
+    for index in 0..count {
         let Some(length) = read_u32(memory, vectors as u32 as usize + index * 8 + 4) else { break };
         bytes += u64::from(length);
     }
-    state.unreported_write = true;
-    Ok(state.disk.as_mut().is_none_or(|disk| disk.may_write(bytes)))
+    let nameless = state.written.nameless_bytes();
+    if state.disk.as_mut().is_some_and(|disk| !disk.may_write(bytes, nameless)) {
+        return Ok(errno::NOSPC);
+    }
+    state.written.write(fd, bytes);
+    Ok(errno::SUCCESS)
 }
 
 fn read_u32(memory: &[u8], at: usize) -> Option<u32> {
@@ -463,7 +555,6 @@ async fn poll_oneoff(
         bytes.chunks_exact(layout::SUBSCRIPTION).map(|one| Subscription::read(one, clock)).collect();
     let Some(subscriptions) = read else { return Ok(errno::INVAL) };
 
-    state.report_write();
     state.signals.progress.send_modify(|progress| progress.waits += 1);
     let signals = state.signals.clone();
     let has_files = subscriptions.iter().any(|subscription| subscription.due.is_none());
@@ -497,4 +588,52 @@ async fn poll_oneoff(
     };
     slot.copy_from_slice(&number.to_le_bytes());
     Ok(errno::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(directory: &std::path::Path) -> DiskBudget {
+        let descriptor = rustix::fs::open(directory, OFlags::DIRECTORY, Mode::empty()).unwrap();
+        DiskBudget::new(descriptor, 1 << 20, 100)
+    }
+
+    #[test]
+    fn rewriting_a_file_costs_nothing_and_a_full_directory_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut budget = budget(directory.path());
+        for _ in 0..100 {
+            assert!(budget.may_write(100 << 10, 0));
+            std::fs::write(directory.path().join("out.out"), vec![1; 100 << 10]).unwrap();
+        }
+        std::fs::write(directory.path().join("big"), vec![1; 900 << 10]).unwrap();
+        assert!(!budget.may_write(1 << 20, 0));
+    }
+
+    #[test]
+    fn a_file_without_a_name_and_a_tree_too_deep_to_measure_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut of_files = budget(directory.path());
+        let mut written = WrittenFiles::default();
+        let mut total = 0;
+        while of_files.may_write(64 << 10, written.nameless_bytes()) {
+            written.write(5, 64 << 10);
+            written.lose_name();
+            total += 64;
+            assert!(total <= 1024, "{total} KiB");
+        }
+        assert!(written.close(5));
+        assert!(of_files.may_write(64 << 10, written.nameless_bytes()), "closed, it takes no room");
+
+        let mut path = directory.path().to_owned();
+        let mut of_entries = budget(directory.path());
+        let mut made = 0;
+        while of_entries.may_create(0) {
+            path.push("d");
+            std::fs::create_dir(&path).unwrap();
+            made += 1;
+            assert!(made <= 100, "{made}");
+        }
+    }
 }

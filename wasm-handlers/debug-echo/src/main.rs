@@ -34,11 +34,10 @@ fn main() {
         if let Some(request) = exchange.request() {
             let answer = answer(&request, exchange.is_offline());
             if last.as_ref() != Some(&(request.clone(), answer.clone())) {
+                // Printed first: whoever asked may hang up once it has the answer.
+                println!("debugEcho: {answer}");
                 match exchange.answer(&answer) {
-                    Ok(()) => {
-                        println!("debugEcho: {answer}");
-                        last = Some((request, answer));
-                    }
+                    Ok(()) => last = Some((request, answer)),
                     Err(error) => eprintln!("debugEcho: cannot write the answer, trying again later: {error}"),
                 }
             }

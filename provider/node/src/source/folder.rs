@@ -96,7 +96,9 @@ impl FolderSource {
         self.complaints = complaints.into_iter().collect();
         if !self.synced {
             self.synced = true;
-            self.events.push_back(PodEvent::Synced);
+            let unreadable = self.files.iter().filter(|(_, file)| !file.complaints.is_empty());
+            let unreadable = unreadable.map(|(path, _)| path.clone()).collect();
+            self.events.push_back(PodEvent::Synced { unreadable });
         }
     }
 
@@ -123,7 +125,12 @@ impl FolderSource {
         complaints.extend(errors.iter().cloned());
         match self.files.get_mut(path) {
             // Half a file: keep what it had until it can be read again.
-            Some(file) if pods.is_empty() && !errors.is_empty() => file.stamp = None,
+            Some(file) if !errors.is_empty() => {
+                // Half a file: what it had before and cannot be found now stays, until the file can be read again.
+                let missing = |old: &&(PodObject, usize)| pods.iter().all(|(new, _)| new.key() != old.0.key());
+                let kept: Vec<_> = file.pods.iter().filter(missing).cloned().collect();
+                *file = File { stamp, pods: pods.into_iter().chain(kept).collect(), complaints: errors };
+            }
             Some(file) => *file = File { stamp, pods, complaints: errors },
             None => {
                 self.files.insert(path.to_owned(), File { stamp, pods, complaints: errors });
@@ -208,7 +215,7 @@ mod tests {
         match source.next().await {
             PodEvent::Applied(pod) => format!("applied {}", pod.name()),
             PodEvent::Deleted(_) => "deleted".to_owned(),
-            PodEvent::Synced => "synced".to_owned(),
+            PodEvent::Synced { unreadable } => format!("synced {}", unreadable.len()),
         }
     }
 
@@ -220,7 +227,7 @@ mod tests {
         std::fs::write(path("ignored.txt"), "no manifest").unwrap();
         let mut source = FolderSource::open(folder.path(), DirectoryWatcher::start().unwrap()).unwrap();
         assert_eq!(next(&mut source).await, "applied a");
-        assert_eq!(next(&mut source).await, "synced");
+        assert_eq!(next(&mut source).await, "synced 0");
         std::fs::write(path("b.yaml"), manifest("b", "x")).unwrap();
         assert_eq!(next(&mut source).await, "applied b");
         std::fs::write(path("new"), manifest("b", "y")).unwrap();
@@ -239,12 +246,19 @@ mod tests {
         std::fs::write(path("z.yaml"), manifest("a", "y")).unwrap();
         let mut source = FolderSource::open(folder.path(), DirectoryWatcher::start().unwrap()).unwrap();
         assert_eq!(next(&mut source).await, "applied a");
-        assert_eq!(next(&mut source).await, "synced");
+        assert_eq!(next(&mut source).await, "synced 0");
         let complaint = source.complaints.iter().next().unwrap().clone();
         assert!(complaint.contains("z.yaml:1: pod default/a is already defined at"), "{complaint}");
         std::fs::write(path("a.yaml"), "kind: [").unwrap();
         std::fs::write(path("c.yaml"), manifest("c", "x")).unwrap();
         assert_eq!(next(&mut source).await, "applied c");
+        assert!(source.events.is_empty());
+        // Of two documents one is broken: neither pod goes.
+        std::fs::write(path("c.yaml"), format!("{}---\n{}", manifest("c", "x"), manifest("d", "x"))).unwrap();
+        assert_eq!(next(&mut source).await, "applied d");
+        std::fs::write(path("c.yaml"), format!("{}---\nkind: [", manifest("c", "x"))).unwrap();
+        std::fs::write(path("e.yaml"), manifest("e", "x")).unwrap();
+        assert_eq!(next(&mut source).await, "applied e");
         assert!(source.events.is_empty());
     }
 }

@@ -5,6 +5,7 @@ mod folder;
 pub use folder::FolderSource;
 
 use crate::pod::PodObject;
+use std::path::PathBuf;
 
 /// What happened to the pods of a node.
 #[derive(Debug)]
@@ -13,8 +14,12 @@ pub enum PodEvent {
     Applied(PodObject),
     /// The pod with this UID is gone.
     Deleted(String),
-    /// All pods that exist have been told; pods that the node remembers and that were not among them are gone.
-    Synced,
+    /// All pods that exist have been told; pods that the node remembers and that were not among them are gone, but for
+    /// those of manifests that cannot be read for the moment.
+    Synced {
+        /// The files that cannot be read, or not wholly.
+        unreadable: Vec<PathBuf>,
+    },
 }
 
 /// A source of pods.

@@ -19,20 +19,27 @@ impl State<PodState> for ImagePull {
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
         let started = tokio::time::Instant::now();
+        state.programs.clear();
         let context = state.context.clone();
         let pod = &context.pod;
         let init = pod.init_containers().iter().map(|container| (ContainerKind::Init, container));
         let app = pod.spec().containers.iter().map(|container| (ContainerKind::App, container));
         for (kind, container) in init.chain(app) {
-            if let Err(error) = image::load(&context.services.runtime, pod, container).await {
-                tracing::error!(pod = pod.key(), container = container.name, "{error}");
-                let message = error.to_string();
-                context.reporter.update_container(kind, &container.name, |status| {
-                    waiting(status, error.reason(), &message);
-                });
-                let pause = state.back_off.next(started).max(crate::back_off::FIRST);
-                return Transition::next(self, ImagePullBackOff { container: container.name.clone(), message, pause });
-            }
+            let services = &context.services;
+            let error = match image::load(&services.runtime, &services.images, pod, container).await {
+                Ok(program) => {
+                    state.programs.push(program);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            tracing::error!(pod = pod.key(), container = container.name, "{error}");
+            let message = error.to_string();
+            context.reporter.update_container(kind, &container.name, |status| {
+                waiting(status, error.reason(), &message);
+            });
+            let pause = state.back_off.next(started).max(crate::back_off::FIRST);
+            return Transition::next(self, ImagePullBackOff { container: container.name.clone(), message, pause });
         }
         state.back_off = Default::default();
         Transition::next(self, VolumeMount { message: String::new() })

@@ -18,12 +18,13 @@ pub enum ContainerKind {
 /// Longest message in a terminated state, in bytes; the API's bound for termination messages.
 const MOST_MESSAGE: usize = 4096;
 
-pub(super) fn initial(container: &Container) -> ContainerStatus {
+/// `behind_init`: init containers run first.
+pub(super) fn initial(container: &Container, behind_init: bool) -> ContainerStatus {
     ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
         started: Some(false),
-        state: Some(waiting_state("ContainerCreating", "")),
+        state: Some(waiting_state(if behind_init { "PodInitializing" } else { "ContainerCreating" }, "")),
         ..ContainerStatus::default()
     }
 }

@@ -48,7 +48,7 @@ impl StatusReporter {
                 .filter(|spec| statuses.iter().all(|status| status.name != spec.name))
                 .collect::<Vec<_>>()
             {
-                statuses.push(container::initial(spec));
+                statuses.push(container::initial(spec, !pod.init_containers().is_empty()));
             }
         }
         Self { pod, sink, status: Mutex::new(status) }

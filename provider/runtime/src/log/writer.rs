@@ -29,6 +29,8 @@ impl Default for LogLimits {
 
 /// Longest line; a longer one is written in parts.
 const LINE: usize = 16 << 10;
+/// Bytes before a line's text: time, stream, tag.
+const LINE_HEAD: usize = 40;
 /// Bytes that a guest may hand over in one write.
 const PERMIT: usize = 16 << 10;
 
@@ -54,7 +56,8 @@ struct FileState {
 }
 
 impl ContainerLog {
-    /// Makes `<directory>/<restart>.log`, and the directory if it is missing. No file stays open between lines.
+    /// Makes `<directory>/<restart>.log`, and the directory if it is missing. Of earlier restarts only the last one's log is
+    /// kept, as by a kubelet. No file stays open between lines.
     pub fn create(directory: &Path, restart: u32, limits: LogLimits) -> std::io::Result<Arc<Self>> {
         std::fs::create_dir_all(directory)?;
         let log = Self {
@@ -65,6 +68,7 @@ impl ContainerLog {
             file: Mutex::default(),
         };
         log.open()?;
+        log.remove_older()?;
         Ok(Arc::new(log))
     }
 
@@ -78,6 +82,18 @@ impl ContainerLog {
         let mut lines = Vec::new();
         push_line(&mut lines, Stream::Stderr, 'F', text.as_bytes());
         self.append(&lines);
+    }
+
+    fn remove_older(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let restart = name.to_string_lossy().split('.').next().and_then(|restart| restart.parse::<u32>().ok());
+            if restart.is_some_and(|restart| restart + 1 < self.restart) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn path(&self) -> PathBuf {
@@ -224,7 +240,8 @@ impl Pollable for LineStream {
 
 impl OutputStream for LineStream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.log.spend(bytes.len());
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        self.log.spend(bytes.len() + lines * LINE_HEAD);
         self.print(&bytes);
         Ok(())
     }
@@ -288,6 +305,18 @@ mod tests {
         assert!(text_of(directory.path(), 0).last().unwrap().ends_with("19"));
     }
 
+    #[test]
+    fn of_earlier_restarts_the_last_ones_log_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        for restart in 0..12 {
+            ContainerLog::create(directory.path(), restart, LogLimits::default()).unwrap().note("x");
+        }
+        let mut names: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["10.log", "11.log"]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_flood_waits_for_its_rate() {
         let directory = tempfile::tempdir().unwrap();
@@ -302,6 +331,8 @@ mod tests {
             stdout.write(Bytes::from(vec![b'\n'; permit.min(100)])).unwrap();
             written += permit.min(100);
         }
-        assert!((640 << 10..=(11 * 64) << 10).contains(&written), "{written}");
+        // Each byte was a line.
+        let charged = written * (1 + LINE_HEAD);
+        assert!((600 << 10..=(11 * 64 + 8) << 10).contains(&charged), "{charged}");
     }
 }
