@@ -34,8 +34,8 @@ check: ## format and lints
 docs: ## build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-deny: ## check licences, sources and banned crates (installs cargo-deny if it is missing)
-	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --version 0.19.0
+deny: ## check licences, sources and banned crates (builds cargo-deny if it is missing)
+	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --debug --version 0.20.2
 	$(CARGO) deny check licenses bans sources
 
 # rust-toolchain.toml names the toolchain; where rustup manages it, its targets are added if they are missing.
