@@ -3,7 +3,7 @@
 //! # Flow
 //! Guests run on a tokio runtime of their own, whose threads have a lower priority than the host's. Wasmtime ends a
 //! guest's turn when the epoch changes, at most every 10 ms; the epoch clock stands still while no guest runs.
-//! [`Metered`] wraps a guest's future and decides before each turn whether it may run:
+//! `Metered` wraps a guest's future and decides before each turn whether it may run:
 //! - a container with `limits.cpu` has a [`CpuShare`], a balance that fills at that rate; turns are paid from it in
 //!   measured thread CPU time, and a guest waits while the balance is below zero;
 //! - a guest that used up most of its last turn is a *spinner*, and spinners queue for as many places as there are cores.

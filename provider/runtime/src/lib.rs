@@ -17,7 +17,7 @@
 //!
 //! # Guarantees
 //! - Compiling happens in a child process with limits; this process never runs Cranelift ([`compile`]).
-//! - Every guest's store is built by one function, [`guest::build_store`], which sets every limit ([`limits`], [`wasi`]).
+//! - Every guest's store is built by one function, `guest::build_store`, which sets every limit ([`limits`], [`wasi`]).
 //! - Guests run on threads of their own at lower priority ([`cpu`]); a spinning guest delays neither the host nor a guest
 //!   that answers an event.
 //! - An idle guest costs memory (about 50 KB) but neither a thread nor a timer tick.
