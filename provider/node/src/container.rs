@@ -223,11 +223,12 @@ async fn run_handler(
     )
     .map_err(|error| error.to_string())?;
     let _stop = StopWhenDropped(handler.clone());
+    // Before the first stream can come: its complaint must not be missed.
+    let mut complaints = handler.complaints();
     let _serving = claim.serve(handler.clone()).map_err(|error| error.to_string())?;
     report_running(context, ContainerKind::App, container, restart, program);
     context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
 
-    let mut complaints = handler.complaints();
     let run = handler.run();
     tokio::pin!(run);
     loop {

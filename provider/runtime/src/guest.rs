@@ -1,10 +1,11 @@
 //! A guest: one running instance of a program.
 
 use crate::cpu::GuestThreads;
+use crate::disk::{DiskBudget, WrittenFiles};
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::program::{LoadError, Program};
-use crate::wasi::{DiskBudget, GuestClock, GuestState, Progress, Signals, WrittenFiles};
+use crate::wasi::{GuestClock, GuestState, Progress, Signals};
 use rustix::fs::{Mode, OFlags};
 use std::fmt;
 use std::path::PathBuf;

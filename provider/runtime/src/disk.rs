@@ -1,0 +1,170 @@
+//! Bounds what a guest keeps in its private directory, whatever it does to descriptors and names.
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Bounds what a guest keeps in its private directory.
+///
+/// Writes are added up; only when the sum could be over the limit is the directory measured, so that a guest that
+/// rewrites its answer for years is never refused and one that fills the disk is stopped at the limit.
+#[derive(Debug)]
+pub(crate) struct DiskBudget {
+    directory: OwnedFd,
+    bytes: u64,
+    entries: u64,
+    bytes_assumed: u64,
+    entries_assumed: u64,
+}
+
+impl DiskBudget {
+    pub(crate) fn new(directory: OwnedFd, bytes: u64, entries: u64) -> Self {
+        Self { directory, bytes, entries, bytes_assumed: 0, entries_assumed: 0 }
+    }
+
+    pub(crate) fn may_write(&mut self, bytes: u64, nameless: u64) -> bool {
+        if self.bytes_assumed.saturating_add(bytes) > self.bytes {
+            self.measure(nameless);
+        }
+        let fits = self.bytes_assumed.saturating_add(bytes) <= self.bytes;
+        if fits {
+            self.bytes_assumed += bytes;
+        }
+        fits
+    }
+
+    pub(crate) fn may_create(&mut self, nameless: u64) -> bool {
+        if self.entries_assumed >= self.entries {
+            self.measure(nameless);
+        }
+        let fits = self.entries_assumed < self.entries;
+        if fits {
+            self.entries_assumed += 1;
+        }
+        fits
+    }
+
+    fn measure(&mut self, nameless: u64) {
+        let (mut bytes, mut entries) = (nameless, 0);
+        if measure_directory(self.directory.as_fd(), 0, &mut bytes, &mut entries) {
+            (self.bytes_assumed, self.entries_assumed) = (bytes, entries);
+        } else {
+            (self.bytes_assumed, self.entries_assumed) = (self.bytes, self.entries);
+        }
+    }
+}
+
+/// A deeper tree counts as full: what cannot be measured is not given back.
+const MEASURED_DEPTH: u32 = 16;
+
+/// Adds up what is in a directory; false if it is deeper than [`MEASURED_DEPTH`] or cannot be read.
+fn measure_directory(directory: BorrowedFd<'_>, depth: u32, bytes: &mut u64, entries: &mut u64) -> bool {
+    let Ok(listing) = Dir::read_from(directory) else { return false };
+    for entry in listing.flatten() {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        *entries += 1;
+        let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        // Blocks, not length: a sparse file takes no room.
+        *bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let inner = rustix::fs::openat(directory, name, flags, Mode::empty());
+            let measured = depth < MEASURED_DEPTH
+                && inner.is_ok_and(|inner| measure_directory(inner.as_fd(), depth + 1, bytes, entries));
+            if !measured {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// The open files that a guest has written to.
+#[derive(Debug, Default)]
+pub(crate) struct WrittenFiles {
+    /// Bytes written, by descriptor.
+    bytes: BTreeMap<i32, u64>,
+    /// One of them may have lost its name, and so cannot be measured any more.
+    nameless: bool,
+}
+
+impl WrittenFiles {
+    pub(crate) fn write(&mut self, descriptor: i32, bytes: u64) {
+        *self.bytes.entry(descriptor).or_default() += bytes;
+    }
+
+    /// True if it had been written.
+    pub(crate) fn close(&mut self, descriptor: i32) -> bool {
+        let written = self.bytes.remove(&descriptor).is_some();
+        self.nameless &= !self.bytes.is_empty();
+        written
+    }
+
+    pub(crate) fn renumber(&mut self, from: i32, to: i32) {
+        self.bytes.remove(&to);
+        if let Some(bytes) = self.bytes.remove(&from) {
+            self.bytes.insert(to, bytes);
+        }
+    }
+
+    /// A name was removed or replaced.
+    pub(crate) fn lose_name(&mut self) {
+        self.nameless |= !self.bytes.is_empty();
+    }
+
+    /// Bytes that may be on the disk without a name.
+    pub(crate) fn nameless_bytes(&self) -> u64 {
+        if self.nameless { self.bytes.values().sum() } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(directory: &std::path::Path) -> DiskBudget {
+        let descriptor = rustix::fs::open(directory, OFlags::DIRECTORY, Mode::empty()).unwrap();
+        DiskBudget::new(descriptor, 1 << 20, 100)
+    }
+
+    #[test]
+    fn rewriting_a_file_costs_nothing_and_a_full_directory_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut budget = budget(directory.path());
+        for _ in 0..100 {
+            assert!(budget.may_write(100 << 10, 0));
+            std::fs::write(directory.path().join("out.out"), vec![1; 100 << 10]).unwrap();
+        }
+        std::fs::write(directory.path().join("big"), vec![1; 900 << 10]).unwrap();
+        assert!(!budget.may_write(1 << 20, 0));
+    }
+
+    #[test]
+    fn a_file_without_a_name_and_a_tree_too_deep_to_measure_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut of_files = budget(directory.path());
+        let mut written = WrittenFiles::default();
+        let mut total = 0;
+        while of_files.may_write(64 << 10, written.nameless_bytes()) {
+            written.write(5, 64 << 10);
+            written.lose_name();
+            total += 64;
+            assert!(total <= 1024, "{total} KiB");
+        }
+        assert!(written.close(5));
+        assert!(of_files.may_write(64 << 10, written.nameless_bytes()), "closed, it takes no room");
+
+        let mut path = directory.path().to_owned();
+        let mut of_entries = budget(directory.path());
+        let mut made = 0;
+        while of_entries.may_create(0) {
+            path.push("d");
+            std::fs::create_dir(&path).unwrap();
+            made += 1;
+            assert!(made <= 100, "{made}");
+        }
+    }
+}
