@@ -10,7 +10,6 @@ use akri_proto::v0::{Empty, RegisterDiscoveryHandlerRequest};
 use fixture::{DEADLINE, HandlerPod, Node, wait_for};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 async fn next(agent: &mut RegistrationSocket) -> RegisterDiscoveryHandlerRequest {
@@ -167,6 +166,5 @@ async fn a_socket_that_another_process_serves_is_not_taken() {
     second.wait_for_log(&format!("served by another process (pid {}", first.pid()));
     first.assert_undisturbed().await;
     assert_eq!(second.terminate(), Some(0));
-    tokio::time::sleep(Duration::ZERO).await;
     first.assert_undisturbed().await;
 }

@@ -74,11 +74,7 @@ async fn bad_details_become_invalid_argument() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn properties_reach_the_guest() {
-    let node = Node::prepare();
-    // The guest says what it was given: an unknown key is no fault for debugEcho, so look at the file itself.
-    node.add(&HandlerPod::new("witness", "debugEcho", "debug-echo"));
-    let mut node = node;
-    node.run();
+    let node = Node::start();
     assert!(wait_for(|| node.socket("debugEcho").exists()));
     let request = DiscoverRequest {
         discovery_details: FOO.to_owned(),

@@ -1,6 +1,5 @@
 //! The socket of a discovery handler.
 
-use rustix::fs::FileType;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
@@ -108,7 +107,6 @@ fn check_free(path: &Path) -> Result<(), SocketError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(SocketError::Io { path: path.to_owned(), source }),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            debug_assert_ne!(FileType::from_raw_mode(metadata.mode()), FileType::Socket);
             return Err(SocketError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {}

@@ -10,7 +10,7 @@ use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, StatusReporter};
 use crate::volume;
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
-use akri_krustlet_runtime::{GuestSpec, Outcome, Preopen, Program};
+use akri_krustlet_runtime::{GuestSpec, Outcome, Program};
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -214,7 +214,7 @@ async fn run_handler(
             program: program.clone(),
             args,
             env,
-            preopens: preopens.into_iter().collect::<Vec<Preopen>>(),
+            preopens,
             limits,
             log,
             exchange_root: pod_directory.join("streams").join(&container.name),

@@ -5,7 +5,7 @@ use crate::data_directory::DataDirectory;
 use crate::environment::NodeFacts;
 use crate::pod::PodObject;
 use crate::states::{Registered, Terminated};
-use crate::status::{StatusReporter, StatusSink, waiting};
+use crate::status::{StatusReporter, StatusSink};
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers};
 use akri_krustlet_runtime::Runtime;
 use akri_krustlet_runtime::log::{LogOptions, Logs};
@@ -121,15 +121,7 @@ impl Provider for WasmProvider {
 
     async fn initialize_pod_state(&self, pod: &Pod) -> anyhow::Result<PodState> {
         let api = serde_json::from_value(serde_json::to_value(pod)?)?;
-        let state = self.pod_state(PodObject { api: Arc::new(api), folder: None });
-        for container in &state.context.pod.spec().containers {
-            state.context.reporter.update_container(crate::status::ContainerKind::App, &container.name, |status| {
-                if status.container_id.is_none() {
-                    waiting(status, "ContainerCreating", "");
-                }
-            });
-        }
-        Ok(state)
+        Ok(self.pod_state(PodObject { api: Arc::new(api), folder: None }))
     }
 
     async fn logs(

@@ -233,3 +233,50 @@ async fn waiting_guests_have_no_threads_of_their_own() {
     // Other tests of this process start threads too, but not two hundred.
     assert!(threads() < before + 100, "{before} threads became {}", threads());
 }
+
+#[tokio::test]
+async fn a_guest_sees_the_variables_it_was_given_and_no_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    // Exits with the number of its variables.
+    let module = wat::parse_str(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (import "wasi_snapshot_preview1" "environ_sizes_get" (func $sizes (param i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (func (export "_start")
+                (drop (call $sizes (i32.const 0) (i32.const 4))) (call $exit (i32.load (i32.const 0)))))"#,
+    );
+    let program = runtime.load(&module.unwrap()).await.unwrap();
+    assert!(std::env::vars_os().count() > 1, "there is something to inherit");
+    let spec = GuestSpec::new("env", ContainerLimits::default().share());
+    assert_eq!(runtime.start(&program, spec.clone()).unwrap().outcome().await, Outcome::Exited(0));
+    let spec = GuestSpec { env: vec![("A".to_owned(), "1".to_owned())], ..spec };
+    assert_eq!(runtime.start(&program, spec).unwrap().outcome().await, Outcome::Exited(1));
+}
+
+#[tokio::test]
+async fn a_read_only_directory_cannot_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    // Creates the file `f` in its first directory and exits with the error number.
+    let module = wat::parse_str(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (import "wasi_snapshot_preview1" "path_open"
+                (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+            (memory (export "memory") 1) (data (i32.const 0) "f")
+            (func (export "_start") (call $exit (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 1)
+                (i32.const 1) (i64.const 64) (i64.const 0) (i32.const 0) (i32.const 16)))))"#,
+    );
+    let program = runtime.load(&module.unwrap()).await.unwrap();
+    for read_only in [true, false] {
+        let volume = tempfile::tempdir().unwrap();
+        let preopen = Preopen { host: volume.path().to_owned(), guest: "/v".to_owned(), read_only, private: false };
+        let limits = ContainerLimits::default().share();
+        let spec = GuestSpec { preopens: vec![preopen], ..GuestSpec::new("volume", limits) };
+        let Outcome::Exited(error) = runtime.start(&program, spec).unwrap().outcome().await else { panic!() };
+        assert_eq!(error != 0, read_only, "{error}");
+        assert_eq!(volume.path().join("f").exists(), !read_only);
+    }
+}
