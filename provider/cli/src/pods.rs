@@ -111,6 +111,11 @@ fn problems_of(status: &PodStatus) -> Vec<String> {
 
 fn container_problem(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
+    if let Some(message) = state.waiting.as_ref().and_then(|waiting| waiting.message.as_ref())
+        && container.last_state.is_none()
+    {
+        return Some(format!("container {}: {message}", container.name));
+    }
     let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
     let ended = state.terminated.as_ref().or(last).filter(|ended| ended.exit_code != 0);
     if state.running.is_some() && last.is_none_or(|last| last.exit_code == 255) {

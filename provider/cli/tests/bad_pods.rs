@@ -11,11 +11,14 @@ fn pod_with_image(name: &str, image: &str) -> String {
 
 /// The message of a pod that waits because of its image.
 fn image_message(node: &Node, name: &str, reason: &str) -> String {
+    let waiting = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    // What failed is told first, then that it is tried again.
     let pod = node.wait_for_pod(name, "waiting for its image", |pod| {
-        pod["status"]["reason"] == "ImagePullBackOff"
-            && pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+        let waiting = waiting(pod);
+        let again = waiting["reason"] == "ImagePullBackOff" || waiting["reason"] == reason;
+        again && waiting["message"].as_str().is_some_and(|message| message.contains(reason))
     });
-    pod["status"]["message"].as_str().unwrap().to_owned()
+    waiting(&pod)["message"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +77,8 @@ async fn images_that_are_no_modules_are_named() {
         ("too-large", format!("fs://{}", large.display()), "ImageInspectError", "67108864 at most"),
         ("missing-import", file("door.wasm", &wat::parse_str(missing).unwrap()), "ImageInspectError", "env.open_door"),
         ("no-file", "fs:///nonexistent.wasm".to_owned(), "ErrImagePull", "/nonexistent.wasm"),
-        ("registry", "ghcr.io/someone/echo:v1".to_owned(), "InvalidImageName", "fs:///path/to/module.wasm"),
+        ("registry", "127.0.0.1:1/someone/echo:v1".to_owned(), "ErrImagePull", "Connection refused"),
+        ("bad-name", "Some one/Echo::v1".to_owned(), "InvalidImageName", "fs:///path/to/module.wasm"),
     ] {
         node.write_manifest(&format!("{name}.json"), &pod_with_image(name, &image));
         let message = image_message(&node, name, reason);

@@ -248,6 +248,7 @@ impl HandlerContainer {
             log: Some(self.spec.log.clone()),
             limits: self.spec.limits.clone(),
             wakeable: self.spec.settings.wake_on_change,
+            stdin: None,
         };
         match self.runtime.start(&self.spec.program, spec) {
             Ok(guest) => Ok(ExchangeGuest { guest, exchange: Arc::new(exchange), files }),

@@ -89,9 +89,6 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
 }
 
 fn unsupported(pod: &PodObject) -> Option<String> {
-    if pod.spec().active_deadline_seconds.is_some() {
-        return Some("spec.activeDeadlineSeconds".to_owned());
-    }
     let sidecar = pod.init_containers().iter().find(|container| container.restart_policy.is_some());
     if let Some(container) = sidecar {
         return Some(format!("init container {}: restartPolicy (a sidecar)", container.name));
@@ -154,7 +151,7 @@ mod tests {
     fn validate_spec(spec: serde_json::Value) -> Result<(), String> {
         let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec});
         let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
-        let node = NodeFacts { name: "n".to_owned(), ip: "127.0.0.1".to_owned() };
+        let node = NodeFacts { name: "n".to_owned(), addresses: vec!["127.0.0.1".to_owned()] };
         validate(&pod, &node).map_err(|error| error.to_string())
     }
 
@@ -177,7 +174,6 @@ mod tests {
         );
         for (spec, message) in [
             (json!({"restartPolicy": "never", "containers": []}), "expected Always"),
-            (json!({"activeDeadlineSeconds": 1, "containers": []}), "activeDeadlineSeconds"),
             (json!({"initContainers": [{"name": "i", "restartPolicy": "Always"}], "containers": []}), "sidecar"),
             (json!({"containers": [{"name": "c", "livenessProbe": {"exec": {}}}]}), "livenessProbe"),
         ] {

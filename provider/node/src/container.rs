@@ -2,19 +2,22 @@
 
 use crate::admission;
 use crate::back_off::BackOff;
+use crate::cluster::events::EventType;
 use crate::environment;
-use crate::image;
+use crate::image::{self, LoadedImage};
 use crate::pod::{PodObject, RestartPolicy};
 use crate::provider::Services;
 use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, StatusReporter};
+use crate::termination::Termination;
 use crate::volume;
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
-use akri_krustlet_runtime::{GuestSpec, Outcome, Program};
+use akri_krustlet_runtime::stdin::Stdin;
+use akri_krustlet_runtime::{GuestSpec, Outcome};
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 /// What the containers of one pod have in common.
@@ -26,6 +29,28 @@ pub struct PodContext {
     pub pod: PodObject,
     /// Its status.
     pub reporter: StatusReporter,
+    /// Its end, when it is asked for.
+    pub termination: Termination,
+    /// The images of its containers by the containers' names; they stay loaded as long as the pod is there.
+    pub images: Mutex<HashMap<String, LoadedImage>>,
+    /// An earlier run of the node had it.
+    pub ran_before: bool,
+}
+
+impl PodContext {
+    /// The image that was loaded for a container.
+    fn image(&self, container: &str) -> Option<LoadedImage> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).get(container).cloned()
+    }
+
+    /// Keeps an image for a container.
+    pub fn keep_image(&self, container: &str, image: LoadedImage) {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).insert(container.to_owned(), image);
+    }
+
+    fn event(&self, kind: ContainerKind, container: &str, of: EventType, reason: &'static str, message: String) {
+        self.services.events.container(&self.pod, (kind, container), of, reason, message);
+    }
 }
 
 /// The volumes of a pod on the host, by name.
@@ -61,6 +86,7 @@ pub async fn supervise(
     let mut back_off = BackOff::default();
     loop {
         let started = Instant::now();
+        let running = context.termination.enter();
         let succeeded = match run_once(context, directories, kind, container, restart, claim.as_ref()).await {
             Ok(outcome) => {
                 context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome));
@@ -69,6 +95,7 @@ pub async fn supervise(
             }
             Err(message) => {
                 tracing::error!(pod = context.pod.key(), container = name, "{message}");
+                context.event(kind, name, EventType::Warning, "Failed", format!("Error: {message}"));
                 context.reporter.update_container(kind, name, |status| {
                     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
                     status::failed_start(status, &message);
@@ -76,7 +103,8 @@ pub async fn supervise(
                 false
             }
         };
-        if !policy.restarts(succeeded) {
+        drop(running);
+        if !policy.restarts(succeeded) || context.termination.current().is_some() {
             return succeeded;
         }
         let pause = back_off.next(started);
@@ -86,6 +114,8 @@ pub async fn supervise(
             context
                 .reporter
                 .update_container(kind, name, |status| status::waiting(status, "CrashLoopBackOff", &message));
+            let message = format!("Back-off restarting failed container {name} in pod {}", context.pod.key());
+            context.event(kind, name, EventType::Warning, "BackOff", message);
             tokio::time::sleep(pause).await;
         }
         restart += 1;
@@ -129,9 +159,11 @@ async fn run_once(
     claim: Option<&(HandlerClaim, HandlerSettings)>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
-    let program = image::load(&services.runtime, &services.images, &context.pod, container)
-        .await
-        .map_err(|error| error.to_string())?;
+    // A file may have been replaced by a newer one; an image of a registry is what the pod was started with.
+    let image = match context.image(&container.name) {
+        Some(image) if image.reference.is_some() => image,
+        _ => image::load(services, &context.pod, kind, container).await.map_err(|error| error.to_string())?,
+    };
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
     let variables =
         environment::variables(container, &context.pod, &services.node).map_err(|error| error.to_string())?;
@@ -145,13 +177,14 @@ async fn run_once(
         env: variables,
         preopens,
         log: Some(log),
+        stdin: container.stdin.unwrap_or(false).then(Stdin::default),
         ..GuestSpec::new(container.name.clone(), limits)
     };
     let outcome = match claim {
         Some((claim, settings)) => {
-            run_handler(context, container, restart, &program, guest, claim, settings, exchange).await
+            run_handler(context, container, restart, &image, guest, claim, settings, exchange).await
         }
-        None => run_command(context, kind, container, restart, &program, guest).await,
+        None => run_command(context, kind, container, restart, &image, guest).await,
     }?;
     Ok(outcome)
 }
@@ -167,18 +200,43 @@ async fn run_command(
     kind: ContainerKind,
     container: &Container,
     restart: u32,
-    program: &Arc<Program>,
+    image: &LoadedImage,
     guest: GuestSpec,
 ) -> Result<Outcome, String> {
-    let guest = context.services.runtime.start(program, guest).map_err(|error| error.to_string())?;
-    report_running(context, kind, container, restart, program);
-    Ok(guest.outcome().await)
+    let stdin = guest.stdin.clone();
+    let guest = context.services.runtime.start(&image.program, guest).map_err(|error| error.to_string())?;
+    report_running(context, kind, container, restart, image);
+    let outcome = guest.outcome();
+    tokio::pin!(outcome);
+    tokio::select! {
+        outcome = &mut outcome => return Ok(outcome),
+        _ = context.termination.requested() => {}
+    }
+    report_killing(context, kind, container);
+    // All that a guest can notice of its pod's end.
+    if let Some(stdin) = stdin {
+        stdin.close();
+    }
+    tokio::select! {
+        outcome = &mut outcome => return Ok(outcome),
+        () = context.termination.expired() => {}
+    }
+    guest.interrupt();
+    Ok(outcome.await)
 }
 
-fn report_running(context: &PodContext, kind: ContainerKind, container: &Container, restart: u32, program: &Program) {
-    context.reporter.update_container(kind, &container.name, |status| {
-        status::running(status, restart, context.pod.uid(), program.digest());
+fn report_running(context: &PodContext, kind: ContainerKind, container: &Container, restart: u32, image: &LoadedImage) {
+    let name = &container.name;
+    context.event(kind, name, EventType::Normal, "Created", format!("Container created: {name}"));
+    context.reporter.update_container(kind, name, |status| {
+        status::running(status, restart, context.pod.uid(), &image.id);
     });
+    context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
+}
+
+fn report_killing(context: &PodContext, kind: ContainerKind, container: &Container) {
+    let name = &container.name;
+    context.event(kind, name, EventType::Normal, "Killing", format!("Stopping container {name}"));
 }
 
 #[allow(clippy::too_many_arguments, reason = "one call, of the parts that one life of a handler container is made of")]
@@ -186,7 +244,7 @@ async fn run_handler(
     context: &PodContext,
     container: &Container,
     restart: u32,
-    program: &Arc<Program>,
+    image: &LoadedImage,
     guest: GuestSpec,
     claim: &HandlerClaim,
     settings: &HandlerSettings,
@@ -211,7 +269,7 @@ async fn run_handler(
         ContainerSpec {
             name: format!("{}/{}", context.pod.key(), container.name),
             settings: settings.clone(),
-            program: program.clone(),
+            program: image.program.clone(),
             args,
             env,
             preopens,
@@ -226,7 +284,7 @@ async fn run_handler(
     // Before the first stream can come: its complaint must not be missed.
     let mut complaints = handler.complaints();
     let _serving = claim.serve(handler.clone()).map_err(|error| error.to_string())?;
-    report_running(context, ContainerKind::App, container, restart, program);
+    report_running(context, ContainerKind::App, container, restart, image);
     context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
 
     let run = handler.run();
@@ -234,6 +292,12 @@ async fn run_handler(
     loop {
         tokio::select! {
             outcome = &mut run => return Ok(outcome),
+            // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
+            _ = context.termination.requested() => {
+                report_killing(context, ContainerKind::App, container);
+                handler.stop();
+                return Ok(run.await);
+            }
             Ok(()) = complaints.changed() => {
                 let text = complaints.borrow_and_update().values().cloned().collect::<std::collections::BTreeSet<_>>();
                 let text = text.into_iter().collect::<Vec<_>>().join("; ");

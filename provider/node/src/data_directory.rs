@@ -2,6 +2,9 @@
 //!
 //! ```text
 //! <data>/lock                                   held by the running node, with its pid
+//! <data>/instance                               tells this installation from another of the same name
+//! <data>/pki/, <data>/kubeconfig                the node's identity in its cluster, 0600
+//! <data>/images/                                images that were pulled
 //! <data>/modules/                               compiled modules
 //! <data>/pods/<uid>/pod.json                    the pod, annotated with the manifest that it came from
 //! <data>/pods/<uid>/status.json                 its status, as last reported
@@ -111,6 +114,25 @@ impl DataDirectory {
     /// The store of compiled modules.
     pub fn modules(&self) -> PathBuf {
         self.data.join("modules")
+    }
+
+    /// The images that were pulled.
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    /// Which installation this is: made once, kept as long as the directory.
+    pub fn instance(&self) -> std::io::Result<String> {
+        let path = self.data.join("instance");
+        if let Ok(known) = std::fs::read_to_string(&path)
+            && !known.trim().is_empty()
+        {
+            return Ok(known.trim().to_owned());
+        }
+        let made = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+        make_directory(&self.data)?;
+        write_atomically(&path, made.as_bytes())?;
+        Ok(made)
     }
 
     /// A pod's directory.

@@ -1,42 +1,63 @@
 //! Drives a pod through its states.
 
 use crate::status::StatusReporter;
+use crate::termination::{StopReason, Termination};
 use krator::{Manifest, ObjectStatus, State, Transition};
 use kubelet::pod::Pod;
 use kubelet::provider::Provider;
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-/// Runs the states of a provider's pod until they end, or until `deleted` is cancelled: then the state is left where it
-/// waits, and the provider's terminated state is run instead.
+/// Runs the states of a provider's pod until they end. When the pod's termination has been asked for and none of its
+/// containers runs any more, the state is left where it waits, and the provider's terminated state is run instead.
 ///
-/// Nothing is patched here: each state's status goes to `reporter`, which hands it to its sink.
+/// A pod that is still there at `deadline` is asked to terminate. Nothing is patched here: each state's status goes to
+/// `reporter`, which hands it to its sink.
 pub async fn drive<P: Provider>(
     provider: &P,
     state: &mut P::PodState,
     pod: &Manifest<Pod>,
     reporter: &StatusReporter,
-    deleted: &CancellationToken,
+    termination: &Termination,
+    deadline: Option<Instant>,
 ) {
     let mut current: Box<dyn State<P::PodState>> = Box::new(P::InitialState::default());
     let mut terminating = false;
+    let overdue = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(overdue);
+    let mut has_deadline = deadline.is_some();
     loop {
         match current.status(state, &pod.latest()).await {
             Ok(status) => reporter.apply_patch(&status.json_patch()),
             Err(error) => tracing::warn!(pod = reporter.pod().key(), %error, "a state has no status"),
         }
-        let next = current.next(provider.provider_state(), state, pod.clone());
-        let transition = tokio::select! {
-            transition = next => transition,
-            () = deleted.cancelled(), if !terminating => {
-                terminating = true;
-                current = Box::new(P::TerminatedState::default());
-                continue;
+        let transition = {
+            let next = current.next(provider.provider_state(), state, pod.clone());
+            tokio::pin!(next);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = termination.completed(), if !terminating => break None,
+                    () = &mut overdue, if has_deadline => {
+                        has_deadline = false;
+                        termination.stop(reporter.pod().grace_period(), StopReason::DeadlineExceeded);
+                    }
+                    transition = &mut next => break Some(transition),
+                }
             }
         };
         match transition {
-            Transition::Next(next) => current = next.into(),
-            Transition::Complete(Ok(())) => return,
-            Transition::Complete(Err(error)) => {
+            None => {
+                terminating = true;
+                current = Box::new(P::TerminatedState::default());
+            }
+            Some(Transition::Next(next)) => current = next.into(),
+            Some(Transition::Complete(Ok(()))) => return,
+            Some(Transition::Complete(Err(error))) => {
                 tracing::error!(pod = reporter.pod().key(), error = format!("{error:#}"), "the pod failed");
                 let failed =
                     <<P::PodState as krator::ObjectState>::Status as ObjectStatus>::failed(&format!("{error:#}"));

@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::{Container, EnvVar, ObjectFieldSelector};
 /// Why a container's environment cannot be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EnvironmentError {
-    /// The source of a variable needs a cluster.
+    /// The source of a variable is not read.
     #[error(
-        "container {container}: variable {variable} is taken from a {source_kind}, which a node without a cluster does not have; give it a value"
+        "container {container}: variable {variable} is taken from a {source_kind}, which this version of the node does not read; give it a value"
     )]
     NeedsCluster {
         /// The container.
@@ -35,8 +35,14 @@ pub enum EnvironmentError {
 pub struct NodeFacts {
     /// The node's name.
     pub name: String,
-    /// Its address.
-    pub ip: String,
+    /// Its addresses, the first one first; never empty.
+    pub addresses: Vec<String>,
+}
+
+impl NodeFacts {
+    fn address(&self) -> String {
+        self.addresses.first().cloned().unwrap_or_default()
+    }
 }
 
 /// The variables in order, `$(NAME)` replaced as the API defines it.
@@ -100,7 +106,8 @@ fn field_of(field: &ObjectFieldSelector, pod: &PodObject, node: &NodeFacts) -> O
         "spec.serviceAccountName" => {
             Some(pod.spec().service_account_name.clone().unwrap_or_else(|| "default".to_owned()))
         }
-        "status.hostIP" | "status.podIP" | "status.hostIPs" | "status.podIPs" => Some(node.ip.clone()),
+        "status.hostIP" | "status.podIP" => Some(node.address()),
+        "status.hostIPs" | "status.podIPs" => Some(node.addresses.join(",")),
         _ => in_map("metadata.labels", &metadata.labels)
             .or_else(|| in_map("metadata.annotations", &metadata.annotations)),
     }
@@ -144,7 +151,7 @@ mod tests {
         let pod = json!({"metadata": {"name": "p", "uid": "u", "labels": {"app": "x"}},
             "spec": {"containers": [{"name": "c", "env": env}]}});
         let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
-        let node = NodeFacts { name: "n".to_owned(), ip: "127.0.0.1".to_owned() };
+        let node = NodeFacts { name: "n".to_owned(), addresses: vec!["127.0.0.1".to_owned()] };
         variables(&pod.spec().containers[0], &pod, &node)
     }
 

@@ -1,7 +1,13 @@
-//! Images: where a container's module comes from.
+//! Images: where a container's module comes from, a file (`fs://`) or a registry.
 
+use crate::cluster::events::EventType;
 use crate::pod::PodObject;
-use akri_krustlet_runtime::{LoadError, Program, Runtime};
+use crate::provider::Services;
+use crate::status::ContainerKind;
+use akri_krustlet_images::{Credentials, PullError, Reference};
+use akri_krustlet_runtime::{LoadError, Program};
+use k8s_openapi::api::core::v1::{Container, Secret};
+use kube::api::Api;
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,11 +24,34 @@ pub enum ImageError {
         /// The container.
         container: String,
     },
-    /// The image is in a registry.
+    /// Neither `fs://` nor the name of an image in a registry.
+    #[error("image {image}: {what}; expected REGISTRY/REPOSITORY:TAG, or fs:///path/to/module.wasm")]
+    Name {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A pod of a cluster would read a file of the node.
     #[error(
-        "image {image}: this version of the node does not pull from registries yet; use a file: fs:///path/to/module.wasm"
+        "image {image}: this node runs no files of its own for the cluster's pods; push the module to a registry, or start the node with --allow-local-modules"
     )]
-    Registry {
+    Local {
+        /// The image.
+        image: String,
+    },
+    /// The registry does not give it.
+    #[error("image {image}: {source}")]
+    Pull {
+        /// The image.
+        image: String,
+        /// Why not.
+        #[source]
+        source: PullError,
+    },
+    /// The pod wants it only if it is there.
+    #[error("image {image} is not on this node, and imagePullPolicy Never forbids to pull it")]
+    Never {
         /// The image.
         image: String,
     },
@@ -58,8 +87,9 @@ impl ImageError {
     /// The reason that a kubelet's container status would give.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Missing { .. } | Self::Registry { .. } | Self::Relative { .. } => "InvalidImageName",
-            Self::Read { .. } => "ErrImagePull",
+            Self::Missing { .. } | Self::Name { .. } | Self::Relative { .. } | Self::Local { .. } => "InvalidImageName",
+            Self::Read { .. } | Self::Pull { .. } => "ErrImagePull",
+            Self::Never { .. } => "ErrImageNeverPull",
             Self::Load { .. } => "ImageInspectError",
         }
     }
@@ -101,18 +131,142 @@ impl LoadedImages {
     }
 }
 
-/// Reads the module of a container's image and makes a program of it.
+/// An image, ready to run.
+#[derive(Clone, Debug)]
+pub struct LoadedImage {
+    /// The program.
+    pub program: Arc<Program>,
+    /// For the container's status, `imageID`: which content it is.
+    pub id: String,
+    /// The image's full name, if it is from a registry.
+    pub reference: Option<String>,
+}
+
+/// Has the image of a container pulled, if its policy says so, and makes a program of its module.
 pub async fn load(
-    runtime: &Runtime,
-    loaded: &LoadedImages,
+    services: &Services,
     pod: &PodObject,
-    container: &k8s_openapi::api::core::v1::Container,
-) -> Result<Arc<Program>, ImageError> {
+    kind: ContainerKind,
+    container: &Container,
+) -> Result<LoadedImage, ImageError> {
     let image = container.image.clone().unwrap_or_default();
-    let path = path_of(pod, &container.name, &image)?;
+    if image.is_empty() {
+        return Err(ImageError::Missing { container: container.name.clone() });
+    }
+    if is_file(&image) {
+        let path = file_of(services, pod, &image)?;
+        let program = load_file(services, pod, &image, path).await?;
+        return Ok(LoadedImage { id: program.digest().to_string(), program, reference: None });
+    }
+    let reference: Reference = image
+        .parse()
+        .map_err(|error: oci_error::ParseError| ImageError::Name { image: image.clone(), what: error.to_string() })?;
+    let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
+    let program = load_file(services, pod, &image, path).await?;
+    Ok(LoadedImage { program, id: found.id, reference: Some(found.reference) })
+}
+
+mod oci_error {
+    pub(super) type ParseError = <super::Reference as std::str::FromStr>::Err;
+}
+
+/// True for images that are files, which are read again whenever their container starts.
+pub fn is_file(image: &str) -> bool {
+    image.starts_with("fs://")
+}
+
+/// The image's record and the file of its module, after a pull if the policy asks for one.
+async fn available(
+    services: &Services,
+    pod: &PodObject,
+    (kind, container): (ContainerKind, &Container),
+    image: &str,
+    reference: &Reference,
+) -> Result<(akri_krustlet_images::Image, PathBuf), ImageError> {
+    let event = |reason, message: String| {
+        services.events.container(pod, (kind, &container.name), EventType::Normal, reason, message);
+    };
+    let policy = match container.image_pull_policy.as_deref() {
+        Some(policy) => policy,
+        // The API server fills it in; a manifest may leave it out.
+        None if reference.digest().is_none() && reference.tag().is_none_or(|tag| tag == "latest") => "Always",
+        None => "IfNotPresent",
+    };
+    let found = services.registry.find(reference);
+    match (policy, found) {
+        ("Never", None) => return Err(ImageError::Never { image: image.to_owned() }),
+        ("Never" | "IfNotPresent", Some(found)) => {
+            event("Pulled", format!("Container image \"{image}\" already present on machine"));
+            return Ok(found);
+        }
+        _ => {}
+    }
+    event("Pulling", format!("Pulling image \"{image}\""));
+    let credentials = pull_credentials(services, pod).await;
+    let started = std::time::Instant::now();
+    let (found, path) = services
+        .registry
+        .pull(reference, &credentials)
+        .await
+        .map_err(|source| ImageError::Pull { image: image.to_owned(), source })?;
+    let size = std::fs::metadata(&path).map_or(0, |file| file.len());
+    let took = started.elapsed().as_millis();
+    event("Pulled", format!("Successfully pulled image \"{image}\" in {took}ms. Image size: {size} bytes."));
+    Ok((found, path))
+}
+
+/// What the pod's imagePullSecrets hold. One that is missing or malformed is told and left out, as a kubelet does: the image
+/// may be public.
+async fn pull_credentials(services: &Services, pod: &PodObject) -> Credentials {
+    let mut credentials = Credentials::default();
+    let warn = |message: String| {
+        tracing::warn!(pod = pod.key(), "{message}");
+        services.events.pod(pod, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
+    };
+    for secret in pod.spec().image_pull_secrets.iter().flatten() {
+        let name = secret.name.as_str();
+        let Some(cluster) = &services.cluster else {
+            warn(format!(
+                "imagePullSecret {name}: a node without a cluster has no Secrets; give it --registry-credentials"
+            ));
+            continue;
+        };
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), pod.namespace());
+        let secret = match secrets.get(name).await {
+            Ok(secret) => secret,
+            Err(error) => {
+                warn(format!("imagePullSecret {name}: {}", crate::cluster::connection::describe(&error)));
+                continue;
+            }
+        };
+        let data = secret.data.unwrap_or_default();
+        let read = if let Some(json) = data.get(".dockerconfigjson") {
+            Credentials::from_docker_config(&json.0)
+        } else if let Some(json) = data.get(".dockercfg") {
+            Credentials::from_dockercfg(&json.0)
+        } else {
+            warn(format!("imagePullSecret {name} has neither .dockerconfigjson nor .dockercfg"));
+            continue;
+        };
+        match read {
+            Ok(more) => credentials.extend(more),
+            Err(error) => warn(format!("imagePullSecret {name}: {error}")),
+        }
+    }
+    credentials
+}
+
+async fn load_file(
+    services: &Services,
+    pod: &PodObject,
+    image: &str,
+    path: PathBuf,
+) -> Result<Arc<Program>, ImageError> {
+    let runtime = &services.runtime;
+    let image = image.to_owned();
     // Before reading: a file that changes meanwhile is another one.
     let stamp = Stamp::of(&path);
-    if let Some(program) = loaded.find(&path, stamp) {
+    if let Some(program) = services.images.find(&path, stamp) {
         return Ok(program);
     }
     let limit = runtime.module_size_limit();
@@ -127,17 +281,15 @@ pub async fn load(
         tracing::info!(pod = pod.key(), image, bytes = module.len(), "compiling the module");
     }
     let program = runtime.load(&module).await.map_err(|source| ImageError::Load { image, source })?;
-    loaded.remember(path, stamp, &program);
+    services.images.remember(path, stamp, &program);
     Ok(program)
 }
 
-fn path_of(pod: &PodObject, container: &str, image: &str) -> Result<PathBuf, ImageError> {
-    if image.is_empty() {
-        return Err(ImageError::Missing { container: container.to_owned() });
+fn file_of(services: &Services, pod: &PodObject, image: &str) -> Result<PathBuf, ImageError> {
+    let path = image.strip_prefix("fs://").unwrap_or(image);
+    if pod.folder.is_none() && !services.allow_local_modules {
+        return Err(ImageError::Local { image: image.to_owned() });
     }
-    let Some(path) = image.strip_prefix("fs://") else {
-        return Err(ImageError::Registry { image: image.to_owned() });
-    };
     if !path.starts_with('/') && pod.folder.is_none() {
         return Err(ImageError::Relative { image: image.to_owned() });
     }

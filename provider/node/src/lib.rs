@@ -9,19 +9,24 @@
 
 pub mod admission;
 pub mod back_off;
+pub mod cluster;
 pub mod container;
+pub mod container_log;
 pub mod data_directory;
 pub mod driver;
+pub mod endpoint;
 pub mod environment;
 pub mod image;
 pub mod manifest;
 mod node;
+pub mod placement;
 pub mod pod;
 pub mod provider;
 pub mod quantity;
 pub mod source;
 pub mod states;
 pub mod status;
+pub mod termination;
 pub mod volume;
 
 pub use data_directory::DataDirectory;

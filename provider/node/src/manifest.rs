@@ -155,7 +155,8 @@ fn uid_of(value: &Value) -> String {
     part.map(hex).join("-")
 }
 
-pub(crate) fn is_dns_subdomain(name: &str) -> bool {
+/// True for a name that an object of the API can have (RFC 1123).
+pub fn is_dns_subdomain(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let label =
         |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(inner);

@@ -1,13 +1,18 @@
 //! The [`Node`]: takes pods from a source and runs each as a task.
 
+use crate::cluster::EventRecorder;
+use crate::container::PodContext;
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
 use crate::environment::NodeFacts;
+use crate::placement::Admitted;
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
-use crate::provider::{Services, WasmProvider};
+use crate::provider::{ClusterAccess, Services, WasmProvider};
 use crate::source::{PodEvent, PodSource};
 use crate::status::StatusSink;
+use crate::termination::StopReason;
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, registration};
+use akri_krustlet_images::{Credentials, Images, ImagesConfig};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
 use std::collections::HashMap;
@@ -28,6 +33,14 @@ pub struct NodeConfig {
     pub handlers: HandlersConfig,
     /// Its WebAssembly runtime.
     pub runtime: RuntimeConfig,
+    /// Registries it speaks to without TLS, as `host` or `host:port`.
+    pub insecure_registries: Vec<String>,
+    /// Credentials for registries, for all pods.
+    pub registry_credentials: Credentials,
+    /// Whether pods of a cluster may run files of this machine.
+    pub allow_local_modules: bool,
+    /// The cluster, and where events go.
+    pub cluster: Option<(ClusterAccess, EventRecorder)>,
 }
 
 /// Why a node does not start.
@@ -39,6 +52,9 @@ pub enum NodeError {
     /// The runtime does not start.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The images that were pulled cannot be opened.
+    #[error("cannot open the images of the data directory: {0}")]
+    Images(#[source] std::io::Error),
     /// The system has no inotify instance left.
     #[error("cannot watch directories: {0} (is fs.inotify.max_user_instances used up?)")]
     Watch(#[source] std::io::Error),
@@ -58,8 +74,17 @@ pub struct Node {
 struct KnownPod {
     pod: PodObject,
     updates: tokio::sync::watch::Sender<kubelet::pod::Pod>,
-    deleted: CancellationToken,
+    context: Arc<PodContext>,
+    /// Its state machine has not ended.
     running: bool,
+}
+
+/// When a pod with `spec.activeDeadlineSeconds` has been active for too long, counted from its start.
+fn deadline(context: &PodContext) -> Option<tokio::time::Instant> {
+    let seconds = u64::try_from(context.pod.spec().active_deadline_seconds?).ok()?;
+    let started = context.reporter.current().start_time?.0;
+    let active = Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default();
+    Some(tokio::time::Instant::now() + Duration::from_secs(seconds).saturating_sub(active))
 }
 
 /// How long pods may take to let go when the node ends.
@@ -69,8 +94,22 @@ impl Node {
     /// Takes the data directory and starts the runtime; runs nothing yet.
     pub fn new(config: NodeConfig, sink: Arc<dyn StatusSink>) -> Result<Self, NodeError> {
         let lock = config.data.lock()?;
+        let runtime = Runtime::new(config.runtime)?;
+        let registry = Images::open(ImagesConfig {
+            directory: config.data.images(),
+            insecure_registries: config.insecure_registries,
+            credentials: config.registry_credentials,
+            module_size_limit: runtime.module_size_limit(),
+        })
+        .map_err(NodeError::Images)?;
+        let (cluster, events) = config.cluster.unzip();
         let services = Arc::new(Services {
-            runtime: Runtime::new(config.runtime)?,
+            runtime,
+            registry,
+            allow_local_modules: config.allow_local_modules,
+            admitted: Admitted::default(),
+            events: events.unwrap_or_default(),
+            cluster,
             images: crate::image::LoadedImages::default(),
             handlers: Handlers::new(config.handlers),
             watcher: DirectoryWatcher::start().map_err(NodeError::Watch)?,
@@ -85,6 +124,11 @@ impl Node {
             tasks: JoinSet::new(),
             _lock: lock,
         })
+    }
+
+    /// The provider, which describes the node.
+    pub fn provider(&self) -> Arc<WasmProvider> {
+        self.provider.clone()
     }
 
     /// The node's watcher, for its pod source.
@@ -130,8 +174,15 @@ impl Node {
                 return;
             }
         };
-        if let Some(known) = self.pods.get(pod.uid()) {
+        if let Some(known) = self.pods.get_mut(pod.uid()) {
             let _ = known.updates.send(derived);
+            if pod.is_deleted() {
+                self.terminate(&pod);
+            }
+            return;
+        }
+        if pod.is_deleted() {
+            self.confirm_unknown(pod);
             return;
         }
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
@@ -139,22 +190,52 @@ impl Node {
             tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
         }
         let (updates, manifest) = Manifest::new(derived, krator::Store::new());
-        let deleted = CancellationToken::new();
         let uid = pod.uid().to_owned();
-        let (provider, of_task, state_of) = (self.provider.clone(), deleted.clone(), pod.clone());
-        let ended = uid.clone();
+        let mut state = self.provider.pod_state(pod.clone());
+        let context = state.context.clone();
+        let (provider, of_task, ended) = (self.provider.clone(), context.clone(), uid.clone());
+        let deadline = deadline(&context);
         self.tasks.spawn(async move {
-            let mut state = provider.pod_state(state_of);
-            let context = state.context.clone();
-            drive(&*provider, &mut state, &manifest, &context.reporter, &of_task).await;
+            drive(&*provider, &mut state, &manifest, &of_task.reporter, &of_task.termination, deadline).await;
             ended
         });
-        self.pods.insert(uid, KnownPod { pod, updates, deleted, running: true });
+        self.pods.insert(uid, KnownPod { pod, updates, context, running: true });
     }
 
+    /// The API server has been asked to delete a pod that is here.
+    fn terminate(&mut self, pod: &PodObject) {
+        let Some(known) = self.pods.get_mut(pod.uid()) else { return };
+        if known.context.termination.current().is_none() {
+            tracing::info!(pod = pod.key(), grace_period = ?pod.grace_period(), "pod is being deleted");
+        }
+        known.context.termination.stop(pod.grace_period(), StopReason::Deleted);
+        // So that a node that starts without the API server does not run it again.
+        if let Err(error) = self.services.data.store_pod(pod) {
+            tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
+        }
+        if !known.running {
+            self.services.sink.ended(pod);
+        }
+    }
+
+    /// A pod that is being deleted and does not run here, perhaps because the node was started again meanwhile.
+    fn confirm_unknown(&mut self, pod: PodObject) {
+        tracing::info!(pod = pod.key(), uid = pod.uid(), "pod is being deleted and does not run");
+        let state = self.provider.pod_state(pod.clone());
+        if !matches!(state.context.reporter.current().phase.as_deref(), Some("Succeeded" | "Failed")) {
+            state.context.reporter.update(|status| status.phase = Some("Failed".to_owned()));
+        }
+        self.services.sink.ended(&pod);
+        let Ok(derived) = pod.to_kubelet() else { return };
+        let (updates, _) = Manifest::new(derived, krator::Store::new());
+        let uid = pod.uid().to_owned();
+        self.pods.insert(uid, KnownPod { pod, updates, context: state.context, running: false });
+    }
+
+    /// The pod does not exist any more.
     fn delete(&mut self, uid: &str) {
         let Some(known) = self.pods.get(uid) else { return };
-        known.deleted.cancel();
+        known.context.termination.stop(Duration::ZERO, StopReason::Gone);
         if !known.running {
             self.forget(uid);
         }
@@ -170,12 +251,16 @@ impl Node {
         };
         let Some(known) = self.pods.get_mut(&uid) else { return };
         known.running = false;
-        if known.deleted.is_cancelled() {
-            self.forget(&uid);
+        self.services.admitted.release(&uid);
+        match known.context.termination.current().map(|stop| stop.reason) {
+            Some(StopReason::Gone) => self.forget(&uid),
+            Some(StopReason::Deleted) => self.services.sink.ended(&known.pod),
+            _ => {}
         }
     }
 
     fn forget(&mut self, uid: &str) {
+        self.services.sink.forget(uid);
         if let Some(known) = self.pods.remove(uid)
             && let Err(error) = self.services.data.remove_pod(&known.pod.api)
         {

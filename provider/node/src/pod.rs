@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A pod. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -55,6 +56,18 @@ impl PodObject {
             Some("OnFailure") => RestartPolicy::OnFailure,
             _ => RestartPolicy::Always,
         }
+    }
+
+    /// True if the API server has been asked to delete the pod.
+    pub fn is_deleted(&self) -> bool {
+        self.api.metadata.deletion_timestamp.is_some()
+    }
+
+    /// How long its containers may take to end: what the deletion asks for, else what the pod does.
+    pub fn grace_period(&self) -> Duration {
+        let seconds = self.api.metadata.deletion_grace_period_seconds;
+        let seconds = seconds.or(self.spec().termination_grace_period_seconds).unwrap_or(30);
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
     /// A path of the manifest as a path of the host: relative ones from the manifest's folder.

@@ -1,20 +1,23 @@
 //! Krustlet's contract: what this kind of node runs, and how its pods begin and end.
 
+use crate::cluster::EventRecorder;
 use crate::container::{Directories, PodContext};
 use crate::data_directory::DataDirectory;
 use crate::environment::NodeFacts;
+use crate::placement::Admitted;
 use crate::pod::PodObject;
 use crate::states::{Registered, Terminated};
 use crate::status::{StatusReporter, StatusSink};
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers};
 use akri_krustlet_runtime::Runtime;
 use akri_krustlet_runtime::log::{LogOptions, Logs};
+use k8s_openapi::api::core::v1::Node;
 use krator::{ObjectState, SharedState};
 use kubelet::node::Builder;
 use kubelet::pod::{Pod, Status};
 use kubelet::provider::{DevicePluginSupport, PluginSupport, Provider};
 use std::sync::Arc;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, watch};
 
 /// What a node's pods share. Its parts are shared themselves; krator's lock around it is never held.
 #[derive(Debug)]
@@ -23,6 +26,16 @@ pub struct Services {
     pub runtime: Arc<Runtime>,
     /// The modules that are in use.
     pub images: crate::image::LoadedImages,
+    /// Images from registries.
+    pub registry: akri_krustlet_images::Images,
+    /// Whether pods of a cluster may run files of this machine.
+    pub allow_local_modules: bool,
+    /// What the pods on the node have asked for.
+    pub admitted: Admitted,
+    /// Takes events.
+    pub events: EventRecorder,
+    /// The cluster; a node may be without one.
+    pub cluster: Option<ClusterAccess>,
     /// The discovery handlers.
     pub handlers: Arc<Handlers>,
     /// Tells of changed directories.
@@ -33,6 +46,21 @@ pub struct Services {
     pub node: NodeFacts,
     /// Where statuses go.
     pub sink: Arc<dyn StatusSink>,
+}
+
+/// What a pod's states need of the cluster.
+#[derive(Clone)]
+pub struct ClusterAccess {
+    /// Speaks to the API server.
+    pub client: kube::Client,
+    /// The node's own object, once the API server has told it.
+    pub node: watch::Receiver<Option<Arc<Node>>>,
+}
+
+impl std::fmt::Debug for ClusterAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterAccess").finish_non_exhaustive()
+    }
 }
 
 /// The provider's state in Krustlet's sense.
@@ -51,8 +79,6 @@ impl DevicePluginSupport for ProviderState {}
 pub struct PodState {
     /// The pod, its status, the services.
     pub context: Arc<PodContext>,
-    /// The modules of its containers, which stay loaded as long as the pod is there.
-    pub programs: Vec<Arc<akri_krustlet_runtime::Program>>,
     /// The pod's volumes, once they are mounted.
     pub directories: Directories,
     /// Pause before the image or a volume is tried again.
@@ -86,14 +112,27 @@ impl WasmProvider {
     /// The state of a pod, continuing what the node remembers of it.
     pub fn pod_state(&self, pod: PodObject) -> PodState {
         let services = self.state.services.clone();
-        let mut earlier = services.data.status(pod.uid());
+        // A node that lost its data knows a pod that has ended from the API only.
+        let ended = |status: &&k8s_openapi::api::core::v1::PodStatus| {
+            matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+        };
+        let told = pod.api.status.as_ref().filter(ended).cloned();
+        let mut earlier = told.or_else(|| services.data.status(pod.uid()));
         if let Some(status) = &mut earlier {
             let containers = status.container_statuses.iter_mut().chain(&mut status.init_container_statuses);
             containers.flatten().for_each(crate::status::lost_with_node);
         }
-        let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.ip, services.sink.clone());
-        let context = Arc::new(PodContext { services, pod, reporter });
-        PodState { context, programs: Vec::new(), directories: Directories::new(), back_off: Default::default() }
+        let ran_before = earlier.is_some();
+        let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
+        let context = Arc::new(PodContext {
+            services,
+            pod,
+            reporter,
+            termination: Default::default(),
+            images: Default::default(),
+            ran_before,
+        });
+        PodState { context, directories: Directories::new(), back_off: Default::default() }
     }
 }
 

@@ -5,6 +5,7 @@ use crate::disk::{DiskBudget, WrittenFiles};
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::program::{LoadError, Program};
+use crate::stdin::Stdin;
 use crate::wasi::{GuestClock, GuestState, Progress, Signals};
 use rustix::fs::{Mode, OFlags};
 use std::fmt;
@@ -46,6 +47,8 @@ pub struct GuestSpec {
     pub limits: Arc<SharedLimits>,
     /// Whether [`Guest::wake`] may end a sleep early.
     pub wakeable: bool,
+    /// Standard input that is open until it is closed; empty by default.
+    pub stdin: Option<Stdin>,
 }
 
 impl GuestSpec {
@@ -59,6 +62,7 @@ impl GuestSpec {
             log: None,
             limits,
             wakeable: true,
+            stdin: None,
         }
     }
 }
@@ -223,6 +227,9 @@ pub(crate) fn build_store(
         .allow_udp(false)
         .allow_ip_name_lookup(false)
         .allow_blocking_current_thread(spec.preopens.iter().all(|preopen| preopen.private));
+    if let Some(stdin) = &spec.stdin {
+        wasi.stdin(stdin.clone());
+    }
     if let Some(log) = &spec.log {
         wasi.stdout(log.stream(Stream::Stdout));
         wasi.stderr(log.stream(Stream::Stderr));

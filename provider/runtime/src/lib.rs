@@ -33,6 +33,7 @@ pub mod log;
 pub mod module;
 pub mod program;
 mod runtime;
+pub mod stdin;
 pub mod wasi;
 
 pub use compile::{CompileError, CompileLimits, Compiler};

@@ -6,7 +6,7 @@
 //! - `fd_write`, `fd_pwrite` and what makes entries in a directory: the private directory's size is bounded (ENOSPC),
 //!   and the host is told when a file was written ([`Signals::progress`]).
 //!
-//! No sockets, no inherited environment, standard input is empty.
+//! No sockets, no inherited environment; standard input is empty or, see [`crate::stdin`], open with nothing in it.
 
 use crate::disk::{DiskBudget, WrittenFiles};
 use crate::limits::GuestLimiter;

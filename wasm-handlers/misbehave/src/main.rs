@@ -46,6 +46,19 @@ fn do_fault(fault: &str) {
         "trap" => innermost_function(),
         "exit0" => std::process::exit(0),
         "exit3" => std::process::exit(3),
+        // As a program that ends when it is asked to.
+        "read-input" => {
+            let read = std::io::read_to_string(std::io::stdin());
+            println!("misbehave: input ended: {read:?}");
+            std::process::exit(0);
+        }
+        "print" => {
+            for number in 0..100 {
+                println!("line {number}");
+            }
+            eprintln!("line on stderr");
+        }
+        "sleep" => {}
         "spin" => loop {
             std::hint::spin_loop();
         },

@@ -1,7 +1,9 @@
 //! Where pods come from.
 
+mod cluster;
 mod folder;
 
+pub use cluster::ClusterSource;
 pub use folder::FolderSource;
 
 use crate::pod::PodObject;

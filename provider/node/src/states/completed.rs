@@ -1,6 +1,7 @@
 //! All containers have ended for good.
 
 use super::prelude::*;
+use super::terminated::final_status;
 
 /// Succeeded or Failed; the pod stays known until it is deleted.
 #[derive(Debug, TransitionTo)]
@@ -21,7 +22,7 @@ impl State<PodState> for Completed {
         Transition::Complete(Ok(()))
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(phase(if self.succeeded { Phase::Succeeded } else { Phase::Failed }))
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        Ok(final_status(state, self.succeeded))
     }
 }

@@ -3,11 +3,26 @@
 use super::prelude::*;
 use super::{ImagePull, Rejected};
 use crate::admission;
+use crate::placement::Rejection;
+use crate::provider::Services;
+use k8s_openapi::api::core::v1::Node;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// First state of every pod. One that had ended in an earlier life of the node ends here, unchanged.
 #[derive(Debug, Default, TransitionTo)]
 #[transition_to(ImagePull, Rejected)]
 pub struct Registered;
+
+/// Time in which the API server tells the node's object after a start; without it, a pod is taken as it comes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The node's own object, with the labels, taints and amounts that decide what belongs here.
+async fn own_node(services: &Services) -> Option<Arc<Node>> {
+    let mut node = services.cluster.as_ref()?.node.clone();
+    let told = tokio::time::timeout(PATIENCE, node.wait_for(Option::is_some)).await;
+    told.ok()?.ok()?.clone()
+}
 
 fn has_ended(state: &PodState) -> bool {
     matches!(state.context.reporter.current().phase.as_deref(), Some("Succeeded" | "Failed"))
@@ -24,9 +39,17 @@ impl State<PodState> for Registered {
         if has_ended(state) {
             return Transition::Complete(Ok(()));
         }
-        match admission::validate(&state.context.pod, &state.context.services.node) {
+        let (context, services) = (&state.context, &state.context.services);
+        if let Err(error) = admission::validate(&context.pod, &services.node) {
+            return Transition::next(
+                self,
+                Rejected { reason: "FailedValidation".to_owned(), message: error.to_string() },
+            );
+        }
+        let node = own_node(services).await;
+        match services.admitted.admit(&context.pod, node.as_deref(), context.ran_before) {
             Ok(()) => Transition::next(self, ImagePull),
-            Err(error) => Transition::next(self, Rejected { message: error.to_string() }),
+            Err(Rejection { reason, message }) => Transition::next(self, Rejected { reason, message }),
         }
     }
 

@@ -1,13 +1,29 @@
 //! The node cannot run this pod, and says why.
 
 use super::prelude::*;
+use crate::cluster::events::EventType;
 
 /// Failed before anything was started.
 #[derive(Debug, TransitionTo)]
 #[transition_to()]
 pub struct Rejected {
+    /// In one word.
+    pub reason: String,
     /// What the node cannot do.
     pub message: String,
+}
+
+/// Events have the reasons that a kubelet's have.
+fn event_reason(reason: &str) -> &'static str {
+    match reason {
+        "OutOfcpu" => "OutOfcpu",
+        "OutOfmemory" => "OutOfmemory",
+        "OutOfpods" => "OutOfpods",
+        "NodeAffinity" => "NodeAffinity",
+        "TaintToleration" => "TaintToleration",
+        "FailedValidation" => "FailedValidation",
+        _ => "FailedAdmission",
+    }
 }
 
 #[async_trait::async_trait]
@@ -18,11 +34,14 @@ impl State<PodState> for Rejected {
         state: &mut PodState,
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
-        tracing::error!(pod = state.context.pod.key(), "pod refused: {}", self.message);
+        let context = &state.context;
+        tracing::error!(pod = context.pod.key(), reason = self.reason, "pod refused: {}", self.message);
+        let message = self.message.clone();
+        context.services.events.pod(&context.pod, EventType::Warning, event_reason(&self.reason), message);
         Transition::Complete(Ok(()))
     }
 
     async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(explained(Phase::Failed, "FailedValidation", &self.message))
+        Ok(explained(Phase::Failed, &self.reason, &self.message))
     }
 }

@@ -1,8 +1,9 @@
-//! The pod was deleted. Leaving the state before has interrupted its guests.
+//! The pod was stopped, and nothing of it runs any more.
 
 use super::prelude::*;
+use crate::termination::StopReason;
 
-/// Last state of a deleted pod, from wherever it was.
+/// Last state of a pod that is deleted or has exceeded its deadline, from wherever it was.
 #[derive(Debug, Default, TransitionTo)]
 #[transition_to()]
 pub struct Terminated;
@@ -15,11 +16,24 @@ impl State<PodState> for Terminated {
         state: &mut PodState,
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
-        tracing::info!(pod = state.context.pod.key(), "pod deleted");
+        let reason = state.context.termination.current().map(|stop| stop.reason);
+        tracing::info!(pod = state.context.pod.key(), ?reason, "pod stopped");
         Transition::Complete(Ok(()))
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(Status::default())
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        Ok(final_status(state, state.context.reporter.has_succeeded()))
+    }
+}
+
+/// How a pod ends whose containers run no more.
+pub(super) fn final_status(state: &PodState, succeeded: bool) -> Status {
+    match state.context.termination.current().map(|stop| stop.reason) {
+        Some(StopReason::DeadlineExceeded) => explained(
+            Phase::Failed,
+            "DeadlineExceeded",
+            "Pod was active on the node longer than the specified deadline",
+        ),
+        _ => phase(if succeeded { Phase::Succeeded } else { Phase::Failed }),
     }
 }

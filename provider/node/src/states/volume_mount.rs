@@ -2,6 +2,7 @@
 
 use super::Initializing;
 use super::prelude::*;
+use crate::cluster::events::EventType;
 use crate::volume;
 
 /// Tried again with back-off until all volumes are there, as a kubelet does.
@@ -29,7 +30,10 @@ impl State<PodState> for VolumeMount {
                 Transition::next(self, Initializing)
             }
             Err(error) => {
-                tracing::error!(pod = state.context.pod.key(), "{error}");
+                let context = &state.context;
+                tracing::error!(pod = context.pod.key(), "{error}");
+                let message = error.to_string();
+                context.services.events.pod(&context.pod, EventType::Warning, "FailedMount", message);
                 Transition::next(self, Self { message: error.to_string() })
             }
         }

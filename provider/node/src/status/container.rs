@@ -44,11 +44,11 @@ pub fn waiting(status: &mut ContainerStatus, reason: &str, message: &str) {
 }
 
 /// The container runs for the `restart`th time again.
-pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image: Digest) {
+pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image_id: &str) {
     keep_last(status);
     let id = Digest::of(format!("{pod_uid}/{}/{restart}", status.name).as_bytes());
     status.container_id = Some(format!("wasmtime://{}", id.hex()));
-    status.image_id = image.to_string();
+    status.image_id = image_id.to_owned();
     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
     status.state = Some(ContainerState {
         running: Some(ContainerStateRunning { started_at: Some(now()) }),

@@ -1,9 +1,11 @@
 //! A pod's status, kept as a kubelet keeps it, and where it goes.
 
+mod api;
 mod condition;
 mod container;
 mod sink;
 
+pub use api::ApiSink;
 pub(crate) use container::lost_with_node;
 pub use container::{ContainerKind, failed_start, running, terminated, waiting};
 pub use sink::{FileSink, StatusSink};
@@ -30,15 +32,16 @@ pub struct StatusReporter {
 
 impl StatusReporter {
     /// The status of a pod, continuing `earlier` if the node has seen the pod before.
-    pub fn new(pod: PodObject, earlier: Option<PodStatus>, node_ip: &str, sink: Arc<dyn StatusSink>) -> Self {
+    pub fn new(pod: PodObject, earlier: Option<PodStatus>, addresses: &[String], sink: Arc<dyn StatusSink>) -> Self {
         let mut status = earlier.unwrap_or_default();
         status.start_time.get_or_insert_with(now);
         status.qos_class.get_or_insert_with(|| qos_class(&pod).to_owned());
-        status.host_ip = Some(node_ip.to_owned());
-        status.host_ips = Some(vec![HostIP { ip: node_ip.to_owned() }]);
-        // A guest has no network of its own: its pod's address is the node's.
-        status.pod_ip = Some(node_ip.to_owned());
-        status.pod_ips = Some(vec![PodIP { ip: node_ip.to_owned() }]);
+        status.host_ip = addresses.first().cloned();
+        status.host_ips = Some(addresses.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
+        // A guest has no network of its own: its pod's addresses are the node's.
+        status.pod_ip = addresses.first().cloned();
+        status.pod_ips = Some(addresses.iter().map(|ip| PodIP { ip: ip.clone() }).collect());
+        status.observed_generation = pod.api.metadata.generation;
         for (kind, containers) in
             [(ContainerKind::Init, pod.init_containers()), (ContainerKind::App, pod.spec().containers.as_slice())]
         {
@@ -94,6 +97,17 @@ impl StatusReporter {
     pub fn container(&self, kind: ContainerKind, name: &str) -> Option<ContainerStatus> {
         let mut status = self.lock().clone();
         statuses_mut(&mut status, kind).iter().find(|status| status.name == name).cloned()
+    }
+
+    /// Whether every container that was started has succeeded, and at least one was.
+    pub fn has_succeeded(&self) -> bool {
+        let status = self.lock();
+        let ended = |container: &ContainerStatus| {
+            let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+            ended.is_some_and(|ended| ended.exit_code == 0)
+        };
+        let containers = status.container_statuses.as_deref().unwrap_or_default();
+        !containers.is_empty() && containers.iter().all(ended)
     }
 
     /// Sets a condition of our own, such as [`DISCOVERY_HEALTHY`].

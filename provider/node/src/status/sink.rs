@@ -8,6 +8,12 @@ use k8s_openapi::api::core::v1::PodStatus;
 pub trait StatusSink: std::fmt::Debug + Send + Sync {
     /// A pod has this status now. Called with a changed, complete status; must not wait.
     fn report(&self, pod: &PodObject, status: &PodStatus);
+
+    /// The pod is being deleted and nothing of it runs any more. Must not wait.
+    fn ended(&self, _pod: &PodObject) {}
+
+    /// The pod does not exist any more.
+    fn forget(&self, _uid: &str) {}
 }
 
 /// Writes `status.json` in the pod's directory: the status of a node without a cluster, and what a node knows of its pods

@@ -57,6 +57,8 @@ pub struct Logs {
     current: Option<(BufReader<std::fs::File>, u64)>,
     started: bool,
     partial: String,
+    /// Lines that were read for `tail` and not handed out.
+    pending: VecDeque<LogLine>,
 }
 
 impl Logs {
@@ -73,6 +75,7 @@ impl Logs {
             current: None,
             started: false,
             partial: String::new(),
+            pending: VecDeque::new(),
         })
     }
 
@@ -86,10 +89,37 @@ impl Logs {
                 if lines.len() > keep {
                     lines.pop_front();
                 }
+                true
             })?;
         }
         self.started = true;
         Ok(lines.into())
+    }
+
+    /// Like [`Logs::read_available`], at most `most` lines of it; an empty answer means that there are no more now. What
+    /// `tail` asks for is held in whole first.
+    pub fn read_batch(&mut self, most: usize) -> Result<Vec<LogLine>, LogError> {
+        if !self.started && self.options.tail.is_some() {
+            self.pending = self.read_available()?.into();
+        }
+        self.started = true;
+        let mut lines: Vec<_> = self.pending.drain(..most.min(self.pending.len())).collect();
+        if self.pending.is_empty() {
+            self.pending = VecDeque::new();
+        }
+        if !lines.is_empty() {
+            return Ok(lines);
+        }
+        for path in self.unread_files() {
+            self.read_file(&path, &mut |line| {
+                lines.push(line);
+                lines.len() < most
+            })?;
+            if lines.len() >= most {
+                break;
+            }
+        }
+        Ok(lines)
     }
 
     /// Every file on the first call; later the one that was being read (it may have been rotated) and newer ones.
@@ -102,7 +132,8 @@ impl Logs {
         files
     }
 
-    fn read_file(&mut self, path: &Path, take: &mut impl FnMut(LogLine)) -> Result<(), LogError> {
+    /// Hands lines to `take` until it has enough.
+    fn read_file(&mut self, path: &Path, take: &mut impl FnMut(LogLine) -> bool) -> Result<(), LogError> {
         let failed = |source| LogError::Io { path: path.to_owned(), source };
         let inode = match std::fs::metadata(path) {
             Ok(metadata) => metadata.ino(),
@@ -128,8 +159,10 @@ impl Logs {
                 file.seek(std::io::SeekFrom::Start(start)).map_err(failed)?;
                 break;
             }
-            if let Some(line) = self.parse(&line) {
-                take(line);
+            if let Some(line) = self.parse(&line)
+                && !take(line)
+            {
+                break;
             }
         }
         self.current = Some((file, inode));
@@ -181,6 +214,27 @@ mod tests {
         }
         followed.extend(texts(logs.read_available().unwrap()));
         assert_eq!(followed, (10..40).map(|number| number.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_reader_hands_out_batches_of_any_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = LogLimits { file_size: 200, files: 50, ..LogLimits::default() };
+        let log = ContainerLog::create(directory.path(), 0, limits).unwrap();
+        (0..20).for_each(|number| log.note(&format!("{number}")));
+        for (tail, first) in [(None, 0), (Some(15), 5), (Some(usize::MAX), 0)] {
+            let mut logs = Logs::open(directory.path(), 0, LogOptions { tail, since: None }).unwrap();
+            let mut read = Vec::new();
+            loop {
+                let batch = texts(logs.read_batch(3).unwrap());
+                assert!(batch.len() <= 3);
+                if batch.is_empty() {
+                    break;
+                }
+                read.extend(batch);
+            }
+            assert_eq!(read, (first..20).map(|number| number.to_string()).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! A Kubernetes control plane of a machine's own: etcd, kube-apiserver, kube-controller-manager and kube-scheduler as plain
+//! processes on free loopback ports, with a CA of their own. For demos and tests; nothing here is fit to be exposed.
+//!
+//! [`Programs`] finds or builds the programs, [`Cluster`] lays out a directory for one cluster, and [`Cluster::start`]
+//! runs it for as long as the returned [`Running`] lives.
+
+mod cluster;
+mod pki;
+mod programs;
+mod running;
+
+pub use cluster::Cluster;
+pub use programs::Programs;
+pub use running::Running;

@@ -1,0 +1,191 @@
+//! The processes of a cluster.
+
+use crate::cluster::{Cluster, TOKEN};
+use crate::programs::Programs;
+use anyhow::{Context as _, bail};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running cluster. Dropping it ends its processes.
+#[derive(Debug)]
+pub struct Running {
+    processes: Vec<(&'static str, Child)>,
+    kubectl: PathBuf,
+    cluster: Cluster,
+}
+
+/// How long the API may take until it is ready; it takes about 4 s on two idle cores.
+const READY: Duration = Duration::from_secs(120);
+
+impl Running {
+    pub(crate) fn start(cluster: &Cluster, programs: &Programs) -> anyhow::Result<Self> {
+        let kubectl = programs.path("kubectl")?;
+        let mut running = Self { processes: Vec::new(), kubectl, cluster: cluster.clone() };
+        running.spawn("etcd", programs, &etcd(cluster))?;
+        running.spawn("kube-apiserver", programs, &api_server(cluster))?;
+        running.wait_until_ready()?;
+        running.spawn("kube-controller-manager", programs, &controller_manager(cluster))?;
+        running.spawn("kube-scheduler", programs, &scheduler(cluster))?;
+        running.add_bootstrap_token()?;
+        running.wait_for_default_account()?;
+        Ok(running)
+    }
+
+    /// Process id of one of its programs.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.processes.iter().find(|(program, _)| *program == name).map(|(_, child)| child.id())
+    }
+
+    /// Fails if one of its programs has ended.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        for (name, child) in &mut self.processes {
+            if let Some(status) = child.try_wait()? {
+                let log = self.cluster.directory.join(format!("{name}.log"));
+                bail!("{name} ended ({status}); see {}", log.display());
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, name: &'static str, programs: &Programs, arguments: &[String]) -> anyhow::Result<()> {
+        let path = self.cluster.directory.join(format!("{name}.log"));
+        let log = std::fs::File::options().create(true).append(true).open(&path)?;
+        let child = Command::new(programs.path(name)?)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| name.to_owned())?;
+        self.processes.push((name, child));
+        Ok(())
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.kubectl);
+        command.arg("--kubeconfig").arg(self.cluster.admin()).args(arguments);
+        command
+    }
+
+    fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        self.wait_for("the API server is not ready", |running| {
+            let answer = running.kubectl(&["get", "--raw", "/readyz"]).output()?;
+            Ok(answer.status.success())
+        })
+    }
+
+    /// Pods are refused as long as their namespace has no service account.
+    fn wait_for_default_account(&mut self) -> anyhow::Result<()> {
+        self.wait_for("no service account in the default namespace", |running| {
+            let answer = running.kubectl(&["get", "serviceaccount", "default", "-n", "default"]).output()?;
+            Ok(answer.status.success())
+        })
+    }
+
+    fn wait_for(&mut self, what: &str, condition: impl Fn(&Self) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY;
+        while !condition(self)? {
+            self.check()?;
+            if Instant::now() > deadline {
+                bail!("{what} after {} s; see the logs in {}", READY.as_secs(), self.cluster.directory.display());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn add_bootstrap_token(&self) -> anyhow::Result<()> {
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+            "metadata": {"name": format!("bootstrap-token-{}", TOKEN.0), "namespace": "kube-system"},
+            "stringData": {
+                "token-id": TOKEN.0, "token-secret": TOKEN.1, "usage-bootstrap-authentication": "true",
+                "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
+            },
+        });
+        let mut kubectl = self.kubectl(&["apply", "-f", "-"]);
+        let mut child = kubectl.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        child.stdin.take().context("kubectl has no input")?.write_all(secret.to_string().as_bytes())?;
+        if !child.wait()?.success() {
+            bail!("cannot make the bootstrap token");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The API server would serve on for some seconds after SIGTERM; nothing of it is to be kept.
+        for (_, child) in self.processes.iter_mut().rev() {
+            let _ = child.kill();
+        }
+        for (_, child) in &mut self.processes {
+            let _ = child.wait();
+        }
+    }
+}
+
+fn etcd(cluster: &Cluster) -> Vec<String> {
+    let (client, peer) = (cluster.ports.etcd, cluster.ports.etcd_peer);
+    vec![
+        format!("--data-dir={}", cluster.directory.join("etcd").display()),
+        format!("--listen-client-urls=http://127.0.0.1:{client}"),
+        format!("--advertise-client-urls=http://127.0.0.1:{client}"),
+        format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+        format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+        format!("--initial-cluster=default=http://127.0.0.1:{peer}"),
+        "--unsafe-no-fsync".to_owned(),
+        "--log-level=warn".to_owned(),
+    ]
+}
+
+fn api_server(cluster: &Cluster) -> Vec<String> {
+    let pki = |name: &str| cluster.pki(name).display().to_string();
+    vec![
+        format!("--etcd-servers=http://127.0.0.1:{}", cluster.ports.etcd),
+        "--bind-address=127.0.0.1".to_owned(),
+        format!("--secure-port={}", cluster.ports.api),
+        format!("--tls-cert-file={}", pki("apiserver.crt")),
+        format!("--tls-private-key-file={}", pki("apiserver.key")),
+        format!("--client-ca-file={}", pki("ca.crt")),
+        format!("--kubelet-client-certificate={}", pki("apiserver-kubelet.crt")),
+        format!("--kubelet-client-key={}", pki("apiserver-kubelet.key")),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        "--enable-bootstrap-token-auth".to_owned(),
+        "--allow-privileged".to_owned(),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-key-file={}", pki("service-accounts.crt")),
+        format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
+        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+        "--endpoint-reconciler-type=none".to_owned(),
+    ]
+}
+
+fn controller_manager(cluster: &Cluster) -> Vec<String> {
+    let pki = |name: &str| cluster.pki(name).display().to_string();
+    vec![
+        format!("--kubeconfig={}", cluster.directory.join("controller-manager.conf").display()),
+        "--bind-address=127.0.0.1".to_owned(),
+        format!("--secure-port={}", cluster.ports.controller_manager),
+        format!("--cluster-signing-cert-file={}", pki("ca.crt")),
+        format!("--cluster-signing-key-file={}", pki("ca.key")),
+        format!("--cluster-signing-duration={}", cluster.signing_duration),
+        format!("--root-ca-file={}", pki("ca.crt")),
+        format!("--service-account-private-key-file={}", pki("service-accounts.key")),
+        "--use-service-account-credentials".to_owned(),
+        "--controllers=*,bootstrap-signer-controller,token-cleaner-controller".to_owned(),
+        "--leader-elect=false".to_owned(),
+    ]
+}
+
+fn scheduler(cluster: &Cluster) -> Vec<String> {
+    vec![
+        format!("--kubeconfig={}", cluster.directory.join("scheduler.conf").display()),
+        "--bind-address=127.0.0.1".to_owned(),
+        format!("--secure-port={}", cluster.ports.scheduler),
+        "--leader-elect=false".to_owned(),
+    ]
+}

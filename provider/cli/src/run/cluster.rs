@@ -1,0 +1,220 @@
+//! A node of a cluster.
+
+use super::{RunArguments, node_config};
+use crate::output::host_name;
+use akri_krustlet_node::cluster::machine::Capacity;
+use akri_krustlet_node::cluster::registration::{NodeSettings, Registration};
+use akri_krustlet_node::cluster::serving::Serving;
+use akri_krustlet_node::cluster::{Connection, EventRecorder, Identity, IdentitySource, labels};
+use akri_krustlet_node::endpoint::{Endpoint, EndpointConfig};
+use akri_krustlet_node::provider::ClusterAccess;
+use akri_krustlet_node::source::ClusterSource;
+use akri_krustlet_node::status::ApiSink;
+use akri_krustlet_node::{DataDirectory, Node, quantity};
+use anyhow::{Context as _, bail};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Flags that matter in a cluster only.
+#[derive(Debug, clap::Args)]
+pub(super) struct ClusterArguments {
+    /// The host's name, as the Node object tells it [default: the host's name]
+    #[arg(long, env = "KRUSTLET_HOSTNAME", value_name = "NAME")]
+    hostname: Option<String>,
+    /// Where the node's HTTPS endpoint listens [default: all addresses]
+    #[arg(long, env = "KRUSTLET_ADDRESS", value_name = "IP")]
+    address: Option<IpAddr>,
+    /// Port of the node's HTTPS endpoint, which the API server asks for logs
+    #[arg(long, env = "KRUSTLET_PORT", value_name = "PORT", default_value_t = 3000)]
+    port: u16,
+    /// Labels for the Node object
+    #[arg(long, env = "NODE_LABELS", value_name = "KEY=VALUE,...", default_value = "", hide_default_value = true)]
+    node_labels: String,
+    /// Most pods at once
+    #[arg(long, env = "MAX_PODS", value_name = "N", default_value_t = 110)]
+    max_pods: u32,
+    /// What pods cannot have of the machine's cpu, memory and ephemeral-storage
+    #[arg(long, value_name = "NAME=QUANTITY,...", default_value = "memory=100Mi", value_delimiter = ',')]
+    system_reserved: Vec<String>,
+    /// Certificate authorities whose certificates clients of the HTTPS endpoint may have
+    /// [default: the cluster's, from the kubeconfig; k3s has another one for clients]
+    #[arg(long, value_name = "FILE")]
+    client_ca_file: Option<PathBuf>,
+    /// Answer /healthz of the HTTPS endpoint to everybody
+    #[arg(long)]
+    anonymous_healthz: bool,
+    /// Let pods of the cluster run modules from this machine's files (image fs:///path)
+    #[arg(long, env = "KRUSTLET_ALLOW_LOCAL_MODULES")]
+    allow_local_modules: bool,
+}
+
+pub(super) async fn run(
+    arguments: &RunArguments,
+    name: String,
+    data: DataDirectory,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let flags = &arguments.cluster;
+    let labels = labels::parse(&flags.node_labels)?;
+    let reserved = reserved(&flags.system_reserved)?;
+    let source = identity_source(arguments)?;
+    std::fs::create_dir_all(data.path()).with_context(|| data.path().display().to_string())?;
+    let identity = tokio::select! {
+        identity = Identity::take_up(&source, &name, data.path()) => identity?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let connection = identity.connection.clone();
+    let addresses = match &arguments.node_ip[..] {
+        [] => vec![own_address(&connection).await?],
+        chosen => chosen.to_vec(),
+    };
+    let settings = NodeSettings {
+        name: name.clone(),
+        hostname: flags.hostname.clone().unwrap_or_else(host_name),
+        addresses: addresses.clone(),
+        port: flags.port,
+        labels,
+        max_pods: flags.max_pods,
+        reserved,
+        data: data.path().to_owned(),
+        instance: data.instance().context("cannot make the node's instance file")?,
+    };
+
+    let (node_object, watched) = watch::channel(None);
+    let events = EventRecorder::start(connection.client(), &name);
+    let mut config = node_config(arguments, &name, &addresses, &data)?;
+    config.allow_local_modules = flags.allow_local_modules;
+    config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events));
+    let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone())))?;
+
+    let serving = Serving {
+        node: name.clone(),
+        names: vec![settings.hostname.clone()],
+        addresses: addresses.clone(),
+        pki: data.path().join("pki"),
+    };
+    let (certificate, signed) = serving.start()?;
+    let endpoint = Endpoint::listen(EndpointConfig {
+        node: name.clone(),
+        address: SocketAddr::new(flags.address.unwrap_or_else(|| any_address(&addresses)), flags.port),
+        certificate: certificate.clone(),
+        client_authorities: client_authorities(flags, &connection)?,
+        anonymous_healthz: flags.anonymous_healthz,
+        client: connection.client(),
+        data: data.clone(),
+        watcher: node.watcher(),
+        settings: configuration(flags, &settings),
+    })
+    .await?;
+
+    let registration = Registration::new(connection.clone(), settings, node.provider(), node_object);
+    tokio::select! {
+        claimed = registration.claim() => claimed?,
+        () = shutdown.cancelled() => return Ok(()),
+    }
+    tracing::info!(
+        node = name,
+        server = connection.url(),
+        endpoint = flags.port,
+        data = %data.path().display(),
+        handlers = %arguments.discovery_handlers_directory.display(),
+        "the node joins the cluster"
+    );
+    let registration = tokio::spawn(registration.run(shutdown.clone()));
+    tokio::spawn(endpoint.serve());
+    tokio::spawn(serving.keep(certificate, signed, connection.clone()));
+    tokio::spawn(identity.keep());
+    node.run(ClusterSource::new(connection.client(), &name, data), shutdown).await;
+    let _ = registration.await;
+    tracing::debug!(requests = connection.requests(), "requests to the API server");
+    Ok(())
+}
+
+fn identity_source(arguments: &RunArguments) -> anyhow::Result<IdentitySource> {
+    if let Some(bootstrap) = &arguments.bootstrap_file {
+        return Ok(IdentitySource::Bootstrap(bootstrap.clone()));
+    }
+    // KUBECONFIG is read here and not as the flag's default: with --manifests it means nothing.
+    let from_environment = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(kubeconfig) = arguments.kubeconfig.clone().or(from_environment) {
+        return Ok(IdentitySource::Kubeconfig(kubeconfig));
+    }
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        bail!(
+            "a service account of the cluster cannot be a node: the API server gives a node's rights to the user system:node:NAME only; \
+             mount a bootstrap kubeconfig and name it with --bootstrap-file"
+        );
+    }
+    bail!(
+        "where do the pods come from? --bootstrap-file FILE joins a cluster with a bootstrap token, --kubeconfig FILE with the node's own \
+         credentials, --manifests DIR runs the pods of a folder without a cluster"
+    )
+}
+
+fn reserved(resources: &[String]) -> anyhow::Result<Capacity> {
+    let mut reserved = Capacity { cpu_millis: 0, memory: 0, ephemeral_storage: 0 };
+    for resource in resources.iter().filter(|resource| !resource.is_empty()) {
+        let (name, amount) = resource
+            .split_once('=')
+            .with_context(|| format!("--system-reserved {resource}: expected NAME=QUANTITY"))?;
+        let amount = quantity::parse(amount).with_context(|| format!("--system-reserved {resource}"))?;
+        match name {
+            "cpu" => reserved.cpu_millis = (amount * 1000.0).ceil() as u64,
+            "memory" => reserved.memory = amount as u64,
+            "ephemeral-storage" => reserved.ephemeral_storage = amount as u64,
+            _ => bail!("--system-reserved {resource}: expected cpu, memory or ephemeral-storage"),
+        }
+    }
+    Ok(reserved)
+}
+
+/// The address from which this machine reaches the API server. Nothing is sent.
+async fn own_address(connection: &Connection) -> anyhow::Result<IpAddr> {
+    let (host, port) = connection.server();
+    let way_out = "name the node's address with --node-ip";
+    let mut servers = tokio::net::lookup_host((host.as_str(), port))
+        .await
+        .with_context(|| format!("cannot look up the API server {host}; {way_out}"))?;
+    let server = servers.next().with_context(|| format!("the API server {host} has no address; {way_out}"))?;
+    let any = if server.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+    let socket = tokio::net::UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await.with_context(|| format!("no route to the API server {server}; {way_out}"))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn any_address(addresses: &[IpAddr]) -> IpAddr {
+    match addresses.iter().any(IpAddr::is_ipv6) {
+        // Takes IPv4 as well.
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn client_authorities(flags: &ClusterArguments, connection: &Connection) -> anyhow::Result<Vec<Vec<u8>>> {
+    let Some(path) = &flags.client_ca_file else { return Ok(connection.authorities()) };
+    let context = || format!("--client-ca-file {}", path.display());
+    let pem = std::fs::read(path).with_context(context)?;
+    akri_krustlet_node::cluster::certificate::authorities(&pem).with_context(context)
+}
+
+/// What `/configz` tells, in the words of a kubelet's configuration.
+fn configuration(flags: &ClusterArguments, settings: &NodeSettings) -> serde_json::Value {
+    serde_json::json!({"kubeletconfig": {
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "port": settings.port, "maxPods": settings.max_pods,
+        "systemReserved": {
+            "cpu": format!("{}m", settings.reserved.cpu_millis),
+            "memory": settings.reserved.memory.to_string(),
+            "ephemeral-storage": settings.reserved.ephemeral_storage.to_string(),
+        },
+        "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
+        "rotateCertificates": true, "serverTLSBootstrap": true,
+        "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true}},
+        "authorization": {"mode": "Webhook"},
+        "containerLogMaxSize": "10Mi", "containerLogMaxFiles": 5,
+        "allowLocalModules": flags.allow_local_modules,
+    }})
+}

@@ -1,0 +1,171 @@
+//! `run`: the node, alone or in a cluster.
+
+mod cluster;
+mod standalone;
+
+use crate::DirectoryArguments;
+use crate::output::host_name;
+use akri_krustlet_discovery::HandlersConfig;
+use akri_krustlet_images::Credentials;
+use akri_krustlet_node::environment::NodeFacts;
+use akri_krustlet_node::{DataDirectory, NodeConfig};
+use akri_krustlet_runtime::RuntimeConfig;
+use anyhow::{Context as _, bail};
+use std::io::IsTerminal as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Run the node: its pods, and the sockets of the discovery handlers in them. Ends on SIGTERM and SIGINT; the pods are taken
+/// up again by the next start.
+///
+/// With --bootstrap-file or --kubeconfig it joins a cluster; with --manifests it runs alone.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArguments {
+    /// Folder of Pod manifests (*.yaml, *.json), for a node without a cluster. Watched: a file added starts its pods, a
+    /// changed one replaces them, a removed one stops them
+    #[arg(long, value_name = "DIR", conflicts_with = "bootstrap_file")]
+    manifests: Option<PathBuf>,
+    /// Kubeconfig whose user is this node (system:node:NAME). With --bootstrap-file it need not exist and is not used
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Kubeconfig with a bootstrap token, with which the node asks the cluster for its own certificate
+    #[arg(long, env = "KRUSTLET_BOOTSTRAP_FILE", value_name = "FILE")]
+    bootstrap_file: Option<PathBuf>,
+    /// The node's name [default: the host's name, in lower case]
+    #[arg(long, env = "KRUSTLET_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// The node's addresses, the first one first: pods see them as status.hostIPs, the API server asks for logs there
+    /// [default: the one from which the API server is reached; without a cluster 127.0.0.1]
+    #[arg(long, env = "KRUSTLET_NODE_IP", value_name = "IP", value_delimiter = ',')]
+    node_ip: Vec<IpAddr>,
+    #[command(flatten)]
+    directories: DirectoryArguments,
+    /// Where discovery handlers and Akri's Agent have their sockets
+    #[arg(long, env = "DISCOVERY_HANDLERS_DIRECTORY", value_name = "DIR", default_value = "/var/lib/akri")]
+    discovery_handlers_directory: PathBuf,
+    /// How long a handler's streams stay open after its last pod is gone, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    handler_grace_period: u64,
+    /// Docker config.json with credentials for registries, for all pods; a pod's imagePullSecrets come first
+    #[arg(long, env = "KRUSTLET_REGISTRY_CREDENTIALS", value_name = "FILE")]
+    registry_credentials: Option<PathBuf>,
+    /// Registries (HOST or HOST:PORT) that are spoken to without TLS
+    #[arg(long, env = "KRUSTLET_INSECURE_REGISTRIES", value_name = "HOSTS", value_delimiter = ',')]
+    insecure_registries: Vec<String>,
+    #[command(flatten, next_help_heading = "In a cluster")]
+    cluster: cluster::ClusterArguments,
+}
+
+pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    raise_open_files();
+    // The node's own work is short; guests have threads of their own.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(4))
+        .thread_name("node")
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .context("cannot start the node's threads")?;
+    runtime.block_on(run_node(arguments))?;
+    // Streams end here, with the process. A guest may still be in a system call that never returns.
+    std::process::exit(0)
+}
+
+async fn run_node(arguments: &RunArguments) -> anyhow::Result<()> {
+    let shutdown = shutdown_on_signals()?;
+    let data = arguments.directories.data_directory()?;
+    let name = node_name(arguments)?;
+    if let Some(manifests) = &arguments.manifests {
+        if arguments.kubeconfig.is_some() {
+            bail!("--manifests is for a node without a cluster; with --kubeconfig, the pods come from the cluster");
+        }
+        return standalone::run(arguments, manifests, name, data, shutdown).await;
+    }
+    cluster::run(arguments, name, data, shutdown).await
+}
+
+/// What does not depend on where the pods come from.
+fn node_config(
+    arguments: &RunArguments,
+    name: &str,
+    addresses: &[IpAddr],
+    data: &DataDirectory,
+) -> anyhow::Result<NodeConfig> {
+    let registry_credentials = match &arguments.registry_credentials {
+        Some(path) => {
+            let json = std::fs::read(path).with_context(|| format!("--registry-credentials {}", path.display()))?;
+            Credentials::from_docker_config(&json)
+                .with_context(|| format!("--registry-credentials {}", path.display()))?
+        }
+        None => Credentials::default(),
+    };
+    Ok(NodeConfig {
+        facts: NodeFacts { name: name.to_owned(), addresses: addresses.iter().map(IpAddr::to_string).collect() },
+        runtime: RuntimeConfig::new(data.modules()),
+        data: data.clone(),
+        handlers: HandlersConfig {
+            grace_period: Duration::from_secs(arguments.handler_grace_period),
+            ..HandlersConfig::new(std::path::absolute(&arguments.discovery_handlers_directory)?)
+        },
+        insecure_registries: arguments.insecure_registries.clone(),
+        registry_credentials,
+        allow_local_modules: false,
+        cluster: None,
+    })
+}
+
+/// The name, which must be one that an object of the API can have.
+fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {
+    let (name, from) = match &arguments.node_name {
+        Some(name) => (name.clone(), "--node-name"),
+        None => (host_name(), "the host's name"),
+    };
+    if !akri_krustlet_node::manifest::is_dns_subdomain(&name) {
+        bail!(
+            "{from} {name:?} cannot be a node's name: lower-case letters, digits, `-` and `.`, at most 253, beginning and ending with a letter or digit; choose one with --node-name"
+        );
+    }
+    Ok(name)
+}
+
+/// The first signal asks the node to end, the second one ends it.
+fn shutdown_on_signals() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = CancellationToken::new();
+    let on_signal = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        on_signal.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    Ok(shutdown)
+}
+
+/// Guests, streams and log files all need file descriptors.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,22 @@
+//! WebAssembly images: what a container's `image` names, from an OCI registry to a file.
+//!
+//! # Flow
+//! 1. [`Images::find`] looks an image up among those that were pulled before; [`Images::pull`] asks its registry.
+//! 2. The registry's manifest says which layer is the module: see [`layout`].
+//! 3. The layer is downloaded once, however many pulls want it, and verified against its digest.
+//! 4. The module is a file named by its own digest in the [`store`]; a record there says which image it is of.
+//!
+//! Credentials come as Docker writes them ([`Credentials`]) and are sent to the registry that they are for, nowhere else.
+//! Knows neither Kubernetes nor Akri.
+
+pub mod credentials;
+mod images;
+pub mod layout;
+mod registry;
+pub mod store;
+
+pub use credentials::Credentials;
+pub use images::{Images, ImagesConfig};
+pub use oci_client::Reference;
+pub use registry::PullError;
+pub use store::Image;

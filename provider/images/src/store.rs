@@ -1,0 +1,221 @@
+//! The images that were pulled.
+//!
+//! ```text
+//! <root>/blobs/sha256/<digest>      modules and layers, named by what they hold
+//! <root>/images/<hash>.json         one record an image reference: which module it is
+//! <root>/staged/                    downloads under way; emptied at start
+//! ```
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// An image that is on this machine.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Image {
+    /// As the container names it, with registry and tag: `docker.io/library/x:latest`.
+    pub reference: String,
+    /// `registry/repository@sha256:...` of its manifest; a container's `imageID`.
+    pub id: String,
+    /// Digest of the module, `sha256:...`.
+    pub module: String,
+    /// When it was pulled.
+    pub pulled: SystemTime,
+}
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    root: PathBuf,
+}
+
+/// An image is kept at least this long after its last use; what a kubelet keeps as well.
+const MIN_AGE: Duration = Duration::from_secs(120);
+
+impl ImageStore {
+    /// Opens the store, making its directories and dropping downloads that were cut off.
+    pub fn open(root: impl Into<PathBuf>) -> std::io::Result<Self> {
+        let store = Self { root: root.into() };
+        let _ = std::fs::remove_dir_all(store.staged());
+        for directory in [store.blobs(), store.root.join("images"), store.staged()] {
+            std::fs::create_dir_all(directory)?;
+        }
+        Ok(store)
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs/sha256")
+    }
+
+    pub(crate) fn staged(&self) -> PathBuf {
+        self.root.join("staged")
+    }
+
+    fn record(&self, reference: &str) -> PathBuf {
+        self.root.join("images").join(format!("{}.json", hex(&Sha256::digest(reference))))
+    }
+
+    /// Where the content with this digest is, if it is there. `None` as well for a digest that is not SHA-256.
+    pub fn blob(&self, digest: &str) -> Option<PathBuf> {
+        let path = self.blob_path(digest)?;
+        path.is_file().then_some(path)
+    }
+
+    pub(crate) fn blob_path(&self, digest: &str) -> Option<PathBuf> {
+        let hex = digest.strip_prefix("sha256:")?;
+        let valid = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        valid.then(|| self.blobs().join(hex))
+    }
+
+    /// Keeps a download whose digest has been verified.
+    pub(crate) fn keep(&self, staged: tempfile::NamedTempFile, digest: &str) -> std::io::Result<PathBuf> {
+        let path = self.blob_path(digest).ok_or_else(|| std::io::Error::other("not a SHA-256 digest"))?;
+        staged.as_file().sync_all()?;
+        staged.persist(&path).map_err(|error| error.error)?;
+        Ok(path)
+    }
+
+    /// Keeps bytes; returns their digest.
+    pub(crate) fn keep_bytes(&self, bytes: &[u8]) -> std::io::Result<String> {
+        let digest = format!("sha256:{}", hex(&Sha256::digest(bytes)));
+        if self.blob(&digest).is_none() {
+            let mut staged = tempfile::NamedTempFile::new_in(self.staged())?;
+            staged.write_all(bytes)?;
+            self.keep(staged, &digest)?;
+        }
+        Ok(digest)
+    }
+
+    /// An image that was pulled and is complete.
+    pub fn find(&self, reference: &str) -> Option<Image> {
+        let image: Image = serde_json::from_slice(&std::fs::read(self.record(reference)).ok()?).ok()?;
+        self.blob(&image.module)?;
+        Some(image)
+    }
+
+    pub(crate) fn add(&self, image: &Image) -> std::io::Result<()> {
+        let path = self.record(&image.reference);
+        let mut staged = tempfile::NamedTempFile::new_in(self.staged())?;
+        staged.write_all(&serde_json::to_vec_pretty(image)?)?;
+        staged.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    /// Notes that an image is in use, for [`ImageStore::collect`].
+    pub fn touch(&self, reference: &str) {
+        if let Ok(record) = std::fs::File::options().write(true).open(self.record(reference)) {
+            let _ = record.set_modified(SystemTime::now());
+        }
+    }
+
+    /// Removes the images that were unused for longest, none that is in `used` (references), until `wanted` bytes are free
+    /// of them or none is left. Returns the bytes that were freed and the modules that are gone.
+    pub fn collect(&self, wanted: u64, used: &HashSet<String>) -> std::io::Result<(u64, Vec<String>)> {
+        let mut images: Vec<(SystemTime, PathBuf, Image)> = Vec::new();
+        for entry in std::fs::read_dir(self.root.join("images"))? {
+            let path = entry?.path();
+            let Some(image) = std::fs::read(&path).ok().and_then(|json| serde_json::from_slice(&json).ok()) else {
+                continue;
+            };
+            images.push((path.metadata()?.modified()?, path, image));
+        }
+        images.sort_by_key(|(last_used, ..)| *last_used);
+        let mut kept: HashSet<String> = images.iter().map(|(.., image)| image.module.clone()).collect();
+        let mut freed = 0;
+        let mut gone = Vec::new();
+        for (last_used, path, image) in &images {
+            let old = last_used.elapsed().is_ok_and(|age| age >= MIN_AGE);
+            if freed >= wanted || used.contains(&image.reference) || !old {
+                continue;
+            }
+            std::fs::remove_file(path)?;
+            let shared =
+                images.iter().any(|(_, other, of)| other != path && other.exists() && of.module == image.module);
+            if !shared && let Some(blob) = self.blob(&image.module) {
+                freed += remove(&blob)?;
+                kept.remove(&image.module);
+                gone.push(image.module.clone());
+            }
+        }
+        // Layers of archives, and what no record names.
+        if freed < wanted {
+            for entry in std::fs::read_dir(self.blobs())? {
+                let path = entry?.path();
+                let name =
+                    path.file_name().map(|name| format!("sha256:{}", name.to_string_lossy())).unwrap_or_default();
+                let old = path.metadata()?.modified()?.elapsed().is_ok_and(|age| age >= MIN_AGE);
+                if !kept.contains(&name) && old {
+                    freed += remove(&path)?;
+                }
+            }
+        }
+        Ok((freed, gone))
+    }
+}
+
+fn remove(path: &Path) -> std::io::Result<u64> {
+    let size = path.metadata()?.len();
+    std::fs::remove_file(path)?;
+    Ok(size)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(store: &ImageStore, reference: &str, content: &[u8], age: u64) -> PathBuf {
+        let module = store.keep_bytes(content).unwrap();
+        let blob = store.blob(&module).unwrap();
+        let image = Image { reference: reference.to_owned(), id: String::new(), module, pulled: SystemTime::now() };
+        store.add(&image).unwrap();
+        for path in [store.record(reference), blob.clone()] {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        blob
+    }
+
+    #[test]
+    fn the_images_that_were_unused_for_longest_go_first_and_used_ones_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(directory.path()).unwrap();
+        let oldest = add(&store, "oldest", b"oldest", 4000);
+        let used = add(&store, "used", b"used", 3000);
+        let old = add(&store, "old", b"old", 2000);
+        let new = add(&store, "new", b"new", 1);
+        let in_use = HashSet::from(["used".to_owned()]);
+        let (freed, gone) = store.collect(1, &in_use).unwrap();
+        assert_eq!((freed, gone.len()), (6, 1));
+        assert!(!oldest.exists() && old.exists());
+        assert_eq!(store.collect(u64::MAX, &in_use).unwrap().0, 3);
+        assert!(!old.exists() && used.exists() && new.exists());
+        assert!(store.find("oldest").is_none() && store.find("used").is_some());
+    }
+
+    #[test]
+    fn a_module_of_two_images_goes_with_the_second() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(directory.path()).unwrap();
+        let blob = add(&store, "a", b"same", 4000);
+        add(&store, "b", b"same", 3000);
+        let used = HashSet::from(["b".to_owned()]);
+        assert_eq!(store.collect(u64::MAX, &used).unwrap().0, 0);
+        assert!(blob.exists() && store.find("a").is_none());
+        assert_eq!(store.collect(u64::MAX, &HashSet::new()).unwrap().0, 4);
+    }
+
+    #[test]
+    fn a_digest_is_never_a_path() {
+        let store = ImageStore::open(tempfile::tempdir().unwrap().path()).unwrap();
+        for digest in ["sha256:../../etc/passwd", "sha512:00", "", "sha256:"] {
+            assert_eq!(store.blob_path(digest), None, "{digest}");
+        }
+    }
+}

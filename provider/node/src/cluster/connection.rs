@@ -1,0 +1,198 @@
+//! The way to the API server, whose certificate may be exchanged while it is used.
+
+use super::certificate::Certificate;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use kube::client::Body;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Why the API server cannot be spoken to at all. That it does not answer is no such error.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The file is missing, or no usable kubeconfig.
+    #[error("kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// The certificates or keys in it cannot be used.
+    #[error("kubeconfig {}: {source}", path.display())]
+    Client {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// Longest time until an answer begins.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A connection. All that speak to the API server have [`Connection::client`], which goes on working when the node's
+/// certificate is renewed.
+pub struct Connection {
+    path: PathBuf,
+    config: Config,
+    current: watch::Sender<Client>,
+    client: Client,
+    requests: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("server", &self.config.cluster_url).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// The cluster and the user of a kubeconfig's current context.
+    pub async fn from_kubeconfig(path: &Path) -> Result<Self, ConnectionError> {
+        let failed = |source| ConnectionError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?;
+        Self::new(path, config)
+    }
+
+    fn new(path: &Path, config: Config) -> Result<Self, ConnectionError> {
+        let first = client_of(path, config.clone())?;
+        let (current, receiver) = watch::channel(first);
+        let requests = Arc::new(AtomicU64::new(0));
+        let service = CurrentClient { current: receiver, requests: requests.clone() };
+        let client = Client::new(service, config.default_namespace.clone());
+        Ok(Self { path: path.to_owned(), config, current, client, requests })
+    }
+
+    /// The same cluster, with this certificate instead of the kubeconfig's user.
+    pub fn with_identity(&self, certificate: &Certificate) -> Result<Self, ConnectionError> {
+        Self::new(&self.path, with_identity(self.config.clone(), certificate))
+    }
+
+    /// From now on, requests are made with this certificate, on new connections: the API server looks at the certificate of a
+    /// connection with every request. Watches that run go on until they end by themselves.
+    pub fn replace_identity(&self, certificate: &Certificate) -> Result<(), ConnectionError> {
+        let config = with_identity(self.config.clone(), certificate);
+        self.current.send_replace(client_of(&self.path, config)?);
+        Ok(())
+    }
+
+    /// The client.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Host and port of the API server.
+    pub fn server(&self) -> (String, u16) {
+        let uri = &self.config.cluster_url;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        (host, uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 }))
+    }
+
+    /// The API server's URL.
+    pub fn url(&self) -> String {
+        self.config.cluster_url.to_string()
+    }
+
+    /// The cluster's certificate authorities, DER.
+    pub fn authorities(&self) -> Vec<Vec<u8>> {
+        self.config.root_cert.clone().unwrap_or_default()
+    }
+
+    /// How many requests have been made.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+fn with_identity(mut config: Config, certificate: &Certificate) -> Config {
+    config.auth_info = AuthInfo {
+        client_certificate_data: Some(STANDARD.encode(certificate.chain())),
+        client_key_data: Some(STANDARD.encode(certificate.key()).into()),
+        ..AuthInfo::default()
+    };
+    config
+}
+
+fn client_of(path: &Path, config: Config) -> Result<Client, ConnectionError> {
+    Client::try_from(config)
+        .map_err(|source| ConnectionError::Client { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// Hands each request to the client of the moment.
+#[derive(Clone)]
+struct CurrentClient {
+    current: watch::Receiver<Client>,
+    requests: Arc<AtomicU64>,
+}
+
+impl tower::Service<Request<Body>> for CurrentClient {
+    type Response = Response<Body>;
+    type Error = tower::BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let client = self.current.borrow().clone();
+        async move {
+            match tokio::time::timeout(ANSWER, client.send(request)).await {
+                Ok(answer) => Ok(answer?),
+                Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs()).into()),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// An error of the API in one line, with the causes that its own text leaves out.
+pub fn describe(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("{} ({})", status.message, status.code);
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    let hint = match text.as_str() {
+        text if text.contains("UnknownIssuer") || text.contains("BadSignature") => {
+            "; the certificate-authority in the kubeconfig is not the one that signed the API server's certificate"
+        }
+        text if text.contains("NotValidForName") => {
+            "; the API server's certificate is for other names: use one of them in the kubeconfig, or set tls-server-name"
+        }
+        text if text.contains("CertificateExpired") || text.contains("certificate expired") => {
+            "; is this machine's clock right?"
+        }
+        _ => "",
+    };
+    text + hint
+}
+
+/// The HTTP code of an API error.
+pub(crate) fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}

@@ -1,0 +1,248 @@
+//! Events, as `kubectl describe` shows them.
+//!
+//! # Guarantees
+//! - An event that repeats is one object with a count.
+//! - Of one object at most 25 events at once and one more every five minutes are sent, as a kubelet does.
+//! - Whoever reports an event never waits; what the API server does not take in time is dropped, not the pod's work.
+
+use super::connection::{code, describe};
+use crate::pod::PodObject;
+use crate::status::ContainerKind;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Client;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Events that wait to be sent, at most.
+const QUEUE: usize = 1000;
+/// Events of one object that may come at once.
+const BURST: f64 = 25.0;
+/// Time in which one more may come.
+const REFILL: Duration = Duration::from_secs(300);
+/// An event that was last seen this long ago begins anew.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// Longest message, in bytes; the API's bound.
+const MOST_MESSAGE: usize = 1024;
+
+/// Takes events. Cheap to clone; of a node without a cluster, it drops them.
+#[derive(Clone, Debug, Default)]
+pub struct EventRecorder {
+    queue: Option<mpsc::Sender<Report>>,
+}
+
+/// Whether somebody should look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// Nothing to worry about.
+    Normal,
+    /// Something is not as it should be.
+    Warning,
+}
+
+#[derive(Debug)]
+struct Report {
+    object: ObjectReference,
+    kind: EventType,
+    reason: &'static str,
+    message: String,
+    at: Time,
+}
+
+impl EventRecorder {
+    /// A recorder that sends with `client`; `node` is the events' source.
+    pub fn start(client: Client, node: &str) -> Self {
+        let (queue, reports) = mpsc::channel(QUEUE);
+        tokio::spawn(send(client, node.to_owned(), reports));
+        Self { queue: Some(queue) }
+    }
+
+    /// An event of a pod.
+    pub fn pod(&self, pod: &PodObject, kind: EventType, reason: &'static str, message: impl Into<String>) {
+        self.report(reference(pod, None), kind, reason, message.into());
+    }
+
+    /// An event of one container of a pod.
+    pub fn container(
+        &self,
+        pod: &PodObject,
+        (list, container): (ContainerKind, &str),
+        kind: EventType,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let list = match list {
+            ContainerKind::Init => "initContainers",
+            ContainerKind::App => "containers",
+        };
+        self.report(reference(pod, Some(format!("spec.{list}{{{container}}}"))), kind, reason, message.into());
+    }
+
+    /// An event of the node itself.
+    pub fn node(&self, name: &str, kind: EventType, reason: &'static str, message: impl Into<String>) {
+        // A kubelet gives its node's name as the UID, and kubectl looks for it.
+        let (name, uid) = (Some(name.to_owned()), Some(name.to_owned()));
+        let object = ObjectReference { kind: Some("Node".to_owned()), name, uid, ..ObjectReference::default() };
+        self.report(object, kind, reason, message.into());
+    }
+
+    fn report(&self, object: ObjectReference, kind: EventType, reason: &'static str, mut message: String) {
+        let Some(queue) = &self.queue else { return };
+        message.truncate(message.floor_char_boundary(MOST_MESSAGE));
+        if queue.try_send(Report { object, kind, reason, message, at: crate::status::now() }).is_err() {
+            tracing::debug!(reason, "an event is dropped: too many wait for the API server");
+        }
+    }
+}
+
+fn reference(pod: &PodObject, field_path: Option<String>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace().to_owned()),
+        name: Some(pod.name().to_owned()),
+        uid: Some(pod.uid().to_owned()),
+        resource_version: pod.api.metadata.resource_version.clone(),
+        field_path,
+    }
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    uid: String,
+    field_path: Option<String>,
+    kind: EventType,
+    reason: &'static str,
+    message: String,
+}
+
+struct Sent {
+    name: String,
+    count: i32,
+    last: Instant,
+}
+
+/// How many events an object may still have.
+struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    fn take(&mut self, now: Instant) -> bool {
+        let refilled = now.duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
+        (self.left, self.at) = ((self.left + refilled).min(BURST), now);
+        if self.left < 1.0 {
+            return false;
+        }
+        self.left -= 1.0;
+        true
+    }
+}
+
+async fn send(client: Client, node: String, mut reports: mpsc::Receiver<Report>) {
+    let mut sent: HashMap<Key, Sent> = HashMap::new();
+    let mut budgets: HashMap<String, Budget> = HashMap::new();
+    let mut serial: u64 = 0;
+    while let Some(report) = reports.recv().await {
+        let now = Instant::now();
+        sent.retain(|_, sent| sent.last.elapsed() < FORGOTTEN);
+        budgets.retain(|_, budget| budget.at.elapsed() < FORGOTTEN);
+        let uid = report.object.uid.clone().unwrap_or_default();
+        let budget = budgets.entry(uid.clone()).or_insert(Budget { left: BURST, at: now });
+        if !budget.take(now) {
+            tracing::debug!(reason = report.reason, "an event is dropped: the object has had too many");
+            continue;
+        }
+        let key = Key {
+            uid,
+            field_path: report.object.field_path.clone(),
+            kind: report.kind,
+            reason: report.reason,
+            message: report.message.clone(),
+        };
+        let namespace = report.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
+        if let Some(known) = sent.get_mut(&key) {
+            known.count += 1;
+            known.last = now;
+            let patch = serde_json::json!({"count": known.count, "lastTimestamp": report.at});
+            let patched = with_patience(|| async {
+                let patched = events.patch(&known.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+                patched.map(|_| ())
+            });
+            if patched.await {
+                continue;
+            }
+            // It has expired there.
+        }
+        serial += 1;
+        let object = report.object.name.clone().unwrap_or_default();
+        let stamp = jiff::Timestamp::now().as_nanosecond();
+        let name = format!("{}.{stamp:x}{serial:x}", object.chars().take(200).collect::<String>());
+        let event = event(&node, &name, &namespace, report);
+        if with_patience(|| async { events.create(&PostParams::default(), &event).await.map(|_| ()) }).await {
+            sent.insert(key, Sent { name, count: 1, last: now });
+        }
+    }
+}
+
+/// Tries until the API server answers, for two minutes at most; true if it agreed.
+async fn with_patience<F>(mut request: impl FnMut() -> F) -> bool
+where
+    F: Future<Output = Result<(), kube::Error>>,
+{
+    for _ in 0..12 {
+        match request().await {
+            Ok(()) => return true,
+            Err(error) if code(&error).is_some() => {
+                tracing::debug!("an event is not taken: {}", describe(&error));
+                return false;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_secs(10)).await,
+        }
+    }
+    false
+}
+
+fn event(node: &str, name: &str, namespace: &str, report: Report) -> Event {
+    let kind = match report.kind {
+        EventType::Normal => "Normal",
+        EventType::Warning => "Warning",
+    };
+    Event {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
+        involved_object: report.object,
+        type_: Some(kind.to_owned()),
+        reason: Some(report.reason.to_owned()),
+        message: Some(report.message),
+        count: Some(1),
+        first_timestamp: Some(report.at.clone()),
+        last_timestamp: Some(report.at),
+        source: Some(EventSource { component: Some("akri-krustlet".to_owned()), host: Some(node.to_owned()) }),
+        reporting_component: Some("akri-krustlet".to_owned()),
+        reporting_instance: Some(node.to_owned()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_has_a_burst_of_events_and_then_one_in_five_minutes() {
+        let start = Instant::now();
+        let mut budget = Budget { left: BURST, at: start };
+        assert_eq!((0..100).filter(|_| budget.take(start)).count(), 25);
+        assert!(!budget.take(start + REFILL / 2));
+        assert!(budget.take(start + REFILL));
+        assert!(!budget.take(start + REFILL));
+    }
+}

@@ -1,0 +1,158 @@
+//! Reading what a container has printed, for `logs` and for the node's endpoint.
+
+use crate::data_directory::{DataDirectory, StoredPod};
+use crate::pod::PodObject;
+use akri_krustlet_discovery::DirectoryWatcher;
+use akri_krustlet_runtime::log::{LogError, LogLine, LogOptions, Logs};
+use k8s_openapi::api::core::v1::ContainerStatus;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Lines that are held at once.
+const BATCH: usize = 256;
+
+/// Which log.
+#[derive(Clone, Debug)]
+pub struct LogRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The container's name.
+    pub container: String,
+    /// The life of the container before its last restart.
+    pub previous: bool,
+    /// Go on until the container ends.
+    pub follow: bool,
+    /// Which lines.
+    pub options: LogOptions,
+}
+
+/// Why there is no log to read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerLogError {
+    /// The node does not run such a pod.
+    #[error("pod {0} is not on this node")]
+    NoPod(String),
+    /// The pod has no such container.
+    #[error("container {container} is not in pod {pod}")]
+    NoContainer {
+        /// `namespace/name`.
+        pod: String,
+        /// The container.
+        container: String,
+    },
+    /// It has not been started.
+    #[error("container \"{container}\" in pod \"{pod}\" is waiting to start: {reason}")]
+    Waiting {
+        /// The pod's name.
+        pod: String,
+        /// The container.
+        container: String,
+        /// What it waits for.
+        reason: String,
+    },
+    /// It has not been restarted.
+    #[error("previous terminated container \"{container}\" in pod \"{pod}\" not found")]
+    NoPrevious {
+        /// The pod's name.
+        pod: String,
+        /// The container.
+        container: String,
+    },
+    /// See [`LogError`].
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The data directory cannot be read, or not watched.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Reads a log from its beginning, or from where the options say, and goes on if it is to follow.
+#[derive(Debug)]
+pub struct ContainerLogReader {
+    request: LogRequest,
+    data: DataDirectory,
+    logs: Logs,
+    restart: u32,
+    changes: Option<(watch::Receiver<()>, watch::Receiver<()>)>,
+    ended: bool,
+}
+
+impl ContainerLogReader {
+    /// Finds the log. `watcher` is needed to follow.
+    pub fn open(
+        request: LogRequest,
+        data: DataDirectory,
+        watcher: Option<&DirectoryWatcher>,
+    ) -> Result<Self, ContainerLogError> {
+        let (object, status) = find(&request, &data)?;
+        let (pod, container) = (request.pod.clone(), request.container.clone());
+        let current = u32::try_from(status.restart_count).unwrap_or(0);
+        let restart = match request.previous {
+            true => current.checked_sub(1).ok_or(ContainerLogError::NoPrevious { pod, container })?,
+            false => current,
+        };
+        let directory = data.container_logs(&object, &request.container);
+        let waiting = || {
+            let state = status.state.as_ref().and_then(|state| state.waiting.as_ref());
+            let reason = state.and_then(|waiting| waiting.reason.clone()).unwrap_or_else(|| "no output".to_owned());
+            ContainerLogError::Waiting { pod: request.pod.clone(), container: request.container.clone(), reason }
+        };
+        let logs = match Logs::open(&directory, restart, request.options) {
+            Err(LogError::Missing(_)) => return Err(waiting()),
+            logs => logs?,
+        };
+        let changes = match watcher.filter(|_| request.follow && !request.previous) {
+            Some(watcher) => Some((watcher.watch(&directory)?, watcher.watch(&data.pod(object.uid()))?)),
+            None => None,
+        };
+        Ok(Self { request, data, logs, restart, changes, ended: false })
+    }
+
+    /// The next lines; waits for some if the container may still print. `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<LogLine>>, ContainerLogError> {
+        loop {
+            // Asked before reading: what was printed before the end is read after it is known.
+            let runs = self.changes.is_some() && self.runs();
+            let lines = self.logs.read_batch(BATCH)?;
+            if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
+            if !runs || self.ended {
+                return Ok(None);
+            }
+            if let Some((printed, reported)) = &mut self.changes {
+                let gone = tokio::select! {
+                    changed = printed.changed() => changed.is_err(),
+                    changed = reported.changed() => changed.is_err(),
+                };
+                self.ended = gone;
+            }
+        }
+    }
+
+    fn runs(&self) -> bool {
+        find(&self.request, &self.data).is_ok_and(|(_, status)| {
+            let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
+            running && u32::try_from(status.restart_count) == Ok(self.restart)
+        })
+    }
+}
+
+fn find(request: &LogRequest, data: &DataDirectory) -> Result<(PodObject, ContainerStatus), ContainerLogError> {
+    let of_name = |stored: &StoredPod| {
+        let metadata = &stored.pod.metadata;
+        metadata.name.as_ref() == Some(&request.pod)
+            && metadata.namespace.as_deref().unwrap_or("default") == request.namespace
+    };
+    let key = format!("{}/{}", request.namespace, request.pod);
+    // Of two pods of one name, one is going.
+    let stored = data.pods()?.into_iter().filter(of_name).max_by_key(|stored| stored.status.start_time.clone());
+    let StoredPod { pod, status } = stored.ok_or_else(|| ContainerLogError::NoPod(key.clone()))?;
+    let containers = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+    let container = containers.into_iter().find(|container| container.name == request.container);
+    let container =
+        container.ok_or_else(|| ContainerLogError::NoContainer { pod: key, container: request.container.clone() })?;
+    Ok((PodObject { api: Arc::new(pod), folder: None }, container))
+}

@@ -1,0 +1,216 @@
+//! Who asks.
+
+use http::HeaderMap;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use kube::api::{Api, PostParams};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// A user as the API server knows them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct User {
+    /// Name.
+    pub name: String,
+    /// UID, if the API server gave one.
+    pub uid: Option<String>,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// What else the authenticator said.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// Why nobody is known to ask.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No credentials, or none of this cluster.
+    Unknown,
+    /// The API server did not say.
+    Unanswered(String),
+}
+
+/// How long an answer about a token counts, good or bad; a kubelet's defaults.
+const KNOWN: Duration = Duration::from_secs(120);
+const UNKNOWN: Duration = Duration::from_secs(10);
+/// Tokens that are remembered, and that are asked about at once.
+const REMEMBERED: usize = 1000;
+const ASKING: usize = 8;
+/// Longest token, in bytes.
+const MOST_TOKEN: usize = 16 << 10;
+
+/// When the API server was asked about a token, and whose it is.
+type Reviewed = (Instant, Option<User>);
+
+/// Tells who asks.
+pub struct Authenticator {
+    client: kube::Client,
+    verifier: Arc<LenientVerifier>,
+    tokens: Mutex<HashMap<[u8; 32], Reviewed>>,
+    asking: Semaphore,
+}
+
+impl std::fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authenticator").finish_non_exhaustive()
+    }
+}
+
+impl Authenticator {
+    /// Asks `client` about tokens, and `verifier` about certificates.
+    pub fn new(client: kube::Client, verifier: Arc<LenientVerifier>) -> Self {
+        Self { client, verifier, tokens: Mutex::default(), asking: Semaphore::new(ASKING) }
+    }
+
+    /// The user of a request: by the certificate of its connection, else by its bearer token.
+    pub async fn user(&self, chain: &[CertificateDer<'static>], headers: &HeaderMap) -> Result<User, Refusal> {
+        if let Some(user) = self.verifier.user(chain) {
+            return Ok(user);
+        }
+        let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        match header.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && token.len() <= MOST_TOKEN => {
+                self.user_of_token(token.trim()).await
+            }
+            _ => Err(Refusal::Unknown),
+        }
+    }
+
+    async fn user_of_token(&self, token: &str) -> Result<User, Refusal> {
+        let key: [u8; 32] = Sha256::digest(token).into();
+        if let Some(known) = self.remembered(&key) {
+            return known.ok_or(Refusal::Unknown);
+        }
+        let _permit = self.asking.acquire().await;
+        if let Some(known) = self.remembered(&key) {
+            return known.ok_or(Refusal::Unknown);
+        }
+        let review = TokenReview {
+            spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() },
+            ..TokenReview::default()
+        };
+        let reviewed = Api::<TokenReview>::all(self.client.clone()).create(&PostParams::default(), &review).await;
+        let status = match reviewed {
+            Ok(review) => review.status.unwrap_or_default(),
+            Err(error) => {
+                let error = crate::cluster::connection::describe(&error);
+                return Err(Refusal::Unanswered(format!("the API server was not able to check the token: {error}")));
+            }
+        };
+        let user = status.user.filter(|_| status.authenticated == Some(true)).map(|user| User {
+            name: user.username.unwrap_or_default(),
+            uid: user.uid,
+            groups: user.groups.unwrap_or_default(),
+            extra: user.extra.unwrap_or_default(),
+        });
+        self.remember(key, user.clone());
+        user.ok_or(Refusal::Unknown)
+    }
+
+    fn remembered(&self, key: &[u8; 32]) -> Option<Option<User>> {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, user) = tokens.get(key)?;
+        let good_for = if user.is_some() { KNOWN } else { UNKNOWN };
+        (at.elapsed() < good_for).then(|| user.clone())
+    }
+
+    fn remember(&self, key: [u8; 32], user: Option<User>) {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() >= REMEMBERED {
+            tokens.retain(|_, (at, user)| at.elapsed() < if user.is_some() { KNOWN } else { UNKNOWN });
+        }
+        if tokens.len() < REMEMBERED {
+            tokens.insert(key, (Instant::now(), user));
+        }
+    }
+}
+
+/// Lets a connection come about with any certificate, or none: one that is not of the cluster is no identity, and is told so
+/// by HTTP's 401 as a kubelet tells it. That the client has the certificate's key is verified.
+#[derive(Debug)]
+pub struct LenientVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+}
+
+impl LenientVerifier {
+    /// Identities are certificates that these authorities (DER) signed for clients.
+    pub fn new(authorities: &[Vec<u8>]) -> Result<Arc<Self>, String> {
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            roots.add(CertificateDer::from(authority.clone())).map_err(|error| error.to_string())?;
+        }
+        if roots.is_empty() {
+            return Err("there are none: name a file of them with --client-ca-file".to_owned());
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Arc::new(Self { inner }))
+    }
+
+    /// Common name and organizations of a certificate that an authority of the cluster signed and that is valid now.
+    fn user(&self, chain: &[CertificateDer<'static>]) -> Option<User> {
+        let (first, others) = chain.split_first()?;
+        self.inner.verify_client_cert(first, others, UnixTime::now()).ok()?;
+        let (_, certificate) = X509Certificate::from_der(first).ok()?;
+        let subject = certificate.subject();
+        let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let groups = subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned));
+        let groups = groups.chain(["system:authenticated".to_owned()]).collect();
+        Some(User { name, uid: None, groups, extra: BTreeMap::new() })
+    }
+}
+
+impl ClientCertVerifier for LenientVerifier {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

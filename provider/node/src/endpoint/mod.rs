@@ -1,0 +1,272 @@
+//! The node's HTTPS endpoint, which the API server asks for logs.
+//!
+//! # Flow
+//! 1. TLS, with the [`ServingCertificate`] of the moment; a client may show a certificate.
+//! 2. [`authentication`]: who asks. By a certificate of the cluster, or by a bearer token that the API server knows.
+//! 3. [`authorization`]: whether the API server lets them. Nothing of a request but its path is looked at before.
+//! 4. The answer.
+//!
+//! # Guarantees
+//! - Nobody who is not allowed learns whether a pod exists.
+//! - No number in a request makes the node allocate in proportion to it.
+//! - Connections, the size of their headers and the time that they may be silent are bounded.
+
+pub mod authentication;
+pub mod authorization;
+mod logs;
+
+use crate::cluster::serving::ServingCertificate;
+use crate::data_directory::DataDirectory;
+use akri_krustlet_discovery::DirectoryWatcher;
+use authentication::{Authenticator, LenientVerifier, Refusal};
+use authorization::Authorizer;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use serde_json::Value;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+/// Connections at once; more wait.
+const CONNECTIONS: usize = 256;
+/// Time for the TLS handshake, and for the headers of a request.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(30);
+/// Bytes of a request's headers, and how many there may be.
+const MOST_HEADER_BYTES: usize = 32 << 10;
+const MOST_HEADERS: usize = 64;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Why the endpoint does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The port is taken.
+    #[error(
+        "the node's endpoint cannot listen on {address}: {source}; is another node or a kubelet running? Choose another --port"
+    )]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The cluster's authorities are unusable.
+    #[error("the certificate authorities for clients of the node's endpoint cannot be used: {0}")]
+    Authorities(String),
+}
+
+/// What the endpoint needs.
+pub struct EndpointConfig {
+    /// The node.
+    pub node: String,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// What it shows to clients.
+    pub certificate: Arc<ServingCertificate>,
+    /// Whose certificates clients may have, DER.
+    pub client_authorities: Vec<Vec<u8>>,
+    /// Whether `/healthz` is for everybody.
+    pub anonymous_healthz: bool,
+    /// Asks the API server about tokens and permissions.
+    pub client: kube::Client,
+    /// The pods and their logs.
+    pub data: DataDirectory,
+    /// Follows logs.
+    pub watcher: DirectoryWatcher,
+    /// What `/configz` tells.
+    pub settings: Value,
+}
+
+impl std::fmt::Debug for EndpointConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EndpointConfig").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// The endpoint, listening.
+pub struct Endpoint {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    authenticator: Authenticator,
+    authorizer: Authorizer,
+    anonymous_healthz: bool,
+    data: DataDirectory,
+    watcher: DirectoryWatcher,
+    settings: Value,
+}
+
+impl Endpoint {
+    /// Takes the port.
+    pub async fn listen(config: EndpointConfig) -> Result<Self, EndpointError> {
+        let listener = TcpListener::bind(config.address)
+            .await
+            .map_err(|source| EndpointError::Listen { address: config.address, source })?;
+        let authorities = |error: String| EndpointError::Authorities(error);
+        let verifier = LenientVerifier::new(&config.client_authorities).map_err(authorities)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| authorities(error.to_string()))?
+            .with_client_cert_verifier(verifier.clone())
+            .with_cert_resolver(config.certificate);
+        let shared = Shared {
+            authenticator: Authenticator::new(config.client.clone(), verifier),
+            authorizer: Authorizer::new(config.client, config.node),
+            anonymous_healthz: config.anonymous_healthz,
+            data: config.data,
+            watcher: config.watcher,
+            settings: config.settings,
+        };
+        Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared) })
+    }
+
+    /// Serves for ever.
+    pub async fn serve(self) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely: a pause lets some go.
+                    tracing::warn!(%error, "the node's endpoint cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (tls, shared) = (self.tls.clone(), self.shared.clone());
+            tokio::spawn(async move {
+                serve_connection(tls, stream, shared).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+async fn serve_connection(tls: TlsAcceptor, stream: TcpStream, shared: Arc<Shared>) {
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
+    let certificates: Arc<[CertificateDer<'static>]> = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect())
+        .unwrap_or_default();
+    let service = service_fn(move |request| {
+        let (shared, certificates) = (shared.clone(), certificates.clone());
+        async move { Ok::<_, Infallible>(answer(&shared, &certificates, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(MOST_HEADER_BYTES)
+        .max_headers(MOST_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection to the node's endpoint ended");
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    certificates: &[CertificateDer<'static>],
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    if shared.anonymous_healthz && path == "/healthz" {
+        return text(StatusCode::OK, "ok");
+    }
+    let user = match shared.authenticator.user(certificates, request.headers()).await {
+        Ok(user) => user,
+        Err(Refusal::Unknown) => {
+            let mut response = text(StatusCode::UNAUTHORIZED, "Unauthorized");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        }
+        Err(Refusal::Unanswered(message)) => return text(StatusCode::SERVICE_UNAVAILABLE, &message),
+    };
+    match shared.authorizer.allows(&user, request.method(), &path).await {
+        Ok(true) => {}
+        Ok(false) => {
+            let verb = authorization::verb(request.method());
+            let resource = authorization::subresources(&path).join(" or nodes/");
+            let message = format!("Forbidden (user={}, verb={verb}, resource=nodes/{resource})", user.name);
+            return text(StatusCode::FORBIDDEN, &message);
+        }
+        Err(message) => return text(StatusCode::SERVICE_UNAVAILABLE, &message),
+    }
+    let segments: Vec<_> = path.trim_matches('/').split('/').collect();
+    let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
+    match segments[..] {
+        ["healthz"] if is_read => text(StatusCode::OK, "ok"),
+        ["pods"] if is_read => pods(shared),
+        ["configz"] if is_read => json(&shared.settings),
+        ["containerLogs", namespace, pod, container] if is_read => {
+            logs::answer(shared, [namespace, pod, container], request.uri().query().unwrap_or_default())
+        }
+        ["exec" | "attach" | "portForward" | "run" | "cri", ..] => {
+            let what = segments.first().copied().unwrap_or_default();
+            let message = format!(
+                "{what} is not supported: a WebAssembly guest has no process to attach to, no shell and no network; \
+                 kubectl logs and kubectl describe work"
+            );
+            text(StatusCode::NOT_IMPLEMENTED, &message)
+        }
+        ["healthz" | "pods" | "configz" | "containerLogs", ..] if !is_read => {
+            text(StatusCode::METHOD_NOT_ALLOWED, "only GET")
+        }
+        _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+fn pods(shared: &Shared) -> Response<Body> {
+    let stored = match shared.data.pods() {
+        Ok(stored) => stored,
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot list the pods: {error}")),
+    };
+    let items: Vec<_> = stored
+        .into_iter()
+        .map(|mut stored| {
+            stored.pod.status = Some(stored.status);
+            stored.pod
+        })
+        .collect();
+    json(&serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+}
+
+fn json(value: &Value) -> Response<Body> {
+    let mut response = text(StatusCode::OK, &value.to_string());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A short answer, with a line's end.
+fn text(status: StatusCode, message: &str) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{message}\n"))).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}

@@ -1,0 +1,255 @@
+//! Whether a pod that was bound to this node belongs and fits here, as a kubelet checks once more after the scheduler.
+
+use crate::pod::PodObject;
+use crate::quantity;
+use k8s_openapi::api::core::v1::{Container, Node, NodeSelectorRequirement, Taint, Toleration};
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Why a pod is turned away. The reason is the one that a kubelet gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// In one word, as `OutOfcpu`.
+    pub reason: String,
+    /// In words.
+    pub message: String,
+}
+
+/// What the pods on the node have asked for.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    requests: Mutex<HashMap<String, Requests>>,
+}
+
+/// Thousandths of a core; bytes.
+type Requests = BTreeMap<String, u64>;
+
+/// Resources that are counted here. Others, such as devices, are allocated elsewhere.
+const COUNTED: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+impl Admitted {
+    /// Admits a pod to `node` and counts it in, or tells why not. A pod that ran here before is counted in without asking.
+    pub fn admit(&self, pod: &PodObject, node: Option<&Node>, ran_before: bool) -> Result<(), Rejection> {
+        let requested = requests(pod);
+        let mut admitted = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = node.filter(|_| !ran_before) {
+            belongs(pod, node)?;
+            let others: Vec<_> =
+                admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, requests)| requests).collect();
+            fits(&requested, &others, node)?;
+        }
+        admitted.insert(pod.uid().to_owned(), requested);
+        Ok(())
+    }
+
+    /// A pod has ended; what it asked for is free.
+    pub fn release(&self, uid: &str) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+fn fits(requested: &Requests, others: &[&Requests], node: &Node) -> Result<(), Rejection> {
+    let allocatable = node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default();
+    let amount = |name: &str| allocatable.get(name).and_then(|quantity| amount(name, &quantity.0));
+    let out_of = |name: &str, requested: u64, used: u64, capacity: u64| Rejection {
+        reason: format!("OutOf{name}"),
+        message: format!(
+            "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+        ),
+    };
+    if let Some(capacity) = amount("pods").filter(|capacity| others.len() as u64 + 1 > *capacity) {
+        return Err(out_of("pods", 1, others.len() as u64, capacity));
+    }
+    for name in COUNTED {
+        let Some(wanted) = requested.get(name).filter(|wanted| **wanted > 0) else { continue };
+        let used = others.iter().filter_map(|requests| requests.get(name)).sum::<u64>();
+        if let Some(capacity) = amount(name).filter(|capacity| used.saturating_add(*wanted) > *capacity) {
+            return Err(out_of(name, *wanted, used, capacity));
+        }
+    }
+    Ok(())
+}
+
+/// The sum over the containers, or the largest init container if that is more; and the pod's overhead.
+fn requests(pod: &PodObject) -> Requests {
+    let of = |container: &Container, name: &str| {
+        let resources = container.resources.as_ref()?;
+        let requested = resources.requests.as_ref().and_then(|requests| requests.get(name));
+        let limited = resources.limits.as_ref().and_then(|limits| limits.get(name));
+        amount(name, &requested.or(limited)?.0)
+    };
+    let overhead = |name: &str| pod.spec().overhead.as_ref().and_then(|overhead| amount(name, &overhead.get(name)?.0));
+    COUNTED
+        .into_iter()
+        .map(|name| {
+            let containers: u64 = pod.spec().containers.iter().filter_map(|container| of(container, name)).sum();
+            let init = pod.init_containers().iter().filter_map(|container| of(container, name)).max().unwrap_or(0);
+            (name.to_owned(), containers.max(init).saturating_add(overhead(name).unwrap_or(0)))
+        })
+        .collect()
+}
+
+fn amount(name: &str, quantity: &str) -> Option<u64> {
+    let scale = if name == "cpu" { 1000.0 } else { 1.0 };
+    Some((quantity::parse(quantity).ok()? * scale).ceil().max(0.0) as u64)
+}
+
+fn belongs(pod: &PodObject, node: &Node) -> Result<(), Rejection> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&NONE);
+    let affinity = |message: String| Rejection { reason: "NodeAffinity".to_owned(), message };
+    let missing = pod.spec().node_selector.iter().flatten().find(|(key, value)| labels.get(*key) != Some(*value));
+    if let Some((key, value)) = missing {
+        return Err(affinity(format!(
+            "Pod was rejected: the node has no label {key}={value}, which its nodeSelector asks for"
+        )));
+    }
+    let required = pod.spec().affinity.as_ref().and_then(|affinity| {
+        affinity.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+    });
+    if let Some(selector) = required {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        let fields = BTreeMap::from([("metadata.name".to_owned(), name)]);
+        let term_matches = |term: &k8s_openapi::api::core::v1::NodeSelectorTerm| {
+            let mut expressions = term.match_expressions.iter().flatten();
+            let mut field_expressions = term.match_fields.iter().flatten();
+            expressions.all(|expression| matches(expression, labels))
+                && field_expressions.all(|expression| matches(expression, &fields))
+        };
+        if !selector.node_selector_terms.iter().any(term_matches) {
+            return Err(affinity(
+                "Pod was rejected: none of its required nodeAffinity terms matches the node".to_owned(),
+            ));
+        }
+    }
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let tolerations = pod.spec().tolerations.as_deref().unwrap_or_default();
+    let untolerated = |taint: &&Taint| {
+        taint.effect == "NoExecute" && !tolerations.iter().any(|toleration| tolerates(toleration, taint))
+    };
+    match taints.iter().find(untolerated) {
+        Some(taint) => Err(Rejection {
+            reason: "TaintToleration".to_owned(),
+            message: format!(
+                "Pod was rejected: it does not tolerate the node's taint {}={}:{}",
+                taint.key,
+                taint.value.as_deref().unwrap_or_default(),
+                taint.effect
+            ),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn matches(expression: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
+    let value = labels.get(&expression.key);
+    let values = expression.values.as_deref().unwrap_or_default();
+    let number = |text: Option<&String>| text.and_then(|text| text.parse::<i64>().ok());
+    match expression.operator.as_str() {
+        "In" => value.is_some_and(|value| values.contains(value)),
+        "NotIn" => value.is_none_or(|value| !values.contains(value)),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => matches!((number(value), number(values.first())), (Some(value), Some(bound)) if value > bound),
+        "Lt" => matches!((number(value), number(values.first())), (Some(value), Some(bound)) if value < bound),
+        _ => false,
+    }
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    let key = toleration.key.as_deref().unwrap_or_default();
+    match toleration.operator.as_deref().unwrap_or("Equal") {
+        "Exists" => key.is_empty() || key == taint.key,
+        _ => {
+            key == taint.key
+                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    fn pod(uid: &str, spec: Value) -> PodObject {
+        let pod = json!({"metadata": {"name": "p", "uid": uid}, "spec": spec});
+        PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None }
+    }
+
+    fn node() -> Node {
+        let taint = json!({"key": "kubernetes.io/arch", "value": "wasm32-wasi", "effect": "NoExecute"});
+        serde_json::from_value(json!({
+            "metadata": {"name": "n", "labels": {"kubernetes.io/arch": "wasm32-wasi", "size": "4"}},
+            "spec": {"taints": [taint]},
+            "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "2"}},
+        }))
+        .unwrap()
+    }
+
+    fn tolerant(mut spec: Value) -> Value {
+        spec["tolerations"] = json!([{"key": "kubernetes.io/arch", "operator": "Equal", "value": "wasm32-wasi"}]);
+        spec
+    }
+
+    fn requesting(resource: &str, amount: &str) -> Value {
+        tolerant(json!({"containers": [{"name": "c", "resources": {"requests": {resource: amount}}}]}))
+    }
+
+    fn reason(spec: Value) -> Result<(), String> {
+        let admitted = Admitted::default();
+        admitted.admit(&pod("1", spec), Some(&node()), false).map_err(|rejection| rejection.reason)
+    }
+
+    #[test]
+    fn a_pod_that_does_not_fit_beside_the_others_is_turned_away_until_they_end() {
+        let admitted = Admitted::default();
+        let (first, second) = (pod("1", requesting("cpu", "1500m")), pod("2", requesting("cpu", "600m")));
+        admitted.admit(&first, Some(&node()), false).unwrap();
+        let rejection = admitted.admit(&second, Some(&node()), false).unwrap_err();
+        assert_eq!(rejection.reason, "OutOfcpu");
+        assert!(rejection.message.ends_with("requested: 600, used: 1500, capacity: 2000"), "{}", rejection.message);
+        admitted.release("1");
+        admitted.admit(&second, Some(&node()), false).unwrap();
+        let small = |uid| pod(uid, tolerant(json!({"containers": [{"name": "c"}]})));
+        admitted.admit(&small("3"), Some(&node()), false).unwrap();
+        assert_eq!(admitted.admit(&small("4"), Some(&node()), false).unwrap_err().reason, "OutOfpods");
+        admitted.admit(&small("5"), Some(&node()), true).unwrap();
+        assert_eq!(reason(requesting("memory", "2Gi")), Err("OutOfmemory".to_owned()));
+    }
+
+    #[test]
+    fn selector_affinity_and_taints_are_checked() {
+        let with = |field: &str, value: Value| {
+            let mut spec = tolerant(json!({"containers": []}));
+            spec[field] = value;
+            reason(spec)
+        };
+        let refused = |reason: &str| Err(reason.to_owned());
+        assert_eq!(with("nodeSelector", json!({"kubernetes.io/arch": "wasm32-wasi"})), Ok(()));
+        assert_eq!(with("nodeSelector", json!({"kubernetes.io/arch": "amd64"})), refused("NodeAffinity"));
+        let affinity = |operator: &str, values: Value| {
+            let expression = json!({"key": "size", "operator": operator, "values": values});
+            json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}})
+        };
+        for (operator, values, fits) in [
+            ("In", json!(["4", "5"]), true),
+            ("NotIn", json!(["4"]), false),
+            ("Exists", json!([]), true),
+            ("DoesNotExist", json!([]), false),
+            ("Gt", json!(["3"]), true),
+            ("Lt", json!(["3"]), false),
+        ] {
+            assert_eq!(with("affinity", affinity(operator, values)).is_ok(), fits, "{operator}");
+        }
+        assert_eq!(reason(json!({"containers": []})), refused("TaintToleration"));
+        assert_eq!(reason(json!({"containers": [], "tolerations": [{"operator": "Exists"}]})), Ok(()));
+    }
+}

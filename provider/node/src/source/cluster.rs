@@ -1,0 +1,167 @@
+//! Pods from the API server: those that the scheduler, or somebody, has bound to this node.
+//!
+//! # Guarantees
+//! - An object that cannot be understood is named once and hides no other.
+//! - What was missed while the watch was down is caught up by the next list.
+//! - A node that starts while the API server does not answer takes up the pods that it remembers.
+
+use super::{PodEvent, PodSource};
+use crate::data_directory::DataDirectory;
+use crate::pod::PodObject;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the first list may take before the node takes up the pods that it remembers.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Watches the pods of one node.
+pub struct ClusterSource {
+    changes: BoxStream<'static, Result<watcher::Event<DynamicObject>, watcher::Error>>,
+    data: DataDirectory,
+    /// UIDs that the node has been told of.
+    told: HashSet<String>,
+    /// UIDs of the list that is being read.
+    listed: HashSet<String>,
+    events: VecDeque<PodEvent>,
+    /// Until when the first list is waited for.
+    patience: Option<Instant>,
+    misunderstood: HashSet<String>,
+    outage: bool,
+}
+
+impl std::fmt::Debug for ClusterSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterSource").field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
+impl ClusterSource {
+    /// The pods bound to `node`.
+    pub fn new(client: Client, node: &str, data: DataDirectory) -> Self {
+        // Objects of any content, so that one that is malformed does not make the whole list fail.
+        let pods: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        Self {
+            changes: watcher(pods, config).backoff(watcher::DefaultBackoff::default()).boxed(),
+            data,
+            told: HashSet::new(),
+            listed: HashSet::new(),
+            events: VecDeque::new(),
+            patience: Some(Instant::now() + PATIENCE),
+            misunderstood: HashSet::new(),
+            outage: false,
+        }
+    }
+
+    fn take(&mut self, event: watcher::Event<DynamicObject>) {
+        if std::mem::take(&mut self.outage) {
+            tracing::info!("pods are watched again");
+        }
+        match event {
+            watcher::Event::Init => self.listed.clear(),
+            watcher::Event::InitApply(object) => {
+                self.listed.extend(object.metadata.uid.clone());
+                self.apply(object);
+            }
+            watcher::Event::InitDone => {
+                self.patience = None;
+                let gone: Vec<_> = self.told.difference(&self.listed).cloned().collect();
+                for uid in gone {
+                    self.told.remove(&uid);
+                    self.events.push_back(PodEvent::Deleted(uid));
+                }
+                self.events.push_back(PodEvent::Synced { unreadable: Vec::new() });
+            }
+            watcher::Event::Apply(object) => self.apply(object),
+            watcher::Event::Delete(object) => {
+                let uid = object.metadata.uid.unwrap_or_default();
+                self.told.remove(&uid);
+                self.misunderstood.remove(&uid);
+                self.events.push_back(PodEvent::Deleted(uid));
+            }
+        }
+    }
+
+    fn apply(&mut self, object: DynamicObject) {
+        let uid = object.metadata.uid.clone().unwrap_or_default();
+        let key = format!(
+            "{}/{}",
+            object.metadata.namespace.as_deref().unwrap_or("default"),
+            object.metadata.name.as_deref().unwrap_or_default()
+        );
+        let pod: Result<Pod, _> = serde_json::to_value(object).and_then(serde_json::from_value);
+        match pod {
+            Ok(pod) => {
+                self.told.insert(uid);
+                self.events.push_back(PodEvent::Applied(PodObject { api: Arc::new(pod), folder: None }));
+            }
+            Err(error) => {
+                if self.misunderstood.insert(uid) {
+                    tracing::error!(pod = key, %error, "the pod cannot be understood and is not run");
+                }
+            }
+        }
+    }
+
+    fn take_up_remembered(&mut self) {
+        self.patience = None;
+        let stored = match self.data.pods() {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the pods of the data directory");
+                return;
+            }
+        };
+        if !stored.is_empty() {
+            tracing::warn!("the API server does not answer; the {} pods of the last run are taken up", stored.len());
+        }
+        for stored in stored {
+            let mut pod = stored.pod;
+            self.told.extend(pod.metadata.uid.clone());
+            pod.status = Some(stored.status);
+            self.events.push_back(PodEvent::Applied(PodObject { api: Arc::new(pod), folder: None }));
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl PodSource for ClusterSource {
+    async fn next(&mut self) -> PodEvent {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            let patience = self.patience;
+            let impatient = async {
+                match patience {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let change = tokio::select! {
+                change = self.changes.next() => change,
+                () = impatient => {
+                    self.take_up_remembered();
+                    continue;
+                }
+            };
+            match change {
+                Some(Ok(event)) => self.take(event),
+                Some(Err(error)) => {
+                    if !std::mem::replace(&mut self.outage, true) {
+                        tracing::warn!("cannot watch the pods of this node: {error}; trying again, pods run on");
+                    }
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Statuses to the API server.
+
+use super::{FileSink, StatusSink};
+use crate::cluster::connection::{code, describe};
+use crate::data_directory::DataDirectory;
+use crate::pod::PodObject;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Client;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Requests under way at most, for all pods together.
+const CONCURRENT: usize = 16;
+/// Pause after a request that failed, and the longest one, doubled in between.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Patches `status` of pods, and confirms deletions.
+///
+/// # Guarantees
+/// - Of several statuses that come while one is being sent, the last one is sent.
+/// - A status that the API server has already, from whichever run of the node, is not sent.
+/// - A patch names the pod's UID: it never reaches another pod of the same name.
+/// - What fails for the moment is tried until it succeeds or the pod is gone.
+/// - Every status is in the data directory before it is sent.
+pub struct ApiSink {
+    files: FileSink,
+    sender: Arc<Sender>,
+}
+
+struct Sender {
+    client: Client,
+    pods: Mutex<HashMap<String, Entry>>,
+    permits: Semaphore,
+}
+
+struct Entry {
+    /// The status that the API server has, as far as we know.
+    known: Value,
+    /// The one that it should have.
+    wanted: Option<Value>,
+    /// The pod is being deleted and its containers have ended.
+    ended: bool,
+    sending: bool,
+}
+
+impl ApiSink {
+    /// A sink that keeps statuses in `data` as well.
+    pub fn new(client: Client, data: DataDirectory) -> Self {
+        let sender = Sender { client, pods: Mutex::default(), permits: Semaphore::new(CONCURRENT) };
+        Self { files: FileSink::new(data), sender: Arc::new(sender) }
+    }
+}
+
+impl std::fmt::Debug for ApiSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiSink").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl StatusSink for ApiSink {
+    fn report(&self, pod: &PodObject, status: &PodStatus) {
+        self.files.report(pod, status);
+        let status = serde_json::to_value(status).unwrap_or_default();
+        self.sender.change(pod, |entry| entry.wanted = Some(status));
+    }
+
+    fn ended(&self, pod: &PodObject) {
+        self.sender.change(pod, |entry| entry.ended = true);
+    }
+
+    fn forget(&self, uid: &str) {
+        self.sender.pods().remove(uid);
+    }
+}
+
+impl Sender {
+    fn pods(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(self: &Arc<Self>, pod: &PodObject, change: impl FnOnce(&mut Entry)) {
+        let mut pods = self.pods();
+        let entry = pods.entry(pod.uid().to_owned()).or_insert_with(|| Entry {
+            known: serde_json::to_value(&pod.api.status).unwrap_or_default(),
+            wanted: None,
+            ended: false,
+            sending: false,
+        });
+        change(entry);
+        if !std::mem::replace(&mut entry.sending, true) {
+            tokio::spawn(send(self.clone(), pod.clone()));
+        }
+    }
+
+    /// What is to be done for a pod now; `None` if nothing is.
+    fn next(&self, uid: &str) -> Option<Work> {
+        let mut pods = self.pods();
+        let entry = pods.get_mut(uid)?;
+        if let Some(wanted) = entry.wanted.take()
+            && let Some(patch) = patch(&entry.known, &wanted)
+        {
+            return Some(Work::Patch { patch, wanted });
+        }
+        if std::mem::take(&mut entry.ended) {
+            return Some(Work::Delete);
+        }
+        entry.sending = false;
+        None
+    }
+
+    fn sent(&self, uid: &str, status: Value) {
+        if let Some(entry) = self.pods().get_mut(uid) {
+            entry.known = status;
+        }
+    }
+
+    /// Once more, unless something newer has come.
+    fn put_back(&self, uid: &str, work: Work) {
+        let mut pods = self.pods();
+        let Some(entry) = pods.get_mut(uid) else { return };
+        match work {
+            Work::Patch { wanted, .. } => {
+                entry.wanted.get_or_insert(wanted);
+            }
+            Work::Delete => entry.ended = true,
+        }
+    }
+}
+
+enum Work {
+    Patch { patch: Value, wanted: Value },
+    Delete,
+}
+
+/// Sends what there is for one pod, then ends.
+async fn send(sender: Arc<Sender>, pod: PodObject) {
+    let uid = pod.uid().to_owned();
+    let api: Api<Pod> = Api::namespaced(sender.client.clone(), pod.namespace());
+    let mut pause = FIRST_PAUSE;
+    while let Some(work) = sender.next(&uid) {
+        let result = {
+            let _permit = sender.permits.acquire().await;
+            match &work {
+                Work::Patch { patch, .. } => {
+                    let body = json!({"metadata": {"uid": uid}, "status": patch});
+                    let patched = api.patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(body)).await;
+                    patched.map(|_| ())
+                }
+                Work::Delete => {
+                    let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
+                    let parameters =
+                        DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }.grace_period(0);
+                    api.delete(pod.name(), &parameters).await.map(|_| ())
+                }
+            }
+        };
+        let error = match (result, work) {
+            (Ok(()), Work::Patch { wanted, .. }) => {
+                sender.sent(&uid, wanted);
+                pause = FIRST_PAUSE;
+                continue;
+            }
+            (Ok(()), Work::Delete) => {
+                tracing::debug!(pod = pod.key(), "deletion confirmed");
+                continue;
+            }
+            (Err(error), work) => {
+                let final_code = code(&error).filter(|code| [400, 403, 404, 409, 422].contains(code));
+                if final_code.is_none() {
+                    sender.put_back(&uid, work);
+                }
+                (error, final_code)
+            }
+        };
+        match error {
+            // The pod is gone, or another one has its name; the watch tells.
+            (_, Some(404 | 409)) => {}
+            (error, Some(_)) => {
+                tracing::error!(pod = pod.key(), "the API server refuses the pod's status: {}", describe(&error));
+            }
+            (error, None) => {
+                tracing::debug!(pod = pod.key(), "the pod's status is not sent yet: {}", describe(&error));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// What makes `known` into `wanted`, as a strategic merge patch: conditions are merged by their type, so that those of others
+/// stay; other lists and all else are replaced. `None` if nothing is different.
+fn patch(known: &Value, wanted: &Value) -> Option<Value> {
+    static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+    let known = known.as_object().unwrap_or(&EMPTY);
+    let wanted = wanted.as_object()?;
+    let mut patch = Map::new();
+    for (field, value) in wanted {
+        let old = known.get(field);
+        if old == Some(value) {
+            continue;
+        }
+        let empty = value.as_array().is_some_and(Vec::is_empty);
+        if empty && old.is_none() {
+            continue;
+        }
+        match (field.as_str(), value) {
+            ("conditions", Value::Array(conditions)) => {
+                let old = old.and_then(Value::as_array).cloned().unwrap_or_default();
+                let changed: Vec<_> =
+                    conditions.iter().filter(|condition| !old.contains(condition)).map(with_nulls).collect();
+                if !changed.is_empty() {
+                    patch.insert(field.clone(), Value::Array(changed));
+                }
+            }
+            // These merge by address, and would keep an address that the node does not have any more.
+            ("hostIPs" | "podIPs", Value::Array(addresses)) if old.is_some() => {
+                let replaced = [json!({"$patch": "replace"})].into_iter().chain(addresses.iter().cloned());
+                patch.insert(field.clone(), replaced.collect());
+            }
+            _ => {
+                patch.insert(field.clone(), value.clone());
+            }
+        }
+    }
+    for field in ["reason", "message"] {
+        if known.contains_key(field) && !wanted.contains_key(field) {
+            patch.insert(field.to_owned(), Value::Null);
+        }
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// A condition whose reason or message went says so.
+fn with_nulls(condition: &Value) -> Value {
+    let mut condition = condition.clone();
+    if let Some(fields) = condition.as_object_mut() {
+        for field in ["reason", "message"] {
+            fields.entry(field).or_insert(Value::Null);
+        }
+    }
+    condition
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_is_sent_and_conditions_of_others_stay() {
+        let known = json!({"phase": "Pending", "reason": "X", "podIPs": [{"ip": "a"}],
+            "conditions": [{"type": "A", "status": "True"}, {"type": "Other", "status": "True"}]});
+        assert_eq!(patch(&known, &known), None);
+        let wanted = json!({"phase": "Running", "podIPs": [{"ip": "b"}], "initContainerStatuses": [],
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]});
+        let expected = json!({"phase": "Running", "reason": null, "podIPs": [{"$patch": "replace"}, {"ip": "b"}],
+            "conditions": [{"type": "B", "status": "True", "reason": null, "message": null}]});
+        assert_eq!(patch(&known, &wanted), Some(expected));
+        assert!(patch(&Value::Null, &wanted).is_some());
+    }
+}

@@ -1,0 +1,136 @@
+//! The end of a pod that is still running: asked for by its deletion or its deadline.
+//!
+//! # Flow
+//! 1. Somebody calls [`Termination::stop`] with a grace period; a second call can only shorten it.
+//! 2. Each running container sees it by [`Termination::requested`] and ends its guest in time.
+//! 3. When no container runs any more ([`Termination::completed`]), the pod's state machine goes to its last state.
+
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Why a pod is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// It is being deleted, and the API server waits for the node.
+    Deleted,
+    /// It does not exist any more.
+    Gone,
+    /// It has run for longer than `spec.activeDeadlineSeconds`.
+    DeadlineExceeded,
+}
+
+/// A request to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// Why.
+    pub reason: StopReason,
+    /// When guests that have not ended are interrupted.
+    pub deadline: Instant,
+}
+
+/// Whether a pod is to stop, and how many of its containers run.
+#[derive(Debug, Default)]
+pub struct Termination {
+    stop: watch::Sender<Option<Stop>>,
+    running: watch::Sender<usize>,
+}
+
+impl Termination {
+    /// Asks the pod's containers to end within `grace`. The earliest deadline counts, and that a pod is gone before any other
+    /// reason.
+    pub fn stop(&self, grace: Duration, reason: StopReason) {
+        let new = Stop { reason, deadline: Instant::now() + grace };
+        self.stop.send_if_modified(|stop| {
+            let changed = match stop {
+                None => new,
+                Some(old) => Stop {
+                    deadline: old.deadline.min(new.deadline),
+                    reason: if new.reason == StopReason::Gone { StopReason::Gone } else { old.reason },
+                },
+            };
+            stop.replace(changed) != Some(changed)
+        });
+    }
+
+    /// The request, if there is one.
+    pub fn current(&self) -> Option<Stop> {
+        *self.stop.borrow()
+    }
+
+    /// Resolves with the request.
+    pub async fn requested(&self) -> Stop {
+        let mut stop = self.stop.subscribe();
+        // The sender is ours.
+        match stop.wait_for(Option::is_some).await.map(|stop| *stop) {
+            Ok(Some(stop)) => stop,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Resolves when the deadline of a request has come, however often it is moved.
+    pub async fn expired(&self) {
+        let mut stop = self.stop.subscribe();
+        loop {
+            let deadline = stop.borrow_and_update().map(|stop| stop.deadline);
+            let reached = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = reached => return,
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    /// A container runs, until the guard is dropped.
+    pub fn enter(&self) -> RunningContainer<'_> {
+        self.running.send_modify(|running| *running += 1);
+        RunningContainer(self)
+    }
+
+    /// Resolves when a stop was requested and no container runs.
+    pub async fn completed(&self) {
+        self.requested().await;
+        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+}
+
+/// Counts a container as running.
+#[derive(Debug)]
+pub struct RunningContainer<'a>(&'a Termination);
+
+impl Drop for RunningContainer<'_> {
+    fn drop(&mut self) {
+        self.0.running.send_modify(|running| *running -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_stop_only_shortens_and_running_containers_are_waited_for() {
+        let termination = Termination::default();
+        let container = termination.enter();
+        termination.stop(Duration::from_secs(30), StopReason::Deleted);
+        termination.stop(Duration::from_secs(60), StopReason::DeadlineExceeded);
+        let stop = termination.requested().await;
+        assert_eq!((stop.reason, stop.deadline - Instant::now()), (StopReason::Deleted, Duration::from_secs(30)));
+        let expired = termination.expired();
+        tokio::pin!(expired);
+        assert!(futures::poll!(&mut expired).is_pending());
+        termination.stop(Duration::ZERO, StopReason::Gone);
+        expired.await;
+        assert_eq!(termination.current().unwrap().reason, StopReason::Gone);
+        let completed = termination.completed();
+        tokio::pin!(completed);
+        assert!(futures::poll!(&mut completed).is_pending());
+        drop(container);
+        completed.await;
+    }
+}
