@@ -45,6 +45,8 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print what of a pod's specification this node honours, ignores and refuses, as Markdown
+    PodSupport,
     /// Compile a module from standard input (used by the node itself)
     #[command(hide = true)]
     CompileModule,
@@ -110,6 +112,10 @@ fn main() -> ExitCode {
         Command::Completion { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "akri-krustlet", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::PodSupport => {
+            print!("{}", akri_krustlet_node::support::page());
             Ok(())
         }
         Command::CompileModule => unreachable!("handled above"),

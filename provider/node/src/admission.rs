@@ -22,7 +22,7 @@ pub enum AdmissionError {
     )]
     LongName(usize),
     /// The node does not have it, and running the pod without it would not be what it asks for.
-    #[error("{0} is not supported by this version of the node")]
+    #[error("this node cannot give what the pod asks for: {0}")]
     Unsupported(String),
     /// Two containers have one name.
     #[error("two containers are named {0}")]
@@ -67,7 +67,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
     if length > 253 {
         return Err(AdmissionError::LongName(length));
     }
-    if let Some(what) = unsupported(pod) {
+    if let Some(what) = crate::support::refused(pod) {
         return Err(AdmissionError::Unsupported(what));
     }
     volume::validate(pod)?;
@@ -86,28 +86,6 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         limits(container)?;
     }
     Ok(())
-}
-
-fn unsupported(pod: &PodObject) -> Option<String> {
-    let sidecar = pod.init_containers().iter().find(|container| container.restart_policy.is_some());
-    if let Some(container) = sidecar {
-        return Some(format!("init container {}: restartPolicy (a sidecar)", container.name));
-    }
-    let sized = |volume: &&k8s_openapi::api::core::v1::Volume| {
-        volume.empty_dir.as_ref().is_some_and(|source| source.size_limit.is_some())
-    };
-    if let Some(volume) = pod.spec().volumes.iter().flatten().find(sized) {
-        return Some(format!("volume {}: emptyDir.sizeLimit", volume.name));
-    }
-    pod.spec().containers.iter().find_map(|container| {
-        let probes = [
-            ("livenessProbe", &container.liveness_probe),
-            ("readinessProbe", &container.readiness_probe),
-            ("startupProbe", &container.startup_probe),
-        ];
-        let (field, _) = probes.into_iter().find(|(_, probe)| probe.is_some())?;
-        Some(format!("container {}: {field} (a guest has no port and no process to probe)", container.name))
-    })
 }
 
 /// The handler in a container, if there is one.
@@ -162,7 +140,7 @@ mod tests {
             (json!({"name": "c", "resources": {"limits": {"memory": "lots"}}}), "not a quantity"),
             (json!({"name": "c", "resources": {"limits": {"cpu": "-1"}}}), "not positive"),
             (json!({"name": "c", "env": [{"name": "DISCOVERY_HANDLER_NAME", "value": "a/b"}]}), "names its socket"),
-            (json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}), "ConfigMap"),
+            (json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}), "envFrom"),
         ] {
             let error = validate_spec(json!({"containers": [container]})).unwrap_err();
             assert!(error.contains(message), "{error}");

@@ -26,6 +26,7 @@ pub mod quantity;
 pub mod source;
 pub mod states;
 pub mod status;
+pub mod support;
 pub mod termination;
 pub mod volume;
 

@@ -57,7 +57,7 @@ pub struct MountError {
 /// Checks what can be checked without touching the host.
 pub fn validate(pod: &PodObject) -> Result<(), VolumeError> {
     let volumes = pod.spec().volumes.as_deref().unwrap_or_default();
-    for volume in volumes {
+    for volume in volumes.iter().filter(|volume| !is_api_access(volume)) {
         if volume.host_path.is_none() && volume.empty_dir.is_none() {
             return Err(VolumeError::Unsupported { volume: volume.name.clone(), kind: kind_of(volume) });
         }
@@ -75,6 +75,12 @@ pub fn validate(pod: &PodObject) -> Result<(), VolumeError> {
         }
     }
     Ok(())
+}
+
+/// The API server adds this volume to every pod that does not say no: a token for itself, on a network that a guest does not
+/// have. It is left out.
+fn is_api_access(volume: &Volume) -> bool {
+    volume.name.starts_with("kube-api-access-") && volume.projected.is_some()
 }
 
 fn unsupported(mount: &VolumeMount) -> Option<&'static str> {
@@ -97,7 +103,7 @@ fn kind_of(volume: &Volume) -> String {
 /// Makes the volumes of a pod available: their directories on the host, by name.
 pub fn prepare(pod: &PodObject, data: &DataDirectory) -> Result<BTreeMap<String, PathBuf>, MountError> {
     let mut directories = BTreeMap::new();
-    for volume in pod.spec().volumes.iter().flatten() {
+    for volume in pod.spec().volumes.iter().flatten().filter(|volume| !is_api_access(volume)) {
         let path = match &volume.host_path {
             Some(source) => host_path(pod, volume, source)?,
             None => {
@@ -187,6 +193,9 @@ mod tests {
         assert_eq!(message, "container c mounts volume \"v\", which spec.volumes does not define");
         let message = refused(json!({"containers": mount, "volumes": [{"name": "v", "configMap": {"name": "x"}}]}));
         assert!(message.contains("configMap volume"), "{message}");
+        let token = json!([{"name": "c", "volumeMounts": [{"name": "kube-api-access-x", "mountPath": "/var/run/t"}]}]);
+        let volumes = json!([{"name": "kube-api-access-x", "projected": {"sources": []}}]);
+        assert_eq!(validate(&pod(json!({"containers": token, "volumes": volumes}))), Ok(()));
         let sub_path = json!([{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/d", "subPath": "x"}]}]);
         assert!(
             refused(json!({"containers": sub_path, "volumes": [{"name": "v", "emptyDir": {}}]})).contains("subPath")

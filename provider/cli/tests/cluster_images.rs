@@ -1,0 +1,235 @@
+//! Images from registries, real and faulty, as pods of a real cluster.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
+
+mod fixture;
+
+use fixture::cluster::{ClusterNode, Namespace, cluster};
+use fixture::guest;
+use fixture::registry::{FaultyRegistry, Registry, USER, gzip, tar};
+use serde_json::{Value, json};
+
+fn module() -> Vec<u8> {
+    std::fs::read(guest("misbehave")).unwrap()
+}
+
+fn pod(node: &ClusterNode, name: &str, image: &str) -> Value {
+    let mut pod = node.fault_pod(name, "sleep");
+    pod["spec"]["containers"][0]["image"] = json!(image);
+    pod
+}
+
+fn waiting(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]["state"]["waiting"]
+}
+
+/// Waits until the pod says why its image cannot be had.
+fn wait_for_message(namespace: &Namespace<'_>, node: &ClusterNode, name: &str, message: &str) -> Value {
+    namespace.wait_for_pod(node, name, message, |pod| {
+        waiting(pod)["message"].as_str().is_some_and(|text| text.contains(message))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_layout_of_an_image_runs_and_is_pulled_as_its_policy_says() {
+    let Some(cluster) = cluster() else { return };
+    let registry = Registry::start(false);
+    let mut node = ClusterNode::prepare("layouts").with(&["--insecure-registries", &registry.address]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("layouts");
+    let module = module();
+    let platform = br#"{"os":"wasip1","architecture":"wasm","config":{"Entrypoint":["/app.wasm"]}}"#;
+    let image_config = "application/vnd.oci.image.config.v1+json";
+    let gzipped = gzip(&tar("app.wasm", &module));
+    let images = [
+        ("artifact", registry.push_module("artifact:v1", &module).await),
+        (
+            "wasm-to-oci",
+            registry
+                .push(
+                    "seed:v1",
+                    (&module, "application/vnd.wasm.content.layer.v1+wasm"),
+                    (b"{}", "application/vnd.wasm.config.v1+json"),
+                )
+                .await,
+        ),
+        (
+            "archive",
+            registry
+                .push("archive:v1", (&gzipped, "application/vnd.oci.image.layer.v1.tar+gzip"), (platform, image_config))
+                .await,
+        ),
+    ];
+    for (name, image) in &images {
+        namespace.apply(pod(&node, name, image));
+        let pod = namespace.wait_until_ready(&node, name);
+        let status = &pod["status"]["containerStatuses"][0];
+        let id = status["imageID"].as_str().unwrap();
+        assert!(id.starts_with(image.rsplit_once(':').unwrap().0) && id.contains("@sha256:"), "{id}");
+        namespace.wait_for_event(&node, name, "Successfully pulled image");
+    }
+    // By digest, from the store.
+    let id =
+        namespace.pod("artifact").unwrap()["status"]["containerStatuses"][0]["imageID"].as_str().unwrap().to_owned();
+    namespace.apply(pod(&node, "by-digest", &id));
+    namespace.wait_until_ready(&node, "by-digest");
+    namespace.apply(pod(&node, "again", &images[0].1));
+    namespace.wait_until_ready(&node, "again");
+    namespace.wait_for_event(&node, "again", "already present on machine");
+    // Another image under the same tag is noticed by Always only.
+    let other = std::fs::read(guest("debug-echo")).unwrap();
+    registry.push_module("artifact:v1", &other).await;
+    let with_policy = |name: &str, policy: &str, image: &str| {
+        let mut pod = pod(&node, name, image);
+        pod["spec"]["containers"][0]["imagePullPolicy"] = json!(policy);
+        pod
+    };
+    namespace.apply(with_policy("always", "Always", &images[0].1));
+    let pod = namespace.wait_until_ready(&node, "always");
+    assert_ne!(pod["status"]["containerStatuses"][0]["imageID"], id);
+    namespace.apply(with_policy("never", "Never", &format!("{}/artifact:v9", registry.address)));
+    let refused = wait_for_message(&namespace, &node, "never", "imagePullPolicy Never");
+    assert_eq!(waiting(&refused)["reason"], "ErrImageNeverPull");
+    // Images for other machines, and what is no WebAssembly, are named.
+    let linux = br#"{"os":"linux","architecture":"amd64","config":{}}"#;
+    let linux = registry
+        .push("linux:v1", (&gzipped, "application/vnd.oci.image.layer.v1.tar+gzip"), (linux, image_config))
+        .await;
+    let script = registry.push_module("script:v1", b"#!/bin/sh").await;
+    for (name, image, message) in [
+        ("linux", linux.as_str(), "it is for linux/amd64; this node runs WebAssembly"),
+        ("script", &script, "its module is not WebAssembly"),
+        ("missing", &format!("{}/artifact:v8", registry.address), "has no such image: check the name and the tag"),
+    ] {
+        namespace.apply(self::pod(&node, name, image));
+        wait_for_message(&namespace, &node, name, message);
+        namespace.wait_for_event(&node, name, "Failed Error: ErrImagePull");
+    }
+    namespace.wait_for_pod(&node, "missing", "backing off", |pod| waiting(pod)["reason"] == "ImagePullBackOff");
+    namespace.wait_for_event(&node, "missing", "BackOff Back-off pulling image");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_image_needs_the_pods_secret_or_the_nodes_credentials() {
+    let Some(cluster) = cluster() else { return };
+    let registry = Registry::start(true);
+    let mut node = ClusterNode::prepare("private").with(&["--insecure-registries", &registry.address]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("private");
+    let image = registry.push_module("private:v1", &module()).await;
+    namespace.apply(pod(&node, "anonymous", &image));
+    wait_for_message(&namespace, &node, "anonymous", "imagePullSecret");
+
+    let (user, password) = USER;
+    let server = format!("--docker-server={}", registry.address);
+    let secret = |name: &str, user: &str, password: &str| {
+        let (user, password) = (format!("--docker-username={user}"), format!("--docker-password={password}"));
+        namespace.kubectl_ok(&["create", "secret", "docker-registry", name, &server, &user, &password]);
+    };
+    secret("good", user, password);
+    secret("bad", user, "wrong-horse");
+    let with_secrets = |name: &str, secrets: &[&str]| {
+        let mut pod = pod(&node, name, &image);
+        let secrets: Vec<_> = secrets.iter().map(|name| json!({ "name": name })).collect();
+        pod["spec"]["imagePullSecrets"] = json!(secrets);
+        pod
+    };
+    namespace.apply(with_secrets("bad-secret", &["bad"]));
+    wait_for_message(&namespace, &node, "bad-secret", "refuses the credentials");
+    // One that works is found among others, and one that is missing is told.
+    namespace.apply(with_secrets("good-secret", &["absent", "bad", "good"]));
+    namespace.wait_until_ready(&node, "good-secret");
+    namespace.wait_for_event(&node, "good-secret", "FailedToRetrieveImagePullSecret imagePullSecret absent");
+    assert!(!node.log().contains("wrong-horse") && !node.log().contains(password), "no secret in the log");
+
+    let auth = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{user}:{password}"));
+    let mut other = ClusterNode::prepare("private-node");
+    let file = other.path("credentials.json");
+    std::fs::write(&file, json!({"auths": {registry.address.clone(): {"auth": auth}}}).to_string()).unwrap();
+    other = other.with(&["--insecure-registries", &registry.address]);
+    let mut other = other.with(&["--registry-credentials", &file.display().to_string()]);
+    other.run(&cluster.bootstrap());
+    other.wait_until_ready(cluster);
+    namespace.apply(pod(&other, "nodes-credentials", &image));
+    namespace.wait_until_ready(&other, "nodes-credentials");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_misbehaves_is_named_and_what_can_be_saved_is() {
+    let Some(cluster) = cluster() else { return };
+    let registry = FaultyRegistry::start(module(), None);
+    let other_module = std::fs::read(guest("debug-echo")).unwrap();
+    let elsewhere = FaultyRegistry::start(other_module.clone(), None);
+    let secure = FaultyRegistry::start(other_module, Some(&elsewhere));
+    let insecure = format!("{},{}", registry.address, secure.address);
+    let mut node = ClusterNode::prepare("faulty").with(&["--insecure-registries", &insecure]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("faulty");
+    let failing = [
+        ("forbidden", "refuses to serve this without credentials"),
+        ("missing", "has no such image"),
+        ("broken", "it answered 500"),
+        ("other-content", "the image is damaged there or on the way"),
+        ("always-broken-off", "the download"),
+        ("huge", "its layer has 1073741824 bytes"),
+    ];
+    for (repository, _) in failing {
+        namespace.apply(pod(&node, repository, &registry.image(repository)));
+    }
+    // A registry is spoken to with TLS unless a flag says otherwise.
+    let tls_only = FaultyRegistry::start(module(), None);
+    namespace.apply(pod(&node, "no-tls", &tls_only.image("x")));
+    for (repository, message) in failing {
+        wait_for_message(&namespace, &node, repository, message);
+    }
+    wait_for_message(&namespace, &node, "no-tls", "ErrImagePull");
+    assert!(tls_only.seen("/v2/").is_empty(), "nothing was asked in the clear");
+    // 429 twice, then the image; a download that broke off goes on where it was.
+    for repository in ["broken-off", "busy"] {
+        namespace.apply(pod(&node, repository, &registry.image(repository)));
+        namespace.wait_until_ready(&node, repository);
+    }
+    assert!(registry.seen("/v2/busy/manifests").len() >= 3);
+    let ranges: Vec<_> = registry.seen("/v2/broken-off/blobs").into_iter().filter_map(|seen| seen.range).collect();
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
+    assert!(ranges[0].starts_with("bytes=") && ranges[0] != "bytes=0-", "{ranges:?}");
+
+    // A token for the registry does not go where the registry redirects to.
+    namespace.kubectl_ok(&[
+        "create",
+        "secret",
+        "docker-registry",
+        "token",
+        &format!("--docker-server={}", secure.address),
+        "--docker-username=token-user",
+        "--docker-password=secret",
+    ]);
+    let mut redirected = pod(&node, "redirect", &secure.image("redirect"));
+    redirected["spec"]["imagePullSecrets"] = json!([{"name": "token"}]);
+    namespace.apply(redirected);
+    namespace.wait_until_ready(&node, "redirect");
+    let stored = elsewhere.seen("/v2/stored/blobs");
+    assert!(!stored.is_empty() && stored.iter().all(|seen| seen.authorization.is_none()), "{stored:?}");
+    assert!(
+        secure.seen("/v2/redirect/blobs").iter().any(|seen| seen.authorization.as_deref() == Some("Bearer good-token"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_want_the_same_image_at_once_download_it_once() {
+    let Some(cluster) = cluster() else { return };
+    let registry = FaultyRegistry::start(module(), None);
+    let mut node = ClusterNode::prepare("together").with(&["--insecure-registries", &registry.address]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("together");
+    for number in 0..8 {
+        namespace.apply(pod(&node, &format!("p{number}"), &registry.image("shared")));
+    }
+    for number in 0..8 {
+        namespace.wait_until_ready(&node, &format!("p{number}"));
+    }
+    assert_eq!(registry.seen("/v2/shared/blobs").len(), 1);
+}
