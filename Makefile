@@ -4,7 +4,7 @@ GUEST_TARGET := wasm32-wasip1
 GUESTS := wasm-handlers/target/$(GUEST_TARGET)/release
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test bench guests build check docs deny toolchain
+.PHONY: help quickstart test bench guests build check docs deny toolchain programs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,7 +12,7 @@ help: ## list the targets
 quickstart: guests build ## build everything, run a node with a WebAssembly handler, watch it find devices (ends by itself)
 	@PROGRAM=$(CURDIR)/target/debug/akri-krustlet GUEST=$(CURDIR)/$(GUESTS)/debug-echo.wasm manifests/standalone/quickstart
 
-test: guests ## run all tests
+test: guests programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
 	cd wasm-handlers && $(CARGO) test --package debug-echo --target $$(rustc -vV | sed -n 's/^host: //p')
 
@@ -33,6 +33,14 @@ check: ## format and lints
 
 docs: ## build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+# What the tests of the cluster run on: a Kubernetes control plane, built once into the user's cache, and a registry.
+programs:
+ifndef SKIP_CLUSTER_TESTS
+	$(CARGO) run --quiet --package control-plane -- build
+	@command -v docker-registry >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq docker-registry; } \
+		|| { echo "docker-registry is missing: install it (Debian: apt-get install docker-registry) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
+endif
 
 deny: ## check licences, sources and banned crates (builds cargo-deny if it is missing)
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --debug --version 0.20.2

@@ -136,7 +136,7 @@ fn logs_takes_kubectls_flags() {
     for (arguments, words) in [
         (vec!["logs", "nobody"], "no pod default/nobody; there are: default/witness"),
         (vec!["logs", "witness", "-c", "x"], "it has: main"),
-        (vec!["logs", "witness", "--previous"], "has not been restarted"),
+        (vec!["logs", "witness", "--previous"], "previous terminated container \"main\" in pod \"witness\" not found"),
         (vec!["logs", "witness", "--since", "soon"], "such as 30s, 5m or 2h"),
     ] {
         let output = node.command(&arguments);

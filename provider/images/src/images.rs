@@ -5,7 +5,7 @@ use crate::registry::{PullError, Registry};
 use crate::store::{Image, ImageStore};
 use oci_client::Reference;
 use oci_client::secrets::RegistryAuth;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
@@ -88,6 +88,25 @@ impl Images {
         self.store.add(&image)?;
         let path = self.store.blob(&image.module).ok_or_else(|| std::io::Error::other("the module was removed"))?;
         Ok((image, path))
+    }
+
+    /// Removes images that nobody uses when the disk is nearly full: at `high` percent in use, until `low` percent are, the
+    /// ones that were unused for longest first. `used` are full names of images that pods run. Returns the bytes that were
+    /// freed and the digests of modules that are gone; `None` if there was no need.
+    pub fn collect_garbage(
+        &self,
+        high: u8,
+        low: u8,
+        used: &HashSet<String>,
+    ) -> std::io::Result<Option<(u64, Vec<String>)>> {
+        let disk = rustix::fs::statvfs(&self.config.directory)?;
+        let total = disk.f_blocks * disk.f_frsize;
+        let in_use = total.saturating_sub(disk.f_bavail * disk.f_frsize);
+        let percent = |part: u8| total / 100 * u64::from(part);
+        if in_use < percent(high) {
+            return Ok(None);
+        }
+        self.store.collect(in_use.saturating_sub(percent(low)), used).map(Some)
     }
 
     fn download(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {

@@ -120,7 +120,7 @@ pub(crate) fn module_of(
             _ => Box::new(file),
         };
         // A small archive may unpack to any size.
-        let mut archive = tar::Archive::new(reader.take(limit.saturating_mul(2)));
+        let mut archive = tar::Archive::new(reader.take(limit.saturating_mul(2).saturating_add(1 << 20)));
         for entry in archive.entries().map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = name_of(&entry.path().map_err(failed)?);

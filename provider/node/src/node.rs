@@ -1,6 +1,7 @@
 //! The [`Node`]: takes pods from a source and runs each as a task.
 
 use crate::cluster::EventRecorder;
+use crate::cluster::events::EventType;
 use crate::container::PodContext;
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
@@ -12,10 +13,10 @@ use crate::source::{PodEvent, PodSource};
 use crate::status::StatusSink;
 use crate::termination::StopReason;
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, registration};
-use akri_krustlet_images::{Credentials, Images, ImagesConfig};
+use akri_krustlet_images::{Credentials, Images, ImagesConfig, Reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub struct NodeConfig {
     pub registry_credentials: Credentials,
     /// Whether pods of a cluster may run files of this machine.
     pub allow_local_modules: bool,
+    /// Percent of the disk in use at which unused images are removed, and until which.
+    pub image_gc_thresholds: (u8, u8),
     /// The cluster, and where events go.
     pub cluster: Option<(ClusterAccess, EventRecorder)>,
 }
@@ -67,6 +70,7 @@ pub struct Node {
     services: Arc<Services>,
     pods: HashMap<String, KnownPod>,
     tasks: JoinSet<String>,
+    image_gc_thresholds: (u8, u8),
     _lock: DataDirectoryLock,
 }
 
@@ -86,6 +90,9 @@ fn deadline(context: &PodContext) -> Option<tokio::time::Instant> {
     let active = Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default();
     Some(tokio::time::Instant::now() + Duration::from_secs(seconds).saturating_sub(active))
 }
+
+/// How often the disk is looked at for images to remove; a kubelet's period.
+const GARBAGE: Duration = Duration::from_secs(300);
 
 /// How long pods may take to let go when the node ends.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -122,6 +129,7 @@ impl Node {
             services,
             pods: HashMap::new(),
             tasks: JoinSet::new(),
+            image_gc_thresholds: config.image_gc_thresholds,
             _lock: lock,
         })
     }
@@ -144,10 +152,12 @@ impl Node {
     pub async fn run(mut self, mut source: impl PodSource, shutdown: CancellationToken) {
         let registration =
             tokio::spawn(registration::run(self.services.handlers.clone(), self.services.watcher.clone()));
+        let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + GARBAGE, GARBAGE);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                _ = garbage.tick() => self.collect_garbage(),
                 Some(ended) = self.tasks.join_next() => self.task_ended(ended),
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
@@ -239,6 +249,28 @@ impl Node {
         if !known.running {
             self.forget(uid);
         }
+    }
+
+    /// Removes images that no pod runs, if the disk is nearly full.
+    fn collect_garbage(&self) {
+        let (high, low) = self.image_gc_thresholds;
+        let mut used = HashSet::new();
+        for known in self.pods.values() {
+            let containers = known.pod.init_containers().iter().chain(&known.pod.spec().containers);
+            let images = containers.filter_map(|container| container.image.as_ref()?.parse::<Reference>().ok());
+            used.extend(images.map(|reference| reference.whole()));
+        }
+        let services = self.services.clone();
+        tokio::task::spawn_blocking(move || match services.registry.collect_garbage(high, low, &used) {
+            Ok(None) => {}
+            Ok(Some((bytes, modules))) => {
+                modules.iter().for_each(|module| services.runtime.discard(module));
+                let message = format!("the disk is {high} % full; removed {} images, {bytes} bytes", modules.len());
+                tracing::warn!("{message}");
+                services.events.node(&services.node.name, EventType::Normal, "ImageGarbageCollection", message);
+            }
+            Err(error) => tracing::warn!(%error, "cannot remove unused images"),
+        });
     }
 
     fn task_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {

@@ -122,6 +122,13 @@ impl Runtime {
         Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?))
     }
 
+    /// Removes a compiled module, named by its digest (`sha256:...`), from the store. One that runs goes on running.
+    pub fn discard(&self, digest: &str) {
+        if let Some(digest) = Digest::parse(digest) {
+            self.store.discard(&digest);
+        }
+    }
+
     fn load_stored(&self, digest: Digest, kind: ModuleKind) -> Result<Option<Arc<Program>>, LoadError> {
         let Some(path) = self.store.find(&digest) else { return Ok(None) };
         match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {

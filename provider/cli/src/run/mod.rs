@@ -56,6 +56,12 @@ pub(crate) struct RunArguments {
     /// Registries (HOST or HOST:PORT) that are spoken to without TLS
     #[arg(long, env = "KRUSTLET_INSECURE_REGISTRIES", value_name = "HOSTS", value_delimiter = ',')]
     insecure_registries: Vec<String>,
+    /// Percent of the data directory's disk in use at which images that no pod runs are removed
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(1..=100))]
+    image_gc_high_threshold: u8,
+    /// Percent in use at which that ends
+    #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
+    image_gc_low_threshold: u8,
     #[command(flatten, next_help_heading = "In a cluster")]
     cluster: cluster::ClusterArguments,
 }
@@ -122,6 +128,7 @@ fn node_config(
         insecure_registries: arguments.insecure_registries.clone(),
         registry_credentials,
         allow_local_modules: false,
+        image_gc_thresholds: (arguments.image_gc_high_threshold, arguments.image_gc_low_threshold),
         cluster: None,
     })
 }
