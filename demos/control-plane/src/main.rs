@@ -116,7 +116,8 @@ fn down(directory: &Path) -> anyhow::Result<()> {
     let group = rustix::process::Pid::from_raw(pid).context("malformed pid file")?;
     rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while running_pid(&cluster).is_some() {
+    // Until the last of them has let go of its port.
+    while rustix::process::test_kill_process_group(group).is_ok() {
         if Instant::now() > deadline {
             bail!("process {pid} does not end");
         }
