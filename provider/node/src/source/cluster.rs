@@ -22,9 +22,11 @@ use tokio::time::Instant;
 /// How long the first list may take before the node takes up the pods that it remembers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+type Changes = BoxStream<'static, Result<watcher::Event<DynamicObject>, watcher::Error>>;
+
 /// Watches the pods of one node.
 pub struct ClusterSource {
-    changes: BoxStream<'static, Result<watcher::Event<DynamicObject>, watcher::Error>>,
+    changes: Changes,
     data: DataDirectory,
     /// UIDs that the node has been told of.
     told: HashSet<String>,
@@ -49,8 +51,12 @@ impl ClusterSource {
         // Objects of any content, so that one that is malformed does not make the whole list fail.
         let pods: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
         let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        Self::of(watcher(pods, config).backoff(watcher::DefaultBackoff::default()).boxed(), data)
+    }
+
+    fn of(changes: Changes, data: DataDirectory) -> Self {
         Self {
-            changes: watcher(pods, config).backoff(watcher::DefaultBackoff::default()).boxed(),
+            changes,
             data,
             told: HashSet::new(),
             listed: HashSet::new(),
@@ -163,5 +169,69 @@ impl PodSource for ClusterSource {
                 None => std::future::pending().await,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::stream;
+    use serde_json::{Value, json};
+
+    fn object(uid: &str, spec: Value) -> DynamicObject {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": uid, "uid": uid}, "spec": spec});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn good(uid: &str) -> DynamicObject {
+        object(uid, json!({"containers": [{"name": "c"}]}))
+    }
+
+    fn source(changes: Vec<watcher::Event<DynamicObject>>, directory: &std::path::Path) -> ClusterSource {
+        let changes = stream::iter(changes.into_iter().map(Ok)).chain(stream::pending()).boxed();
+        ClusterSource::of(changes, DataDirectory::new(directory, directory))
+    }
+
+    async fn next(source: &mut ClusterSource) -> String {
+        match source.next().await {
+            PodEvent::Applied(pod) => format!("applied {}", pod.uid()),
+            PodEvent::Deleted(uid) => format!("deleted {uid}"),
+            PodEvent::Synced { .. } => "synced".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_that_cannot_be_understood_hides_no_other() {
+        use watcher::Event::{Apply, Init, InitApply, InitDone};
+        let directory = tempfile::tempdir().unwrap();
+        let bad = object("bad", json!({"containers": 7}));
+        let changes = vec![Init, InitApply(bad.clone()), InitApply(good("a")), InitDone, Apply(bad), Apply(good("b"))];
+        let mut source = source(changes, directory.path());
+        for expected in ["applied a", "synced", "applied b"] {
+            assert_eq!(next(&mut source).await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_went_while_the_watch_was_down_is_told_by_the_next_list() {
+        use watcher::Event::{Init, InitApply, InitDone};
+        let directory = tempfile::tempdir().unwrap();
+        let first = vec![Init, InitApply(good("stays")), InitApply(good("goes")), InitDone];
+        let second = vec![Init, InitApply(good("stays")), InitApply(good("comes")), InitDone];
+        let mut source = source([first, second].concat(), directory.path());
+        for expected in
+            ["applied stays", "applied goes", "synced", "applied stays", "applied comes", "deleted goes", "synced"]
+        {
+            assert_eq!(next(&mut source).await, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_api_server_the_remembered_pods_are_taken_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut source = source(Vec::new(), directory.path());
+        let remembered: Pod = serde_json::from_value(serde_json::to_value(good("remembered")).unwrap()).unwrap();
+        source.data.store_pod(&PodObject { api: Arc::new(remembered), folder: None }).unwrap();
+        assert_eq!(next(&mut source).await, "applied remembered");
     }
 }
