@@ -6,14 +6,19 @@ mod fixture;
 use fixture::cluster::{Cluster, ClusterNode, Namespace, cluster, manifests};
 use fixture::{condition, guest, wait_for};
 use serde_json::{Value, json};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// One node for the tests that need no one of their own. It ends with the process: its parent is gone then.
+/// One node for the tests that need no one of their own. Nothing drops it, so that a shell ends it when this process has
+/// gone, which it sees by the end of its input.
 fn shared_node(cluster: &Cluster) -> &'static ClusterNode {
     static NODE: OnceLock<ClusterNode> = OnceLock::new();
     NODE.get_or_init(|| {
         let mut node = ClusterNode::prepare("shared").with(&["--node-labels", "test=shared"]);
         node.run(&cluster.bootstrap());
+        let ending = format!("cat; kill -9 {}", node.pid());
+        let watching = Command::new("sh").args(["-c", &ending]).stdin(Stdio::piped()).spawn().unwrap();
+        std::mem::forget(watching);
         node.wait_until_ready(cluster);
         node
     })
