@@ -158,16 +158,12 @@ pub async fn load(
         let program = load_file(services, pod, &image, path).await?;
         return Ok(LoadedImage { id: program.digest().to_string(), program, reference: None });
     }
-    let reference: Reference = image
-        .parse()
-        .map_err(|error: oci_error::ParseError| ImageError::Name { image: image.clone(), what: error.to_string() })?;
+    let reference = image
+        .parse::<Reference>()
+        .map_err(|error| ImageError::Name { image: image.clone(), what: error.to_string() })?;
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
     let program = load_file(services, pod, &image, path).await?;
     Ok(LoadedImage { program, id: found.id, reference: Some(found.reference) })
-}
-
-mod oci_error {
-    pub(super) type ParseError = <super::Reference as std::str::FromStr>::Err;
 }
 
 /// True for images that are files, which are read again whenever their container starts.

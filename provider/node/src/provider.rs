@@ -2,6 +2,7 @@
 
 use crate::cluster::EventRecorder;
 use crate::container::{Directories, PodContext};
+use crate::container_log::{ContainerLogReader, LogRequest};
 use crate::data_directory::DataDirectory;
 use crate::environment::NodeFacts;
 use crate::placement::Admitted;
@@ -10,7 +11,7 @@ use crate::states::{Registered, Terminated};
 use crate::status::{StatusReporter, StatusSink};
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers};
 use akri_krustlet_runtime::Runtime;
-use akri_krustlet_runtime::log::{LogOptions, Logs};
+use akri_krustlet_runtime::log::LogOptions;
 use k8s_openapi::api::core::v1::Node;
 use krator::{ObjectState, SharedState};
 use kubelet::node::Builder;
@@ -170,24 +171,13 @@ impl Provider for WasmProvider {
         container: String,
         mut sender: kubelet::log::Sender,
     ) -> anyhow::Result<()> {
-        let services = &self.state.services;
-        let of_pod = |stored: &crate::data_directory::StoredPod| {
-            stored.pod.metadata.name.as_ref() == Some(&pod)
-                && stored.pod.metadata.namespace.as_deref().unwrap_or("default") == namespace
-        };
-        let Some(stored) = services.data.pods()?.into_iter().find(of_pod) else {
-            anyhow::bail!("no pod {namespace}/{pod} on this node");
-        };
-        let statuses = stored.status.container_statuses.unwrap_or_default();
-        let Some(status) = statuses.iter().find(|status| status.name == container) else {
-            anyhow::bail!("pod {namespace}/{pod} has no container {container}");
-        };
-        let object = PodObject { api: Arc::new(stored.pod), folder: None };
-        let directory = services.data.container_logs(&object, &container);
-        let restart = u32::try_from(status.restart_count).unwrap_or(0);
         let options = LogOptions { tail: sender.tail(), since: None };
-        for line in Logs::open(&directory, restart, options)?.read_available()? {
-            sender.send(format!("{}\n", line.text)).await?;
+        let request = LogRequest { namespace, pod, container, previous: false, follow: false, options };
+        let mut reader = ContainerLogReader::open(request, self.state.services.data.clone(), None)?;
+        while let Some(lines) = reader.next().await? {
+            for line in lines {
+                sender.send(format!("{}\n", line.text)).await?;
+            }
         }
         Ok(())
     }

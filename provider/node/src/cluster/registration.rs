@@ -92,16 +92,17 @@ pub struct Registration {
     settings: NodeSettings,
     provider: Arc<WasmProvider>,
     node: watch::Sender<Option<Arc<Node>>>,
+    /// Does not change while the node runs.
+    info: NodeSystemInfo,
 }
 
 /// What the node offers to pods.
-pub fn allocatable(settings: &NodeSettings) -> std::io::Result<Capacity> {
-    let (all, reserved) = (Capacity::read(&settings.data)?, &settings.reserved);
-    Ok(Capacity {
+fn allocatable(all: Capacity, reserved: &Capacity) -> Capacity {
+    Capacity {
         cpu_millis: all.cpu_millis.saturating_sub(reserved.cpu_millis),
         memory: all.memory.saturating_sub(reserved.memory),
         ephemeral_storage: all.ephemeral_storage.saturating_sub(reserved.ephemeral_storage),
-    })
+    }
 }
 
 impl Registration {
@@ -113,7 +114,7 @@ impl Registration {
         provider: Arc<WasmProvider>,
         node: watch::Sender<Option<Arc<Node>>>,
     ) -> Self {
-        Self { connection, settings, provider, node }
+        Self { connection, settings, provider, node, info: node_info() }
     }
 
     fn nodes(&self) -> Api<Node> {
@@ -393,7 +394,7 @@ impl Registration {
         let settings = &self.settings;
         let pressure = Pressure::read(&settings.data);
         let capacity = Capacity::read(&settings.data).ok();
-        let free = allocatable(settings).ok();
+        let free = capacity.clone().map(|all| allocatable(all, &settings.reserved));
         let resources = |capacity: Option<Capacity>| {
             let capacity = capacity?;
             let cpu = match capacity.cpu_millis % 1000 {
@@ -441,7 +442,7 @@ impl Registration {
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(settings.port) }),
             }),
-            node_info: Some(node_info()),
+            node_info: Some(self.info.clone()),
             ..NodeStatus::default()
         }
     }
