@@ -16,8 +16,9 @@ test: guests programs ## run all tests; those of the cluster need Go 1.26 or KUB
 	$(CARGO) test --workspace
 	cd wasm-handlers && $(CARGO) test --package debug-echo --target $$(rustc -vV | sed -n 's/^host: //p')
 
-bench: guests ## measure on a release build, print the table, write docs/benchmarks.md
-	$(CARGO) bench --package akri-krustlet --bench figures
+bench: guests programs ## measure on a release build, print the table, write docs/benchmarks.md
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) bench --workspace --bench figures
 
 guests: toolchain ## build the WebAssembly guests
 	cd wasm-handlers && $(CARGO) build --release

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 /// DIR/pki/              ca.{crt,key} and all that it signed
 /// DIR/ports.json        the ports, kept when the cluster is started again
 /// DIR/*.log             what the programs say
+/// DIR/audit.log         each request of a node to the API server
 /// ```
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -81,6 +82,15 @@ impl Cluster {
         self.directory.join("bootstrap.conf")
     }
 
+    /// Each request of a node to the API server: a JSON object per line.
+    pub fn audit_log(&self) -> PathBuf {
+        self.directory.join("audit.log")
+    }
+
+    pub(crate) fn audit_policy(&self) -> PathBuf {
+        self.pki("audit-policy.json")
+    }
+
     pub(crate) fn pki(&self, name: &str) -> PathBuf {
         self.directory.join("pki").join(name)
     }
@@ -90,6 +100,13 @@ impl Cluster {
         let authority = Authority::new("kubernetes")?;
         let ca = authority.identity();
         ca.write(&pki, "ca")?;
+        // Nodes only, and each request once: when its answer, or the first event of a watch, goes out.
+        let policy = serde_json::json!({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": [{"level": "Metadata", "userGroups": ["system:nodes"]}, {"level": "None"}],
+        });
+        std::fs::write(self.audit_policy(), policy.to_string())?;
         let names = ["127.0.0.1", "::1", "localhost", "10.96.0.1", "kubernetes", "kubernetes.default.svc"];
         authority.server("kube-apiserver", &names)?.write(&pki, "apiserver")?;
         authority.client("kube-apiserver-kubelet-client", Some("system:masters"))?.write(&pki, "apiserver-kubelet")?;

@@ -161,6 +161,8 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
         format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         "--endpoint-reconciler-type=none".to_owned(),
+        format!("--audit-policy-file={}", cluster.audit_policy().display()),
+        format!("--audit-log-path={}", cluster.audit_log().display()),
     ]
 }
 

@@ -31,6 +31,32 @@ async fn a_killed_node_comes_back_with_the_same_list_and_registers_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_open_when_the_node_ended_begins_with_its_last_list() {
+    let mut node = Node::prepare();
+    std::fs::create_dir_all(node.path("akri")).unwrap();
+    let mut agent = RegistrationSocket::serve(&node.path("akri")).unwrap();
+    node.add(&HandlerPod::new("witness", "debugEcho", "debug-echo"));
+    node.run();
+    tokio::time::timeout(DEADLINE, agent.next()).await.unwrap().unwrap();
+    let (stream, _) = node.first_list("debugEcho", FOO).await;
+    node.kill();
+    drop(stream);
+    // The handler that comes now never finds anything.
+    node.add(&HandlerPod { handler: "debugEcho", ..HandlerPod::fault("witness", "sleep") });
+    node.run();
+    tokio::time::timeout(DEADLINE, agent.next()).await.unwrap().unwrap();
+    let (stream, ids) = node.first_list("debugEcho", FOO).await;
+    assert_eq!(ids, ["foo0", "foo1"]);
+    drop(stream);
+    // In the life of a node what the guest says counts, and another request was never answered.
+    for details in [FOO, r#"{"descriptions":["foo0"]}"#] {
+        let mut stream = node.discover("debugEcho", details).await.unwrap();
+        let silence = std::time::Duration::from_millis(300);
+        assert!(tokio::time::timeout(silence, stream.message()).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_is_not_run_again_and_what_ran_is_told_as_lost() {
     let mut node = Node::prepare();
     let job = |name, fault| {

@@ -9,6 +9,7 @@
 //!    last claim has been gone for the grace period do the streams get an empty list and end, and the socket goes.
 
 use crate::container::HandlerContainer;
+use crate::last_lists::LastLists;
 use crate::service;
 use crate::socket::{self, SocketError, SocketFile};
 use std::collections::HashMap;
@@ -23,14 +24,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub struct HandlersConfig {
     /// Directory of the handlers' sockets and the Agent's.
     pub directory: PathBuf,
+    /// Where the last lists of open streams are kept over an end of the node.
+    pub last_lists: PathBuf,
     /// How long streams stay open after the last pod of their handler is gone. Default 30 s.
     pub grace_period: Duration,
 }
 
 impl HandlersConfig {
     /// The defaults.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), grace_period: Duration::from_secs(30) }
+    pub fn new(directory: impl Into<PathBuf>, last_lists: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into(), last_lists: last_lists.into(), grace_period: Duration::from_secs(30) }
     }
 }
 
@@ -38,6 +41,7 @@ impl HandlersConfig {
 #[derive(Debug)]
 pub struct Handlers {
     config: HandlersConfig,
+    lists: Arc<LastLists>,
     entries: Mutex<Entries>,
     changed: watch::Sender<()>,
 }
@@ -72,6 +76,7 @@ struct Socket {
 #[derive(Debug)]
 pub(crate) struct Handler {
     pub(crate) name: String,
+    pub(crate) lists: Arc<LastLists>,
     pub(crate) serving: watch::Sender<Option<Arc<HandlerContainer>>>,
     /// Cancelled when the handler is gone for good.
     pub(crate) closing: CancellationToken,
@@ -89,9 +94,10 @@ pub struct ServedHandler {
 }
 
 impl Handlers {
-    /// No handlers yet.
-    pub fn new(config: HandlersConfig) -> Arc<Self> {
-        Arc::new(Self { config, entries: Mutex::default(), changed: watch::Sender::new(()) })
+    /// No handlers yet. Must be called in a runtime.
+    pub fn new(config: HandlersConfig) -> std::io::Result<Arc<Self>> {
+        let lists = LastLists::open(&config.last_lists)?;
+        Ok(Arc::new(Self { config, lists, entries: Mutex::default(), changed: watch::Sender::new(()) }))
     }
 
     /// Directory of the sockets.
@@ -107,6 +113,7 @@ impl Handlers {
         let entry = entries.by_name.entry(name.to_owned()).or_insert_with(|| Entry {
             handler: Arc::new(Handler {
                 name: name.to_owned(),
+                lists: self.lists.clone(),
                 serving: watch::Sender::new(None),
                 closing: CancellationToken::new(),
             }),

@@ -1,10 +1,11 @@
 //! One Discover stream.
 //!
 //! # Flow
-//! 1. The session takes a guest of the handler's serving container and gives it the request.
-//! 2. Each answer that passes the checks and differs from the last one is sent.
-//! 3. The guest's end, a stopped container or a newer one: the stream stays open, a new guest takes over.
-//! 4. The session ends when the client goes, when the guest says that the details are invalid before any list was sent, or
+//! 1. A request that was open when the node ended begins with its last good list ([`crate::last_lists`]).
+//! 2. The session takes a guest of the handler's serving container and gives it the request.
+//! 3. Each answer that passes the checks and differs from the last one is sent.
+//! 4. The guest's end, a stopped container or a newer one: the stream stays open, a new guest takes over.
+//! 5. The session ends when the client goes, when the guest says that the details are invalid before any list was sent, or
 //!    when the handler is gone for good.
 //!
 //! # Guarantees
@@ -20,6 +21,7 @@ use crate::container::{ContainerError, HandlerContainer, ServingGuest};
 use crate::device::Answer;
 use crate::exchange::Files;
 use crate::handlers::Handler;
+use crate::last_lists::LastList;
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::DiscoverResponse;
 use std::future::pending;
@@ -66,9 +68,10 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (sender, stream) = mpsc::channel(4);
     let (verdict, first_verdict) = oneshot::channel();
-    let session = Session {
+    let mut session = Session {
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         serving: handler.serving.subscribe(),
+        kept: handler.lists.stream(&handler.name, &request),
         handler,
         request,
         output: Output { sender, last: None, unsent: false, repetitions: None },
@@ -77,6 +80,7 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         complained: None,
         rate: AnswerRate::new(),
     };
+    session.take_up_last_list();
     tokio::spawn(session.run());
     (stream, first_verdict)
 }
@@ -87,6 +91,7 @@ struct Session {
     serving: watch::Receiver<Option<Arc<HandlerContainer>>>,
     request: Vec<u8>,
     output: Output,
+    kept: LastList,
     verdict: Option<oneshot::Sender<Verdict>>,
     back_off: Duration,
     /// Whose status tells of this stream's trouble.
@@ -140,7 +145,23 @@ enum Turn {
 }
 
 impl Session {
+    /// To its end, which is not that of the node.
     async fn run(mut self) {
+        self.serve().await;
+        self.kept.close();
+    }
+
+    /// Begins with the list that was in force when the node ended, if the container that serves now may still give it.
+    fn take_up_last_list(&mut self) {
+        let Some(json) = self.kept.take_left() else { return };
+        let Some(container) = self.serving.borrow().clone() else { return };
+        if let Ok(Answer::Devices { list, .. }) = Answer::read(&json, container.allowed_host_paths()) {
+            self.output.send(list);
+            self.say(Verdict::Answered);
+        }
+    }
+
+    async fn serve(&mut self) {
         let closing = self.handler.closing.clone();
         loop {
             let client_gone = self.output.client_gone();
@@ -246,7 +267,9 @@ impl Session {
                     Some(warning) => self.complain(container, warning),
                     None => self.withdraw_complaint(),
                 }
-                self.output.send(list);
+                if self.output.send(list) {
+                    self.kept.keep(&json);
+                }
                 self.say(Verdict::Answered);
                 None
             }
@@ -375,16 +398,17 @@ struct Output {
 enum Never {}
 
 impl Output {
-    /// Sends a list unless it is the last one.
-    fn send(&mut self, list: DiscoverResponse) {
+    /// Sends a list unless it is the last one; whether it is new.
+    fn send(&mut self, list: DiscoverResponse) -> bool {
         if self.last.as_ref() == Some(&list) {
-            return;
+            return false;
         }
         if self.last.is_none() {
             self.repetitions = Some((Instant::now(), 0));
         }
         self.last = Some(list);
         self.push();
+        true
     }
 
     fn push(&mut self) {

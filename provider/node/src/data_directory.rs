@@ -6,6 +6,7 @@
 //! <data>/pki/, <data>/kubeconfig                the node's identity in its cluster, 0600
 //! <data>/images/                                images that were pulled
 //! <data>/modules/                               compiled modules
+//! <data>/last-lists/                            of the Discover streams that are open, 0600
 //! <data>/pods/<uid>/pod.json                    the pod, annotated with the manifest that it came from
 //! <data>/pods/<uid>/status.json                 its status, as last reported
 //! <data>/pods/<uid>/volumes/<name>/             emptyDir volumes
@@ -114,6 +115,11 @@ impl DataDirectory {
     /// The store of compiled modules.
     pub fn modules(&self) -> PathBuf {
         self.data.join("modules")
+    }
+
+    /// The last lists of open Discover streams.
+    pub fn last_lists(&self) -> PathBuf {
+        self.data.join("last-lists")
     }
 
     /// The images that were pulled.

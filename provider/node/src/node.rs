@@ -109,6 +109,9 @@ impl Node {
             module_size_limit: runtime.module_size_limit(),
         })
         .map_err(NodeError::Images)?;
+        let last_lists = config.handlers.last_lists.clone();
+        let handlers =
+            Handlers::new(config.handlers).map_err(|source| DataDirectoryError::Io { path: last_lists, source })?;
         let (cluster, events) = config.cluster.unzip();
         let services = Arc::new(Services {
             runtime,
@@ -118,7 +121,7 @@ impl Node {
             events: events.unwrap_or_default(),
             cluster,
             images: crate::image::LoadedImages::default(),
-            handlers: Handlers::new(config.handlers),
+            handlers,
             watcher: DirectoryWatcher::start().map_err(NodeError::Watch)?,
             data: config.data,
             node: config.facts,

@@ -129,7 +129,6 @@ pub(super) async fn run(
     tokio::spawn(identity.keep());
     node.run(ClusterSource::new(connection.client(), &name, data), shutdown).await;
     let _ = registration.await;
-    tracing::debug!(requests = connection.requests(), "requests to the API server");
     Ok(())
 }
 

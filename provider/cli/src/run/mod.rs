@@ -123,7 +123,7 @@ fn node_config(
         data: data.clone(),
         handlers: HandlersConfig {
             grace_period: Duration::from_secs(arguments.handler_grace_period),
-            ..HandlersConfig::new(std::path::absolute(&arguments.discovery_handlers_directory)?)
+            ..HandlersConfig::new(std::path::absolute(&arguments.discovery_handlers_directory)?, data.last_lists())
         },
         insecure_registries: arguments.insecure_registries.clone(),
         registry_credentials,

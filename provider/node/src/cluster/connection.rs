@@ -10,8 +10,6 @@ use kube::client::Body;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -49,7 +47,6 @@ pub struct Connection {
     config: Config,
     current: watch::Sender<Client>,
     client: Client,
-    requests: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -70,10 +67,9 @@ impl Connection {
     fn new(path: &Path, config: Config) -> Result<Self, ConnectionError> {
         let first = client_of(path, config.clone())?;
         let (current, receiver) = watch::channel(first);
-        let requests = Arc::new(AtomicU64::new(0));
-        let service = CurrentClient { current: receiver, requests: requests.clone() };
+        let service = CurrentClient { current: receiver };
         let client = Client::new(service, config.default_namespace.clone());
-        Ok(Self { path: path.to_owned(), config, current, client, requests })
+        Ok(Self { path: path.to_owned(), config, current, client })
     }
 
     /// The same cluster, with this certificate instead of the kubeconfig's user.
@@ -110,11 +106,6 @@ impl Connection {
     pub fn authorities(&self) -> Vec<Vec<u8>> {
         self.config.root_cert.clone().unwrap_or_default()
     }
-
-    /// How many requests have been made.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
 }
 
 fn with_identity(mut config: Config, certificate: &Certificate) -> Config {
@@ -135,7 +126,6 @@ fn client_of(path: &Path, config: Config) -> Result<Client, ConnectionError> {
 #[derive(Clone)]
 struct CurrentClient {
     current: watch::Receiver<Client>,
-    requests: Arc<AtomicU64>,
 }
 
 impl tower::Service<Request<Body>> for CurrentClient {
@@ -148,7 +138,6 @@ impl tower::Service<Request<Body>> for CurrentClient {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.requests.fetch_add(1, Ordering::Relaxed);
         let client = self.current.borrow().clone();
         async move {
             match tokio::time::timeout(ANSWER, client.send(request)).await {

@@ -1,16 +1,10 @@
-//! The project's figures: prints one table and writes it to docs/benchmarks.md. Run by `make bench`.
-//!
-//! `NATIVE_DEBUG_ECHO` may name Akri's native debug-echo-discovery-handler; it is then measured in the same run. Otherwise
-//! its column holds what was measured of Akri 0.13.26 on a machine of the same kind, marked with `*`.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a figure that cannot be taken ends the run")]
+//! Figures of a node that runs alone: discovery, memory, CPU.
 
-#[path = "../tests/fixture/mod.rs"]
-mod fixture;
-
+use crate::fixture::{HandlerPod, Node, ids, wait_for};
+use crate::process::{Memory, cpu_time_of, memory_of, threads_of, wake_ups_of};
+use crate::{Row, mb, ms, percentile};
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
-use fixture::{HandlerPod, Node, ids, wait_for};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,32 +13,7 @@ use tonic::Streaming;
 const FOO: &str = r#"{"descriptions":["foo0","foo1"]}"#;
 const PODS: usize = 1000;
 
-struct Row {
-    figure: &'static str,
-    ours: String,
-    native: String,
-    bar: &'static str,
-    /// `None` where there is no bar.
-    holds: Option<bool>,
-}
-
-fn main() {
-    // `cargo test --benches` calls this too; figures of a debug build are none.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        println!("skipped: figures are taken by `make bench`");
-        return;
-    }
-    raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let rows = runtime.block_on(measure());
-    let table = table(&rows);
-    println!("\n{table}");
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-    std::fs::write(&page, format!("{}\n{table}\n{COSTS}", introduction())).unwrap();
-    println!("written to docs/benchmarks.md");
-}
-
-async fn measure() -> Vec<Row> {
+pub async fn measure() -> Vec<Row> {
     let native = std::env::var_os("NATIVE_DEBUG_ECHO").map(PathBuf::from);
     let mut rows = Vec::new();
     eprintln!("latency of Discover ...");
@@ -62,112 +31,7 @@ async fn measure() -> Vec<Row> {
     rows
 }
 
-// Statistics and output.
-
-/// Where bars were missed when this was written.
-const COSTS: &str = "\
-## What costs it
-
-- Discover to first list: the native handler answers from the task that accepted the call. Here the request goes through a
-  file to a guest on another thread of lower priority and back: four thread hand-overs and about ten file operations. In
-  this loop of calls one after the other, the start of the next spare guest is in it, too.
-- Private memory at rest: 12 MB of it are clean pages of the program's own text, private because one process maps them; the
-  dirty part is 1.6 MB. The compiler (used by the compile child only) and the archived Kubernetes client of the kubelet crate
-  are in the same program.
-- A pod: about 53 kB are the guest (store, fiber stack, linear memory, page tables); the rest is the pod's manifest and
-  status in two API versions, its state machine, its gRPC server and its log. A stream adds an HTTP/2 connection.
-";
-
-fn percentile(samples: &mut [Duration], percent: usize) -> Duration {
-    samples.sort();
-    samples[(samples.len() * percent / 100).min(samples.len() - 1)]
-}
-
-fn ms(duration: Duration) -> String {
-    format!("{:.2} ms", duration.as_secs_f64() * 1e3)
-}
-
-fn table(rows: &[Row]) -> String {
-    let mut text = String::from("| figure | akri-krustlet | native | bar | |\n|---|---|---|---|---|\n");
-    for row in rows {
-        let holds = match row.holds {
-            None => "",
-            Some(true) => "holds",
-            Some(false) => "**missed**",
-        };
-        writeln!(text, "| {} | {} | {} | {} | {holds} |", row.figure, row.ours, row.native, row.bar).unwrap();
-    }
-    text
-}
-
-fn introduction() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let system = rustix::system::uname();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "# Benchmarks\n\n\
-        Written by `make bench` (release build; `provider/cli/benches/figures.rs` says how each figure is taken).\n\
-        Machine: {}, {cores} cores, {} {}.\n\n\
-        *native* is Akri's debug-echo-discovery-handler, measured in the same run if `NATIVE_DEBUG_ECHO` names it; figures\n\
-        marked with `*` were measured before, of Akri 0.13.26 on such a machine, and figures of 2021 are those of its gRPC proxy.\n\
-        Private memory is private clean and dirty pages and page tables. Times are between two events of a client on the\n\
-        same machine, connection included.\n",
-        cpu.trim_start_matches([' ', '\t', ':']),
-        system.sysname().to_string_lossy(),
-        system.release().to_string_lossy(),
-    )
-}
-
-// Measuring a process.
-
-/// Bytes.
-struct Memory {
-    resident: u64,
-    private: u64,
-    dirty: u64,
-}
-
-fn memory_of(pid: u32) -> Memory {
-    let field = |file: &str, names: &[&str]| -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
-        let value = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
-        text.lines().filter(|line| names.contains(&line.split(':').next().unwrap())).map(value).sum::<u64>() * 1024
-    };
-    let tables = field("status", &["VmPTE"]);
-    let dirty = field("smaps_rollup", &["Private_Dirty"]) + tables;
-    let clean = field("smaps_rollup", &["Private_Clean"]);
-    Memory { resident: field("smaps_rollup", &["Rss"]), private: dirty + clean, dirty }
-}
-
-fn cpu_time_of(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
-}
-
-fn threads_of(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
-}
-
-fn wake_ups_of(pid: u32) -> u64 {
-    let of_thread = |status: String| -> u64 {
-        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok()).map(of_thread).sum()
-}
-
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-}
-
-// The native handler.
-
+/// Akri's native handler.
 struct Native {
     process: Child,
     directory: tempfile::TempDir,
@@ -207,8 +71,6 @@ impl Drop for Native {
         while self.registration.try_next().is_some() {}
     }
 }
-
-// The figures.
 
 async fn first_list(socket: &Path) -> (Duration, Streaming<DiscoverResponse>) {
     let request = DiscoverRequest { discovery_details: FOO.to_owned(), ..Default::default() };
@@ -353,10 +215,6 @@ async fn start(native: Option<&Path>) -> Row {
         bar: "<= 60 ms",
         holds: Some(p50 <= Duration::from_millis(60)),
     }
-}
-
-fn mb(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// A running node with `number` handler pods, all answering.

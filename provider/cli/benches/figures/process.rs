@@ -1,0 +1,48 @@
+//! What /proc tells about a process.
+
+use std::time::Duration;
+
+/// Bytes.
+pub struct Memory {
+    pub resident: u64,
+    pub private: u64,
+    pub dirty: u64,
+}
+
+pub fn memory_of(pid: u32) -> Memory {
+    let field = |file: &str, names: &[&str]| -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        let value = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+        text.lines().filter(|line| names.contains(&line.split(':').next().unwrap())).map(value).sum::<u64>() * 1024
+    };
+    let tables = field("status", &["VmPTE"]);
+    let dirty = field("smaps_rollup", &["Private_Dirty"]) + tables;
+    let clean = field("smaps_rollup", &["Private_Clean"]);
+    Memory { resident: field("smaps_rollup", &["Rss"]), private: dirty + clean, dirty }
+}
+
+pub fn cpu_time_of(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+pub fn threads_of(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+}
+
+pub fn wake_ups_of(pid: u32) -> u64 {
+    let of_thread = |status: String| -> u64 {
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok()).map(of_thread).sum()
+}
+
+pub fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
