@@ -12,6 +12,7 @@
 pub mod credentials;
 mod images;
 pub mod layout;
+pub mod reference;
 mod registry;
 pub mod store;
 

@@ -158,8 +158,7 @@ pub async fn load(
         let program = load_file(services, pod, &image, path).await?;
         return Ok(LoadedImage { id: program.digest().to_string(), program, reference: None });
     }
-    let reference = image
-        .parse::<Reference>()
+    let reference = akri_krustlet_images::reference::parse(&image)
         .map_err(|error| ImageError::Name { image: image.clone(), what: error.to_string() })?;
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
     let program = load_file(services, pod, &image, path).await?;

@@ -13,7 +13,7 @@ use crate::source::{PodEvent, PodSource};
 use crate::status::StatusSink;
 use crate::termination::StopReason;
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, registration};
-use akri_krustlet_images::{Credentials, Images, ImagesConfig, Reference};
+use akri_krustlet_images::{Credentials, Images, ImagesConfig, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
 use std::collections::{HashMap, HashSet};
@@ -260,7 +260,7 @@ impl Node {
         let mut used = HashSet::new();
         for known in self.pods.values() {
             let containers = known.pod.init_containers().iter().chain(&known.pod.spec().containers);
-            let images = containers.filter_map(|container| container.image.as_ref()?.parse::<Reference>().ok());
+            let images = containers.filter_map(|container| reference::parse(container.image.as_ref()?).ok());
             used.extend(images.map(|reference| reference.whole()));
         }
         let services = self.services.clone();
