@@ -3,9 +3,12 @@
 
 mod fixture;
 
+use akri_krustlet_discovery::agent;
+use akri_proto::v0::DiscoverRequest;
 use fixture::cluster::{ClusterNode, Namespace, cluster};
-use fixture::guest;
 use fixture::registry::{FaultyRegistry, Registry, USER, gzip, tar};
+use fixture::{guest, next_ids};
+use futures::FutureExt as _;
 use serde_json::{Value, json};
 
 fn module() -> Vec<u8> {
@@ -107,6 +110,66 @@ async fn every_layout_of_an_image_runs_and_is_pulled_as_its_policy_says() {
     }
     namespace.wait_for_pod(&node, "missing", "backing off", |pod| waiting(pod)["reason"] == "ImagePullBackOff");
     namespace.wait_for_event(&node, "missing", "BackOff Back-off pulling image");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_changed_in_place_follows() {
+    let Some(cluster) = cluster() else { return };
+    let registry = Registry::start(false);
+    let mut node = ClusterNode::prepare("in-place").with(&["--insecure-registries", &registry.address]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("in-place");
+    let first = registry.push_module("first:v1", &std::fs::read(guest("debug-echo")).unwrap()).await;
+    let second = registry.push_module("second:v1", &std::fs::read(guest("polling-echo")).unwrap()).await;
+    let missing = format!("{}/missing:v1", registry.address);
+    let mut pod = node.handler_pod("changed", "changed");
+    pod["spec"]["containers"][0]["image"] = json!(missing);
+    namespace.apply(pod);
+    namespace.wait_for_pod(&node, "changed", "backing off", |pod| waiting(pod)["reason"] == "ImagePullBackOff");
+    let set_image = |image: &str| namespace.kubectl_ok(&["set", "image", "pod/changed", &format!("main={image}")]);
+    let runs = |pod: &Value, image: &str| {
+        let status = &pod["status"]["containerStatuses"][0];
+        status["image"] == image && status["state"]["running"].is_object() && status["ready"] == true
+    };
+    set_image(&first);
+    let pod = namespace.wait_for_pod(&node, "changed", "repaired", |pod| runs(pod, &first));
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    // Its stream goes over to the other image's guest.
+    let request =
+        DiscoverRequest { discovery_details: r#"{"descriptions":["foo0"]}"#.to_owned(), ..Default::default() };
+    let mut stream = agent::discover(node.socket("changed"), request).await.unwrap();
+    assert_eq!(next_ids(&mut stream).await, ["foo0"]);
+    set_image(&second);
+    let pod = namespace.wait_for_pod(&node, "changed", "upgraded", |pod| runs(pod, &second));
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!(status["restartCount"], 1);
+    assert!(status["imageID"].as_str().unwrap().contains("/second@sha256:"), "{status:#}");
+    assert_eq!(pod["status"]["observedGeneration"], pod["metadata"]["generation"]);
+    namespace.wait_for_event(&node, "changed", "Killing Container main definition changed, will be restarted");
+    set_image(&missing);
+    namespace.wait_for_pod(&node, "changed", "backing off", |pod| waiting(pod)["reason"] == "ImagePullBackOff");
+    set_image(&first);
+    let pod = namespace.wait_for_pod(&node, "changed", "repaired", |pod| runs(pod, &first));
+    // What is no change for the container does not start it again.
+    namespace.kubectl_ok(&["label", "pod/changed", "some=label"]);
+    let debug =
+        ["debug", "changed", "--image=registry.example/tools", "--profile=general", "--quiet", "--attach=false"];
+    namespace.kubectl_ok(&debug);
+    namespace.wait_for_event(&node, "changed", "FailedValidation an ephemeral container is not run");
+    let ids = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    assert_eq!(ids(&namespace.pod("changed").unwrap()), ids(&pod));
+    while let Some(message) = stream.message().now_or_never() {
+        assert_eq!(fixture::ids(message.unwrap().expect("the stream goes on")), ["foo0"]);
+    }
+    // The node's next life begins with the pod as it is now.
+    let before = ids(&pod);
+    node.kill();
+    node.run(&cluster.bootstrap());
+    namespace.wait_for_pod(&node, "changed", "taken up again", |pod| runs(pod, &first) && ids(pod) != before);
+    namespace.kubectl_ok(&["patch", "pod", "changed", "-p", r#"{"spec":{"activeDeadlineSeconds":1}}"#]);
+    let pod = namespace.wait_for_pod(&node, "changed", "overdue", |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(pod["status"]["reason"], "DeadlineExceeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use crate::admission;
 use crate::back_off::BackOff;
 use crate::cluster::events::EventType;
 use crate::environment;
-use crate::image::{self, LoadedImage};
+use crate::image::{self, ImageFailure, LoadedImage};
 use crate::pod::{PodObject, RestartPolicy};
 use crate::provider::Services;
 use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, StatusReporter};
@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// What the containers of one pod have in common.
@@ -25,8 +26,10 @@ use tokio::time::Instant;
 pub struct PodContext {
     /// The node's services.
     pub services: Arc<Services>,
-    /// The pod.
+    /// The pod as it was taken up: who it is.
     pub pod: PodObject,
+    /// The pod as the API has it now; images, `activeDeadlineSeconds`, labels and annotations can be changed.
+    pub latest: watch::Sender<PodObject>,
     /// Its status.
     pub reporter: StatusReporter,
     /// Its end, when it is asked for.
@@ -38,9 +41,35 @@ pub struct PodContext {
 }
 
 impl PodContext {
-    /// The image that was loaded for a container.
-    fn image(&self, container: &str) -> Option<LoadedImage> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).get(container).cloned()
+    /// The pod as the API has it now.
+    pub fn latest(&self) -> PodObject {
+        self.latest.borrow().clone()
+    }
+
+    /// A change of the pod, which its containers take over when they start the next time; another image makes them.
+    pub fn update(&self, pod: &PodObject) {
+        let ephemeral = |pod: &PodObject| pod.spec().ephemeral_containers.as_ref().map_or(0, Vec::len);
+        if ephemeral(pod) > ephemeral(&self.latest.borrow()) {
+            let message = "an ephemeral container is not run: a WebAssembly guest has no processes to look at";
+            self.services.events.pod(pod, EventType::Warning, "FailedValidation", message.to_owned());
+        }
+        self.latest.send_replace(pod.clone());
+        self.reporter.observed(pod);
+    }
+
+    /// Resolves when the container is to have another image than this.
+    pub async fn image_changed(&self, kind: ContainerKind, container: &Container) {
+        let other =
+            |pod: &PodObject| find(pod, kind, &container.name).is_some_and(|latest| latest.image != container.image);
+        if self.latest.subscribe().wait_for(other).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// The image that was loaded for a container, if it is still the one that it names.
+    fn image(&self, container: &Container) -> Option<LoadedImage> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.get(&container.name).filter(|image| Some(&image.name) == container.image.as_ref()).cloned()
     }
 
     /// Keeps an image for a container.
@@ -48,9 +77,18 @@ impl PodContext {
         self.images.lock().unwrap_or_else(PoisonError::into_inner).insert(container.to_owned(), image);
     }
 
-    fn event(&self, kind: ContainerKind, container: &str, of: EventType, reason: &'static str, message: String) {
+    /// Tells of something that happened to one of its containers.
+    pub fn event(&self, kind: ContainerKind, container: &str, of: EventType, reason: &'static str, message: String) {
         self.services.events.container(&self.pod, (kind, container), of, reason, message);
     }
+}
+
+fn find<'a>(pod: &'a PodObject, kind: ContainerKind, name: &str) -> Option<&'a Container> {
+    let containers = match kind {
+        ContainerKind::Init => pod.init_containers(),
+        ContainerKind::App => &pod.spec().containers,
+    };
+    containers.iter().find(|container| container.name == name)
 }
 
 /// The volumes of a pod on the host, by name.
@@ -59,7 +97,7 @@ pub type Directories = BTreeMap<String, PathBuf>;
 /// Runs a container until it has ended for good; true if it succeeded then.
 ///
 /// A container that ran in an earlier life of the node goes on from there: its restarts are counted on, and one that had
-/// ended for good is not run again.
+/// ended for good is not run again. One whose image is changed is run again, whatever the policy says.
 pub async fn supervise(
     context: &PodContext,
     directories: &Directories,
@@ -68,6 +106,7 @@ pub async fn supervise(
     policy: RestartPolicy,
 ) -> bool {
     let name = &container.name;
+    let mut container = container.clone();
     let mut restart = 0;
     let was_started = |earlier: &ContainerStatus| {
         let ended = |state: &Option<ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
@@ -82,12 +121,14 @@ pub async fn supervise(
         }
         restart = u32::try_from(earlier.restart_count).unwrap_or(0) + 1;
     }
-    let claim = claim_handler(context, kind, container);
+    let claim = claim_handler(context, kind, &container);
     let mut back_off = BackOff::default();
     loop {
+        let image = obtain_image(context, kind, &mut container).await;
         let started = Instant::now();
         let running = context.termination.enter();
-        let succeeded = match run_once(context, directories, kind, container, restart, claim.as_ref()).await {
+        let run = async { run_once(context, directories, kind, &container, &image?, restart, claim.as_ref()).await };
+        let succeeded = match run.await {
             Ok(outcome) => {
                 context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome));
                 log_end(context, name, &outcome);
@@ -104,6 +145,15 @@ pub async fn supervise(
             }
         };
         drop(running);
+        let latest = context.latest();
+        if let Some(changed) = find(&latest, kind, name).filter(|latest| latest.image != container.image)
+            && context.termination.current().is_none()
+        {
+            container = changed.clone();
+            restart += 1;
+            back_off = BackOff::default();
+            continue;
+        }
         if !policy.restarts(succeeded) || context.termination.current().is_some() {
             return succeeded;
         }
@@ -122,6 +172,39 @@ pub async fn supervise(
     }
 }
 
+/// The image for the container's next life. One that a registry does not give is tried again until it does, or until the
+/// container names another one.
+async fn obtain_image(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &mut Container,
+) -> Result<LoadedImage, String> {
+    let mut back_off = BackOff::default();
+    loop {
+        // A file may have been replaced by a newer one; an image of a registry is what the pod was started with.
+        if let Some(image) = context.image(container).filter(|image| image.reference.is_some()) {
+            return Ok(image);
+        }
+        let pod = context.latest();
+        if let Some(latest) = find(&pod, kind, &container.name) {
+            container.clone_from(latest);
+        }
+        let started = Instant::now();
+        match image::load(&context.services, &pod, kind, container).await {
+            Ok(image) => {
+                context.keep_image(&container.name, image.clone());
+                return Ok(image);
+            }
+            Err(error) if container.image.as_deref().is_some_and(image::is_file) => return Err(error.to_string()),
+            Err(error) => {
+                let pause = back_off.next(started).max(crate::back_off::FIRST);
+                let failure = ImageFailure::of(context, kind, container, &error);
+                failure.wait(context, pause).await;
+            }
+        }
+    }
+}
+
 fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {
     let pod = context.pod.key();
     match outcome {
@@ -136,17 +219,18 @@ fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {
 }
 
 /// The claim lasts as long as the pod, over all restarts of the container.
-fn claim_handler(
-    context: &PodContext,
-    kind: ContainerKind,
-    container: &Container,
-) -> Option<(HandlerClaim, HandlerSettings)> {
+fn claim_handler(context: &PodContext, kind: ContainerKind, container: &Container) -> Option<HandlerClaim> {
     if kind == ContainerKind::Init {
         return None;
     }
-    let variables = environment::variables(container, &context.pod, &context.services.node).ok()?;
-    let settings = admission::handler_settings(container, &context.pod, &variables).ok()??;
-    Some((context.services.handlers.claim(&settings.name), settings))
+    let settings = handler_settings(context, container)?;
+    Some(context.services.handlers.claim(&settings.name))
+}
+
+fn handler_settings(context: &PodContext, container: &Container) -> Option<HandlerSettings> {
+    let pod = context.latest();
+    let variables = environment::variables(container, &pod, &context.services.node).ok()?;
+    admission::handler_settings(container, &pod, &variables).ok()?
 }
 
 /// One life of the container. An error means that it was not started.
@@ -155,22 +239,19 @@ async fn run_once(
     directories: &Directories,
     kind: ContainerKind,
     container: &Container,
+    image: &LoadedImage,
     restart: u32,
-    claim: Option<&(HandlerClaim, HandlerSettings)>,
+    claim: Option<&HandlerClaim>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
-    // A file may have been replaced by a newer one; an image of a registry is what the pod was started with.
-    let image = match context.image(&container.name) {
-        Some(image) if image.reference.is_some() => image,
-        _ => image::load(services, &context.pod, kind, container).await.map_err(|error| error.to_string())?,
-    };
+    let handler = claim.and_then(|claim| Some((claim, handler_settings(context, container)?)));
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
     let variables =
-        environment::variables(container, &context.pod, &services.node).map_err(|error| error.to_string())?;
+        environment::variables(container, &context.latest(), &services.node).map_err(|error| error.to_string())?;
     let log_directory = services.data.container_logs(&context.pod, &container.name);
     let log = ContainerLog::create(&log_directory, restart, LogLimits::default())
         .map_err(|error| format!("cannot make the container's log in {}: {error}", log_directory.display()))?;
-    let exchange_directory = claim.map(|(_, settings)| settings.exchange_directory.as_str());
+    let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
     let (preopens, exchange) = volume::preopens(container, directories, exchange_directory);
     let guest = GuestSpec {
         args: arguments(container, &variables),
@@ -180,13 +261,12 @@ async fn run_once(
         stdin: container.stdin.unwrap_or(false).then(Stdin::default),
         ..GuestSpec::new(container.name.clone(), limits)
     };
-    let outcome = match claim {
+    match handler {
         Some((claim, settings)) => {
-            run_handler(context, container, restart, &image, guest, claim, settings, exchange).await
+            run_handler(context, container, restart, image, guest, claim, settings, exchange).await
         }
-        None => run_command(context, kind, container, restart, &image, guest).await,
-    }?;
-    Ok(outcome)
+        None => run_command(context, kind, container, restart, image, guest).await,
+    }
 }
 
 /// `command` and `args`, without the program's name, which the module is.
@@ -208,17 +288,17 @@ async fn run_command(
     report_running(context, kind, container, restart, image);
     let outcome = guest.outcome();
     tokio::pin!(outcome);
-    tokio::select! {
+    let deadline = tokio::select! {
         outcome = &mut outcome => return Ok(outcome),
-        _ = context.termination.requested() => {}
-    }
-    report_killing(context, kind, container);
+        deadline = end_wanted(context, kind, container) => deadline,
+    };
     // All that a guest can notice of its pod's end.
     if let Some(stdin) = stdin {
         stdin.close();
     }
     tokio::select! {
         outcome = &mut outcome => return Ok(outcome),
+        () = tokio::time::sleep_until(deadline) => {}
         () = context.termination.expired() => {}
     }
     guest.interrupt();
@@ -229,14 +309,23 @@ fn report_running(context: &PodContext, kind: ContainerKind, container: &Contain
     let name = &container.name;
     context.event(kind, name, EventType::Normal, "Created", format!("Container created: {name}"));
     context.reporter.update_container(kind, name, |status| {
-        status::running(status, restart, context.pod.uid(), &image.id);
+        status::running(status, restart, context.pod.uid(), image);
     });
     context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
 }
 
-fn report_killing(context: &PodContext, kind: ContainerKind, container: &Container) {
+/// Resolves when the container is to end, with its pod or for another image, and tells so; the time that it has for that.
+async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &Container) -> Instant {
     let name = &container.name;
-    context.event(kind, name, EventType::Normal, "Killing", format!("Stopping container {name}"));
+    let (message, deadline) = tokio::select! {
+        stop = context.termination.requested() => (format!("Stopping container {name}"), stop.deadline),
+        () = context.image_changed(kind, container) => {
+            let deadline = Instant::now() + context.latest().grace_period();
+            (format!("Container {name} definition changed, will be restarted"), deadline)
+        }
+    };
+    context.event(kind, name, EventType::Normal, "Killing", message);
+    deadline
 }
 
 #[allow(clippy::too_many_arguments, reason = "one call, of the parts that one life of a handler container is made of")]
@@ -247,7 +336,7 @@ async fn run_handler(
     image: &LoadedImage,
     guest: GuestSpec,
     claim: &HandlerClaim,
-    settings: &HandlerSettings,
+    settings: HandlerSettings,
     exchange: Option<PathBuf>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
@@ -268,7 +357,7 @@ async fn run_handler(
         &services.watcher,
         ContainerSpec {
             name: format!("{}/{}", context.pod.key(), container.name),
-            settings: settings.clone(),
+            settings,
             program: image.program.clone(),
             args,
             env,
@@ -293,8 +382,7 @@ async fn run_handler(
         tokio::select! {
             outcome = &mut run => return Ok(outcome),
             // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
-            _ = context.termination.requested() => {
-                report_killing(context, ContainerKind::App, container);
+            _ = end_wanted(context, ContainerKind::App, container) => {
                 handler.stop();
                 return Ok(run.await);
             }

@@ -5,12 +5,11 @@ use crate::termination::{StopReason, Termination};
 use krator::{Manifest, ObjectStatus, State, Transition};
 use kubelet::pod::Pod;
 use kubelet::provider::Provider;
-use tokio::time::Instant;
 
 /// Runs the states of a provider's pod until they end. When the pod's termination has been asked for and none of its
 /// containers runs any more, the state is left where it waits, and the provider's terminated state is run instead.
 ///
-/// A pod that is still there at `deadline` is asked to terminate. Nothing is patched here: each state's status goes to
+/// A pod that is still there when `overdue` resolves is asked to terminate. Nothing is patched here: each state's status goes to
 /// `reporter`, which hands it to its sink.
 pub async fn drive<P: Provider>(
     provider: &P,
@@ -18,18 +17,12 @@ pub async fn drive<P: Provider>(
     pod: &Manifest<Pod>,
     reporter: &StatusReporter,
     termination: &Termination,
-    deadline: Option<Instant>,
+    overdue: impl Future<Output = ()>,
 ) {
     let mut current: Box<dyn State<P::PodState>> = Box::new(P::InitialState::default());
     let mut terminating = false;
-    let overdue = async {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline).await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::pin!(overdue);
-    let mut has_deadline = deadline.is_some();
+    let mut is_overdue = false;
     loop {
         match current.status(state, &pod.latest()).await {
             Ok(status) => reporter.apply_patch(&status.json_patch()),
@@ -42,8 +35,8 @@ pub async fn drive<P: Provider>(
                 tokio::select! {
                     biased;
                     () = termination.completed(), if !terminating => break None,
-                    () = &mut overdue, if has_deadline => {
-                        has_deadline = false;
+                    () = &mut overdue, if !is_overdue => {
+                        is_overdue = true;
                         termination.stop(reporter.pod().grace_period(), StopReason::DeadlineExceeded);
                     }
                     transition = &mut next => break Some(transition),

@@ -1,9 +1,10 @@
 //! Images: where a container's module comes from, a file (`fs://`) or a registry.
 
 use crate::cluster::events::EventType;
+use crate::container::PodContext;
 use crate::pod::PodObject;
 use crate::provider::Services;
-use crate::status::ContainerKind;
+use crate::status::{ContainerKind, waiting};
 use akri_krustlet_images::{Credentials, PullError, Reference};
 use akri_krustlet_runtime::{LoadError, Program};
 use k8s_openapi::api::core::v1::{Container, Secret};
@@ -134,12 +135,60 @@ impl LoadedImages {
 /// An image, ready to run.
 #[derive(Clone, Debug)]
 pub struct LoadedImage {
+    /// The image as the container names it.
+    pub name: String,
     /// The program.
     pub program: Arc<Program>,
     /// For the container's status, `imageID`: which content it is.
     pub id: String,
     /// The image's full name, if it is from a registry.
     pub reference: Option<String>,
+}
+
+/// An image that could not be had, as the container's status and the pod's events tell it.
+#[derive(Debug)]
+pub struct ImageFailure {
+    kind: ContainerKind,
+    container: Container,
+    reason: &'static str,
+    message: String,
+}
+
+impl ImageFailure {
+    /// Tells of it.
+    pub fn of(context: &PodContext, kind: ContainerKind, container: &Container, error: &ImageError) -> Self {
+        let (reason, message) = (error.reason(), error.to_string());
+        tracing::error!(pod = context.pod.key(), container = container.name, "{message}");
+        for message in [format!("Failed to pull image: {message}"), format!("Error: {reason}")] {
+            context.event(kind, &container.name, EventType::Warning, "Failed", message);
+        }
+        Self { kind, container: container.clone(), reason, message }
+    }
+
+    /// Waits until the image should be tried again, or is another one; true if it is.
+    pub async fn wait(&self, context: &PodContext, pause: Duration) -> bool {
+        tokio::select! {
+            () = self.back_off(context, pause) => false,
+            () = context.image_changed(self.kind, &self.container) => true,
+        }
+    }
+
+    async fn back_off(&self, context: &PodContext, pause: Duration) {
+        let Self { kind, container, reason, message } = self;
+        let tell = |reason: &str, message: &str| {
+            context.reporter.update_container(*kind, &container.name, |status| waiting(status, reason, message));
+        };
+        tell(reason, message);
+        // Long enough to be seen; then what the node is doing about it, as a kubelet tells it.
+        let seen = pause.min(Duration::from_secs(1));
+        tokio::time::sleep(seen).await;
+        let image = container.image.as_deref().unwrap_or_default();
+        let backing_off = if *reason == "ErrImagePull" { "ImagePullBackOff" } else { reason };
+        tell(backing_off, &format!("Back-off pulling image \"{image}\": {reason}: {message}"));
+        let event = format!("Back-off pulling image \"{image}\"");
+        context.event(*kind, &container.name, EventType::Normal, "BackOff", event);
+        tokio::time::sleep(pause - seen).await;
+    }
 }
 
 /// Has the image of a container pulled, if its policy says so, and makes a program of its module.
@@ -156,13 +205,13 @@ pub async fn load(
     if is_file(&image) {
         let path = file_of(services, pod, &image)?;
         let program = load_file(services, pod, &image, path).await?;
-        return Ok(LoadedImage { id: program.digest().to_string(), program, reference: None });
+        return Ok(LoadedImage { id: program.digest().to_string(), name: image, program, reference: None });
     }
     let reference = akri_krustlet_images::reference::parse(&image)
         .map_err(|error| ImageError::Name { image: image.clone(), what: error.to_string() })?;
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
     let program = load_file(services, pod, &image, path).await?;
-    Ok(LoadedImage { program, id: found.id, reference: Some(found.reference) })
+    Ok(LoadedImage { name: image, program, id: found.id, reference: Some(found.reference) })
 }
 
 /// True for images that are files, which are read again whenever their container starts.

@@ -83,9 +83,27 @@ struct KnownPod {
     running: bool,
 }
 
-/// When a pod with `spec.activeDeadlineSeconds` has been active for too long, counted from its start.
-fn deadline(context: &PodContext) -> Option<tokio::time::Instant> {
-    let seconds = u64::try_from(context.pod.spec().active_deadline_seconds?).ok()?;
+/// Resolves when the pod has been active for longer than its `spec.activeDeadlineSeconds`, which may be set later.
+async fn overdue(context: Arc<PodContext>) {
+    let mut latest = context.latest.subscribe();
+    loop {
+        let deadline = deadline(&context, &latest.borrow_and_update());
+        let reached = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = reached => return,
+            _ = latest.changed() => {}
+        }
+    }
+}
+
+/// Counted from the pod's start.
+fn deadline(context: &PodContext, pod: &PodObject) -> Option<tokio::time::Instant> {
+    let seconds = u64::try_from(pod.spec().active_deadline_seconds?).ok()?;
     let started = context.reporter.current().start_time?.0;
     let active = Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default();
     Some(tokio::time::Instant::now() + Duration::from_secs(seconds).saturating_sub(active))
@@ -189,6 +207,11 @@ impl Node {
         };
         if let Some(known) = self.pods.get_mut(pod.uid()) {
             let _ = known.updates.send(derived);
+            if known.pod.is_changed(&pod) {
+                known.context.update(&pod);
+                known.pod = pod.clone();
+                self.store(&pod);
+            }
             if pod.is_deleted() {
                 self.terminate(&pod);
             }
@@ -199,20 +222,24 @@ impl Node {
             return;
         }
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
-        if let Err(error) = self.services.data.store_pod(&pod) {
-            tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
-        }
+        self.store(&pod);
         let (updates, manifest) = Manifest::new(derived, krator::Store::new());
         let uid = pod.uid().to_owned();
         let mut state = self.provider.pod_state(pod.clone());
         let context = state.context.clone();
         let (provider, of_task, ended) = (self.provider.clone(), context.clone(), uid.clone());
-        let deadline = deadline(&context);
+        let overdue = overdue(context.clone());
         self.tasks.spawn(async move {
-            drive(&*provider, &mut state, &manifest, &of_task.reporter, &of_task.termination, deadline).await;
+            drive(&*provider, &mut state, &manifest, &of_task.reporter, &of_task.termination, overdue).await;
             ended
         });
         self.pods.insert(uid, KnownPod { pod, updates, context, running: true });
+    }
+
+    fn store(&self, pod: &PodObject) {
+        if let Err(error) = self.services.data.store_pod(pod) {
+            tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
+        }
     }
 
     /// The API server has been asked to delete a pod that is here.
@@ -223,10 +250,9 @@ impl Node {
         }
         known.context.termination.stop(pod.grace_period(), StopReason::Deleted);
         // So that a node that starts without the API server does not run it again.
-        if let Err(error) = self.services.data.store_pod(pod) {
-            tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
-        }
-        if !known.running {
+        let running = known.running;
+        self.store(pod);
+        if !running {
             self.services.sink.ended(pod);
         }
     }

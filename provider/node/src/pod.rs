@@ -49,6 +49,14 @@ impl PodObject {
         self.spec().init_containers.as_deref().unwrap_or_default()
     }
 
+    /// Whether an object is this pod with other values in what its author can change while it is there.
+    pub fn is_changed(&self, new: &Self) -> bool {
+        let (old_metadata, metadata) = (&self.api.metadata, &new.api.metadata);
+        self.api.spec != new.api.spec
+            || old_metadata.labels != metadata.labels
+            || old_metadata.annotations != metadata.annotations
+    }
+
     /// `spec.restartPolicy`.
     pub fn restart_policy(&self) -> RestartPolicy {
         match self.spec().restart_policy.as_deref() {

@@ -127,6 +127,7 @@ impl WasmProvider {
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
         let context = Arc::new(PodContext {
             services,
+            latest: watch::Sender::new(pod.clone()),
             pod,
             reporter,
             termination: Default::default(),

@@ -29,7 +29,7 @@ const POD: &[Row] = &[
     ("dnsConfig", Ignored, "a guest has no network"),
     ("dnsPolicy", Ignored, "a guest has no network"),
     ("enableServiceLinks", Ignored, "no variables of Services are set"),
-    ("ephemeralContainers", Refused, "there is no process to look at"),
+    ("ephemeralContainers", Ignored, "told by an event: there is no process to look at"),
     ("hostAliases", Ignored, "a guest has no network"),
     ("hostIPC", Refused, "a guest shares nothing with processes"),
     ("hostNetwork", Refused, "a guest has no network"),

@@ -2,8 +2,7 @@
 
 use super::prelude::*;
 use super::{ImagePullBackOff, VolumeMount};
-use crate::cluster::events::EventType;
-use crate::image;
+use crate::image::{self, ImageFailure};
 use crate::status::ContainerKind;
 
 /// Reads and compiles; the containers find the result in the store.
@@ -21,26 +20,19 @@ impl State<PodState> for ImagePull {
     ) -> Transition<PodState> {
         let started = tokio::time::Instant::now();
         let context = state.context.clone();
-        let pod = &context.pod;
+        let pod = context.latest();
         let init = pod.init_containers().iter().map(|container| (ContainerKind::Init, container));
         let app = pod.spec().containers.iter().map(|container| (ContainerKind::App, container));
         for (kind, container) in init.chain(app) {
             let services = &context.services;
-            let error = match image::load(services, pod, kind, container).await {
-                Ok(image) => {
-                    context.keep_image(&container.name, image);
-                    continue;
+            match image::load(services, &pod, kind, container).await {
+                Ok(image) => context.keep_image(&container.name, image),
+                Err(error) => {
+                    let failure = ImageFailure::of(&context, kind, container, &error);
+                    let pause = state.back_off.next(started).max(crate::back_off::FIRST);
+                    return Transition::next(self, ImagePullBackOff { failure, pause });
                 }
-                Err(error) => error,
-            };
-            tracing::error!(pod = pod.key(), container = container.name, "{error}");
-            let (reason, message) = (error.reason(), error.to_string());
-            for message in [format!("Failed to pull image: {message}"), format!("Error: {reason}")] {
-                services.events.container(pod, (kind, &container.name), EventType::Warning, "Failed", message);
             }
-            let pause = state.back_off.next(started).max(crate::back_off::FIRST);
-            let container = (kind, container.clone());
-            return Transition::next(self, ImagePullBackOff { container, reason, message, pause });
         }
         state.back_off = Default::default();
         Transition::next(self, VolumeMount { message: String::new() })

@@ -1,6 +1,7 @@
 //! Container statuses.
 
 use super::now;
+use crate::image::LoadedImage;
 use akri_krustlet_runtime::{Digest, Outcome};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
@@ -44,11 +45,12 @@ pub fn waiting(status: &mut ContainerStatus, reason: &str, message: &str) {
 }
 
 /// The container runs for the `restart`th time again.
-pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image_id: &str) {
+pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image: &LoadedImage) {
     keep_last(status);
     let id = Digest::of(format!("{pod_uid}/{}/{restart}", status.name).as_bytes());
     status.container_id = Some(format!("wasmtime://{}", id.hex()));
-    status.image_id = image_id.to_owned();
+    status.image.clone_from(&image.name);
+    status.image_id.clone_from(&image.id);
     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
     status.state = Some(ContainerState {
         running: Some(ContainerStateRunning { started_at: Some(now()) }),

@@ -62,6 +62,11 @@ impl StatusReporter {
         &self.pod
     }
 
+    /// The node has taken notice of a change to the pod.
+    pub fn observed(&self, pod: &PodObject) {
+        self.update(|status| status.observed_generation = pod.api.metadata.generation);
+    }
+
     /// The status as it is now.
     pub fn current(&self) -> PodStatus {
         self.lock().clone()
