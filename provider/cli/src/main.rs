@@ -31,7 +31,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the node
-    Run(run::RunArguments),
+    Run(Box<run::RunArguments>),
     /// Ask a discovery handler for devices, as Akri's Agent does, and show what it finds
     Discover(discover::DiscoverArguments),
     /// List the pods of the node on this machine

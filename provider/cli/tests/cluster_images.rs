@@ -5,8 +5,8 @@ mod fixture;
 
 use akri_krustlet_discovery::agent;
 use akri_proto::v0::DiscoverRequest;
-use fixture::cluster::{ClusterNode, Namespace, cluster};
-use fixture::registry::{FaultyRegistry, Registry, USER, gzip, tar};
+use fixture::cluster::{Cluster, ClusterNode, Namespace, cluster};
+use fixture::registry::{Access, FaultyRegistry, Registry, USER, gzip, tar};
 use fixture::{guest, next_ids};
 use futures::FutureExt as _;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn wait_for_message(namespace: &Namespace<'_>, node: &ClusterNode, name: &str, m
 #[tokio::test(flavor = "multi_thread")]
 async fn every_layout_of_an_image_runs_and_is_pulled_as_its_policy_says() {
     let Some(cluster) = cluster() else { return };
-    let registry = Registry::start(false);
+    let registry = Registry::start(Access::Public);
     let mut node = ClusterNode::prepare("layouts").with(&["--insecure-registries", &registry.address]);
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
@@ -115,7 +115,7 @@ async fn every_layout_of_an_image_runs_and_is_pulled_as_its_policy_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_changed_in_place_follows() {
     let Some(cluster) = cluster() else { return };
-    let registry = Registry::start(false);
+    let registry = Registry::start(Access::Public);
     let mut node = ClusterNode::prepare("in-place").with(&["--insecure-registries", &registry.address]);
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
@@ -173,13 +173,53 @@ async fn a_pod_that_is_changed_in_place_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_image_needs_the_pods_secret_or_the_nodes_credentials() {
+async fn unused_images_go_when_the_disk_is_nearly_full() {
     let Some(cluster) = cluster() else { return };
-    let registry = Registry::start(true);
-    let mut node = ClusterNode::prepare("private").with(&["--insecure-registries", &registry.address]);
+    let registry = Registry::start(Access::Public);
+    // To this node, any disk is.
+    let full = ["--image-gc-high-threshold", "0", "--image-gc-low-threshold", "0"];
+    let at_once = ["--image-gc-minimum-age", "0", "--image-gc-period", "1", "--insecure-registries", &registry.address];
+    let mut node = ClusterNode::prepare("nearly-full").with(&full).with(&at_once);
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
-    let namespace = cluster.namespace("private");
+    let namespace = cluster.namespace("nearly-full");
+    let used = registry.push_module("used:v1", &module()).await;
+    let unused = registry.push_module("unused:v1", &std::fs::read(guest("debug-echo")).unwrap()).await;
+    for (name, image) in [("used", &used), ("unused", &unused)] {
+        namespace.apply(pod(&node, name, image));
+        namespace.wait_until_ready(&node, name);
+    }
+    let count = |directory: &str| std::fs::read_dir(node.path("data").join(directory)).unwrap().count();
+    // A whole period and more with pods of both.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(count("images/images"), 2);
+    let compiled = count("modules");
+    namespace.kubectl_ok(&["delete", "pod", "unused", "--grace-period=0", "--force"]);
+    let of_nodes = Namespace { cluster, name: "default".to_owned() };
+    of_nodes.wait_for_event(&node, &node.name, "ImageGarbageCollection the disk is nearly full; removed 1 images");
+    assert_eq!((count("images/images"), count("images/blobs/sha256")), (1, 1));
+    assert!(count("modules") < compiled, "what was compiled of it goes too");
+    namespace.apply(pod(&node, "again", &used));
+    namespace.wait_until_ready(&node, "again");
+    namespace.wait_for_event(&node, "again", "already present on machine");
+    namespace.apply(pod(&node, "pulled-again", &unused));
+    namespace.wait_until_ready(&node, "pulled-again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_image_needs_the_pods_secret_or_the_nodes_credentials() {
+    let Some(cluster) = cluster() else { return };
+    for (name, access) in [("password", Access::Password), ("token", Access::Token)] {
+        let registry = Registry::start(access);
+        private_images(cluster, &registry, name).await;
+    }
+}
+
+async fn private_images(cluster: &Cluster, registry: &Registry, name: &str) {
+    let mut node = ClusterNode::prepare(name).with(&["--insecure-registries", &registry.address]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace(name);
     let image = registry.push_module("private:v1", &module()).await;
     namespace.apply(pod(&node, "anonymous", &image));
     wait_for_message(&namespace, &node, "anonymous", "imagePullSecret");
@@ -207,7 +247,7 @@ async fn a_private_image_needs_the_pods_secret_or_the_nodes_credentials() {
     assert!(!node.log().contains("wrong-horse") && !node.log().contains(password), "no secret in the log");
 
     let auth = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{user}:{password}"));
-    let mut other = ClusterNode::prepare("private-node");
+    let mut other = ClusterNode::prepare(&format!("{name}-node"));
     let file = other.path("credentials.json");
     std::fs::write(&file, json!({"auths": {registry.address.clone(): {"auth": auth}}}).to_string()).unwrap();
     other = other.with(&["--insecure-registries", &registry.address]);

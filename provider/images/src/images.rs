@@ -8,7 +8,7 @@ use oci_client::secrets::RegistryAuth;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// How images are had.
 #[derive(Clone, Debug)]
@@ -21,6 +21,28 @@ pub struct ImagesConfig {
     pub credentials: Credentials,
     /// Largest module, in bytes.
     pub module_size_limit: u64,
+    /// When unused images go.
+    pub garbage_collection: GarbageCollection,
+}
+
+/// When images that nobody uses are removed.
+#[derive(Clone, Copy, Debug)]
+pub struct GarbageCollection {
+    /// Percent of the disk in use at which they begin to go. Default 85.
+    pub high_threshold: u8,
+    /// Percent in use at which that ends. Default 80.
+    pub low_threshold: u8,
+    /// How long an image is kept after its last use. Default 2 min.
+    pub minimum_age: Duration,
+    /// How often the disk is looked at. Default 5 min.
+    pub period: Duration,
+}
+
+impl Default for GarbageCollection {
+    fn default() -> Self {
+        let (minimum_age, period) = (Duration::from_secs(120), Duration::from_secs(300));
+        Self { high_threshold: 85, low_threshold: 80, minimum_age, period }
+    }
 }
 
 /// Finds and pulls images. Shared by all pods.
@@ -90,23 +112,19 @@ impl Images {
         Ok((image, path))
     }
 
-    /// Removes images that nobody uses when the disk is nearly full: at `high` percent in use, until `low` percent are, the
-    /// ones that were unused for longest first. `used` are full names of images that pods run. Returns the bytes that were
-    /// freed and the digests of modules that are gone; `None` if there was no need.
-    pub fn collect_garbage(
-        &self,
-        high: u8,
-        low: u8,
-        used: &HashSet<String>,
-    ) -> std::io::Result<Option<(u64, Vec<String>)>> {
+    /// Removes images that nobody uses if the disk is nearly full, the ones that were unused for longest first. `used` are
+    /// full names of images that pods run. Returns the bytes that were freed and the digests of modules that are gone; `None`
+    /// if there was no need.
+    pub fn collect_garbage(&self, used: &HashSet<String>) -> std::io::Result<Option<(u64, Vec<String>)>> {
+        let GarbageCollection { high_threshold, low_threshold, minimum_age, .. } = self.config.garbage_collection;
         let disk = rustix::fs::statvfs(&self.config.directory)?;
         let total = disk.f_blocks * disk.f_frsize;
         let in_use = total.saturating_sub(disk.f_bavail * disk.f_frsize);
         let percent = |part: u8| total / 100 * u64::from(part);
-        if in_use < percent(high) {
+        if in_use < percent(high_threshold) {
             return Ok(None);
         }
-        self.store.collect(in_use.saturating_sub(percent(low)), used).map(Some)
+        self.store.collect(in_use.saturating_sub(percent(low_threshold)), minimum_age, used).map(Some)
     }
 
     fn download(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {

@@ -17,7 +17,7 @@ mod registry;
 pub mod store;
 
 pub use credentials::Credentials;
-pub use images::{Images, ImagesConfig};
+pub use images::{GarbageCollection, Images, ImagesConfig};
 pub use oci_client::Reference;
 pub use registry::PullError;
 pub use store::Image;

@@ -32,9 +32,6 @@ pub struct ImageStore {
     root: PathBuf,
 }
 
-/// An image is kept at least this long after its last use; what a kubelet keeps as well.
-const MIN_AGE: Duration = Duration::from_secs(120);
-
 impl ImageStore {
     /// Opens the store, making its directories and dropping downloads that were cut off.
     pub fn open(root: impl Into<PathBuf>) -> std::io::Result<Self> {
@@ -111,9 +108,14 @@ impl ImageStore {
         }
     }
 
-    /// Removes the images that were unused for longest, none that is in `used` (references), until `wanted` bytes are free
-    /// of them or none is left. Returns the bytes that were freed and the modules that are gone.
-    pub fn collect(&self, wanted: u64, used: &HashSet<String>) -> std::io::Result<(u64, Vec<String>)> {
+    /// Removes the images that were unused for longest, and for `minimum_age` at least, none that is in `used` (references),
+    /// until `wanted` bytes are free of them or none is left. Returns the bytes that were freed and the modules that are gone.
+    pub fn collect(
+        &self,
+        wanted: u64,
+        minimum_age: Duration,
+        used: &HashSet<String>,
+    ) -> std::io::Result<(u64, Vec<String>)> {
         let mut images: Vec<(SystemTime, PathBuf, Image)> = Vec::new();
         for entry in std::fs::read_dir(self.root.join("images"))? {
             let path = entry?.path();
@@ -127,7 +129,7 @@ impl ImageStore {
         let mut freed = 0;
         let mut gone = Vec::new();
         for (last_used, path, image) in &images {
-            let old = last_used.elapsed().is_ok_and(|age| age >= MIN_AGE);
+            let old = last_used.elapsed().is_ok_and(|age| age >= minimum_age);
             if freed >= wanted || used.contains(&image.reference) || !old {
                 continue;
             }
@@ -146,7 +148,7 @@ impl ImageStore {
                 let path = entry?.path();
                 let name =
                     path.file_name().map(|name| format!("sha256:{}", name.to_string_lossy())).unwrap_or_default();
-                let old = path.metadata()?.modified()?.elapsed().is_ok_and(|age| age >= MIN_AGE);
+                let old = path.metadata()?.modified()?.elapsed().is_ok_and(|age| age >= minimum_age);
                 if !kept.contains(&name) && old {
                     freed += remove(&path)?;
                 }
@@ -170,6 +172,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    const AGE: Duration = Duration::from_secs(120);
+
     fn add(store: &ImageStore, reference: &str, content: &[u8], age: u64) -> PathBuf {
         let module = store.keep_bytes(content).unwrap();
         let blob = store.blob(&module).unwrap();
@@ -191,10 +195,10 @@ mod tests {
         let old = add(&store, "old", b"old", 2000);
         let new = add(&store, "new", b"new", 1);
         let in_use = HashSet::from(["used".to_owned()]);
-        let (freed, gone) = store.collect(1, &in_use).unwrap();
+        let (freed, gone) = store.collect(1, AGE, &in_use).unwrap();
         assert_eq!((freed, gone.len()), (6, 1));
         assert!(!oldest.exists() && old.exists());
-        assert_eq!(store.collect(u64::MAX, &in_use).unwrap().0, 3);
+        assert_eq!(store.collect(u64::MAX, AGE, &in_use).unwrap().0, 3);
         assert!(!old.exists() && used.exists() && new.exists());
         assert!(store.find("oldest").is_none() && store.find("used").is_some());
     }
@@ -206,9 +210,9 @@ mod tests {
         let blob = add(&store, "a", b"same", 4000);
         add(&store, "b", b"same", 3000);
         let used = HashSet::from(["b".to_owned()]);
-        assert_eq!(store.collect(u64::MAX, &used).unwrap().0, 0);
+        assert_eq!(store.collect(u64::MAX, AGE, &used).unwrap().0, 0);
         assert!(blob.exists() && store.find("a").is_none());
-        assert_eq!(store.collect(u64::MAX, &HashSet::new()).unwrap().0, 4);
+        assert_eq!(store.collect(u64::MAX, AGE, &HashSet::new()).unwrap().0, 4);
     }
 
     #[test]

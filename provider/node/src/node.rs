@@ -13,7 +13,7 @@ use crate::source::{PodEvent, PodSource};
 use crate::status::StatusSink;
 use crate::termination::StopReason;
 use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, registration};
-use akri_krustlet_images::{Credentials, Images, ImagesConfig, reference};
+use akri_krustlet_images::{Credentials, GarbageCollection, Images, ImagesConfig, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
 use std::collections::{HashMap, HashSet};
@@ -41,7 +41,7 @@ pub struct NodeConfig {
     /// Whether pods of a cluster may run files of this machine.
     pub allow_local_modules: bool,
     /// Percent of the disk in use at which unused images are removed, and until which.
-    pub image_gc_thresholds: (u8, u8),
+    pub image_gc: GarbageCollection,
     /// The cluster, and where events go.
     pub cluster: Option<(ClusterAccess, EventRecorder)>,
 }
@@ -70,7 +70,7 @@ pub struct Node {
     services: Arc<Services>,
     pods: HashMap<String, KnownPod>,
     tasks: JoinSet<String>,
-    image_gc_thresholds: (u8, u8),
+    image_gc_period: Duration,
     _lock: DataDirectoryLock,
 }
 
@@ -109,9 +109,6 @@ fn deadline(context: &PodContext, pod: &PodObject) -> Option<tokio::time::Instan
     Some(tokio::time::Instant::now() + Duration::from_secs(seconds).saturating_sub(active))
 }
 
-/// How often the disk is looked at for images to remove; a kubelet's period.
-const GARBAGE: Duration = Duration::from_secs(300);
-
 /// How long pods may take to let go when the node ends.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -125,6 +122,7 @@ impl Node {
             insecure_registries: config.insecure_registries,
             credentials: config.registry_credentials,
             module_size_limit: runtime.module_size_limit(),
+            garbage_collection: config.image_gc,
         })
         .map_err(NodeError::Images)?;
         let last_lists = config.handlers.last_lists.clone();
@@ -150,7 +148,7 @@ impl Node {
             services,
             pods: HashMap::new(),
             tasks: JoinSet::new(),
-            image_gc_thresholds: config.image_gc_thresholds,
+            image_gc_period: config.image_gc.period,
             _lock: lock,
         })
     }
@@ -173,7 +171,8 @@ impl Node {
     pub async fn run(mut self, mut source: impl PodSource, shutdown: CancellationToken) {
         let registration =
             tokio::spawn(registration::run(self.services.handlers.clone(), self.services.watcher.clone()));
-        let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + GARBAGE, GARBAGE);
+        let period = self.image_gc_period;
+        let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         loop {
             tokio::select! {
                 biased;
@@ -282,7 +281,6 @@ impl Node {
 
     /// Removes images that no pod runs, if the disk is nearly full.
     fn collect_garbage(&self) {
-        let (high, low) = self.image_gc_thresholds;
         let mut used = HashSet::new();
         for known in self.pods.values() {
             let containers = known.pod.init_containers().iter().chain(&known.pod.spec().containers);
@@ -290,13 +288,15 @@ impl Node {
             used.extend(images.map(|reference| reference.whole()));
         }
         let services = self.services.clone();
-        tokio::task::spawn_blocking(move || match services.registry.collect_garbage(high, low, &used) {
+        tokio::task::spawn_blocking(move || match services.registry.collect_garbage(&used) {
             Ok(None) => {}
             Ok(Some((bytes, modules))) => {
                 modules.iter().for_each(|module| services.runtime.discard(module));
-                let message = format!("the disk is {high} % full; removed {} images, {bytes} bytes", modules.len());
+                let message = format!("the disk is nearly full; removed {} images, {bytes} bytes", modules.len());
                 tracing::warn!("{message}");
-                services.events.node(&services.node.name, EventType::Normal, "ImageGarbageCollection", message);
+                if !modules.is_empty() {
+                    services.events.node(&services.node.name, EventType::Normal, "ImageGarbageCollection", message);
+                }
             }
             Err(error) => tracing::warn!(%error, "cannot remove unused images"),
         });

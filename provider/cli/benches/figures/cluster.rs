@@ -2,7 +2,7 @@
 //! scheduler, and times are from the call that makes or deletes a pod to the watch event that tells the change.
 
 use crate::fixture::cluster::{Cluster, ClusterNode, cluster};
-use crate::fixture::registry::Registry;
+use crate::fixture::registry::{Access, Registry};
 use crate::fixture::{guest, wait_for};
 use crate::process::memory_of;
 use crate::{Row, mb, ms, percentile};
@@ -24,7 +24,7 @@ const MODULE: usize = 150_000;
 
 pub async fn measure() -> Vec<Row> {
     let Some(cluster) = cluster() else { return Vec::new() };
-    let registry = Registry::start(false);
+    let registry = Registry::start(Access::Public);
     let mut node = ClusterNode::prepare(NODE).with(&["--insecure-registries", &registry.address]);
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);

@@ -6,7 +6,7 @@ mod standalone;
 use crate::DirectoryArguments;
 use crate::output::host_name;
 use akri_krustlet_discovery::HandlersConfig;
-use akri_krustlet_images::Credentials;
+use akri_krustlet_images::{Credentials, GarbageCollection};
 use akri_krustlet_node::environment::NodeFacts;
 use akri_krustlet_node::{DataDirectory, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
@@ -57,11 +57,17 @@ pub(crate) struct RunArguments {
     #[arg(long, env = "KRUSTLET_INSECURE_REGISTRIES", value_name = "HOSTS", value_delimiter = ',')]
     insecure_registries: Vec<String>,
     /// Percent of the data directory's disk in use at which images that no pod runs are removed
-    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_high_threshold: u8,
     /// Percent in use at which that ends
     #[arg(long, value_name = "PERCENT", default_value_t = 80, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_low_threshold: u8,
+    /// How long an image is kept after its last use
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    image_gc_minimum_age: u64,
+    /// How often the disk is looked at for that
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    image_gc_period: u64,
     #[command(flatten, next_help_heading = "In a cluster")]
     cluster: cluster::ClusterArguments,
 }
@@ -128,7 +134,12 @@ fn node_config(
         insecure_registries: arguments.insecure_registries.clone(),
         registry_credentials,
         allow_local_modules: false,
-        image_gc_thresholds: (arguments.image_gc_high_threshold, arguments.image_gc_low_threshold),
+        image_gc: GarbageCollection {
+            high_threshold: arguments.image_gc_high_threshold,
+            low_threshold: arguments.image_gc_low_threshold,
+            minimum_age: Duration::from_secs(arguments.image_gc_minimum_age),
+            period: Duration::from_secs(arguments.image_gc_period),
+        },
         cluster: None,
     })
 }
