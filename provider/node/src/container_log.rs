@@ -4,7 +4,7 @@ use crate::data_directory::{DataDirectory, StoredPod};
 use crate::pod::PodObject;
 use akri_krustlet_discovery::DirectoryWatcher;
 use akri_krustlet_runtime::log::{LogError, LogLine, LogOptions, Logs};
-use k8s_openapi::api::core::v1::ContainerStatus;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -72,6 +72,7 @@ pub enum ContainerLogError {
 #[derive(Debug)]
 pub struct ContainerLogReader {
     request: LogRequest,
+    uid: String,
     data: DataDirectory,
     logs: Logs,
     restart: u32,
@@ -107,7 +108,7 @@ impl ContainerLogReader {
             Some(watcher) => Some((watcher.watch(&directory)?, watcher.watch(&data.pod(object.uid()))?)),
             None => None,
         };
-        Ok(Self { request, data, logs, restart, changes, ended: false })
+        Ok(Self { uid: object.uid().to_owned(), request, data, logs, restart, changes, ended: false })
     }
 
     /// The next lines; waits for some if the container may still print. `None` at the end.
@@ -133,7 +134,8 @@ impl ContainerLogReader {
     }
 
     fn runs(&self) -> bool {
-        find(&self.request, &self.data).is_ok_and(|(_, status)| {
+        let status = self.data.status(&self.uid).and_then(|status| container_of(status, &self.request.container));
+        status.is_some_and(|status| {
             let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
             running && u32::try_from(status.restart_count) == Ok(self.restart)
         })
@@ -150,9 +152,13 @@ fn find(request: &LogRequest, data: &DataDirectory) -> Result<(PodObject, Contai
     // Of two pods of one name, one is going.
     let stored = data.pods()?.into_iter().filter(of_name).max_by_key(|stored| stored.status.start_time.clone());
     let StoredPod { pod, status } = stored.ok_or_else(|| ContainerLogError::NoPod(key.clone()))?;
-    let containers = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
-    let container = containers.into_iter().find(|container| container.name == request.container);
+    let container = container_of(status, &request.container);
     let container =
         container.ok_or_else(|| ContainerLogError::NoContainer { pod: key, container: request.container.clone() })?;
     Ok((PodObject { api: Arc::new(pod), folder: None }, container))
+}
+
+fn container_of(status: PodStatus, name: &str) -> Option<ContainerStatus> {
+    let containers = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+    containers.into_iter().find(|container| container.name == name)
 }

@@ -16,6 +16,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
+/// Why, in one word; most are known beforehand.
+type Reason = std::borrow::Cow<'static, str>;
+
 /// Events that wait to be sent, at most.
 const QUEUE: usize = 1000;
 /// Events of one object that may come at once.
@@ -46,7 +49,7 @@ pub enum EventType {
 struct Report {
     object: ObjectReference,
     kind: EventType,
-    reason: &'static str,
+    reason: Reason,
     message: String,
     at: Time,
 }
@@ -60,8 +63,8 @@ impl EventRecorder {
     }
 
     /// An event of a pod.
-    pub fn pod(&self, pod: &PodObject, kind: EventType, reason: &'static str, message: impl Into<String>) {
-        self.report(reference(pod, None), kind, reason, message.into());
+    pub fn pod(&self, pod: &PodObject, kind: EventType, reason: impl Into<Reason>, message: impl Into<String>) {
+        self.report(reference(pod, None), kind, reason.into(), message.into());
     }
 
     /// An event of one container of a pod.
@@ -70,29 +73,29 @@ impl EventRecorder {
         pod: &PodObject,
         (list, container): (ContainerKind, &str),
         kind: EventType,
-        reason: &'static str,
+        reason: impl Into<Reason>,
         message: impl Into<String>,
     ) {
         let list = match list {
             ContainerKind::Init => "initContainers",
             ContainerKind::App => "containers",
         };
-        self.report(reference(pod, Some(format!("spec.{list}{{{container}}}"))), kind, reason, message.into());
+        self.report(reference(pod, Some(format!("spec.{list}{{{container}}}"))), kind, reason.into(), message.into());
     }
 
     /// An event of the node itself.
-    pub fn node(&self, name: &str, kind: EventType, reason: &'static str, message: impl Into<String>) {
+    pub fn node(&self, name: &str, kind: EventType, reason: impl Into<Reason>, message: impl Into<String>) {
         // A kubelet gives its node's name as the UID, and kubectl looks for it.
         let (name, uid) = (Some(name.to_owned()), Some(name.to_owned()));
         let object = ObjectReference { kind: Some("Node".to_owned()), name, uid, ..ObjectReference::default() };
-        self.report(object, kind, reason, message.into());
+        self.report(object, kind, reason.into(), message.into());
     }
 
-    fn report(&self, object: ObjectReference, kind: EventType, reason: &'static str, mut message: String) {
+    fn report(&self, object: ObjectReference, kind: EventType, reason: Reason, mut message: String) {
         let Some(queue) = &self.queue else { return };
         message.truncate(message.floor_char_boundary(MOST_MESSAGE));
         if queue.try_send(Report { object, kind, reason, message, at: crate::status::now() }).is_err() {
-            tracing::debug!(reason, "an event is dropped: too many wait for the API server");
+            tracing::debug!("an event is dropped: too many wait for the API server");
         }
     }
 }
@@ -114,7 +117,7 @@ struct Key {
     uid: String,
     field_path: Option<String>,
     kind: EventType,
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 
@@ -153,14 +156,14 @@ async fn send(client: Client, node: String, mut reports: mpsc::Receiver<Report>)
         let uid = report.object.uid.clone().unwrap_or_default();
         let budget = budgets.entry(uid.clone()).or_insert(Budget { left: BURST, at: now });
         if !budget.take(now) {
-            tracing::debug!(reason = report.reason, "an event is dropped: the object has had too many");
+            tracing::debug!(reason = %report.reason, "an event is dropped: the object has had too many");
             continue;
         }
         let key = Key {
             uid,
             field_path: report.object.field_path.clone(),
             kind: report.kind,
-            reason: report.reason,
+            reason: report.reason.clone(),
             message: report.message.clone(),
         };
         let namespace = report.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
@@ -220,7 +223,7 @@ fn event(node: &str, name: &str, namespace: &str, report: Report) -> Event {
         },
         involved_object: report.object,
         type_: Some(kind.to_owned()),
-        reason: Some(report.reason.to_owned()),
+        reason: Some(report.reason.into_owned()),
         message: Some(report.message),
         count: Some(1),
         first_timestamp: Some(report.at.clone()),

@@ -1,5 +1,6 @@
 //! Who asks.
 
+use super::answers::Answers;
 use http::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::{Api, PostParams};
@@ -9,9 +10,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -40,20 +41,17 @@ pub enum Refusal {
 /// How long an answer about a token counts, good or bad; a kubelet's defaults.
 const KNOWN: Duration = Duration::from_secs(120);
 const UNKNOWN: Duration = Duration::from_secs(10);
-/// Tokens that are remembered, and that are asked about at once.
-const REMEMBERED: usize = 1000;
+/// Tokens that are asked about at once.
 const ASKING: usize = 8;
 /// Longest token, in bytes.
 const MOST_TOKEN: usize = 16 << 10;
-
-/// When the API server was asked about a token, and whose it is.
-type Reviewed = (Instant, Option<User>);
 
 /// Tells who asks.
 pub struct Authenticator {
     client: kube::Client,
     verifier: Arc<LenientVerifier>,
-    tokens: Mutex<HashMap<[u8; 32], Reviewed>>,
+    /// Whose a token is, by its hash.
+    tokens: Answers<[u8; 32], Option<User>>,
     asking: Semaphore,
 }
 
@@ -66,7 +64,7 @@ impl std::fmt::Debug for Authenticator {
 impl Authenticator {
     /// Asks `client` about tokens, and `verifier` about certificates.
     pub fn new(client: kube::Client, verifier: Arc<LenientVerifier>) -> Self {
-        Self { client, verifier, tokens: Mutex::default(), asking: Semaphore::new(ASKING) }
+        Self { client, verifier, tokens: Answers::new(Option::is_some, KNOWN, UNKNOWN), asking: Semaphore::new(ASKING) }
     }
 
     /// The user of a request: by the certificate of its connection, else by its bearer token.
@@ -85,11 +83,11 @@ impl Authenticator {
 
     async fn user_of_token(&self, token: &str) -> Result<User, Refusal> {
         let key: [u8; 32] = Sha256::digest(token).into();
-        if let Some(known) = self.remembered(&key) {
+        if let Some(known) = self.tokens.get(&key) {
             return known.ok_or(Refusal::Unknown);
         }
         let _permit = self.asking.acquire().await;
-        if let Some(known) = self.remembered(&key) {
+        if let Some(known) = self.tokens.get(&key) {
             return known.ok_or(Refusal::Unknown);
         }
         let review = TokenReview {
@@ -110,25 +108,8 @@ impl Authenticator {
             groups: user.groups.unwrap_or_default(),
             extra: user.extra.unwrap_or_default(),
         });
-        self.remember(key, user.clone());
+        self.tokens.remember(key, user.clone());
         user.ok_or(Refusal::Unknown)
-    }
-
-    fn remembered(&self, key: &[u8; 32]) -> Option<Option<User>> {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, user) = tokens.get(key)?;
-        let good_for = if user.is_some() { KNOWN } else { UNKNOWN };
-        (at.elapsed() < good_for).then(|| user.clone())
-    }
-
-    fn remember(&self, key: [u8; 32], user: Option<User>) {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if tokens.len() >= REMEMBERED {
-            tokens.retain(|_, (at, user)| at.elapsed() < if user.is_some() { KNOWN } else { UNKNOWN });
-        }
-        if tokens.len() < REMEMBERED {
-            tokens.insert(key, (Instant::now(), user));
-        }
     }
 }
 

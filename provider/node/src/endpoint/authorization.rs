@@ -4,19 +4,16 @@
 //! finer than with a kubelet: a container's log is given to whoever may get `nodes/log`, not only `nodes/proxy`, so that the
 //! right to read logs need not be the right to everything.
 
+use super::answers::Answers;
 use super::authentication::User;
 use http::Method;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long an answer counts; a kubelet's defaults.
 const ALLOWED: Duration = Duration::from_secs(300);
 const DENIED: Duration = Duration::from_secs(30);
-/// Answers that are remembered.
-const REMEMBERED: usize = 1000;
 
 type Question = (User, &'static str, &'static str);
 
@@ -24,7 +21,7 @@ type Question = (User, &'static str, &'static str);
 pub struct Authorizer {
     client: kube::Client,
     node: String,
-    answers: Mutex<HashMap<Question, (Instant, bool)>>,
+    answers: Answers<Question, bool>,
 }
 
 impl std::fmt::Debug for Authorizer {
@@ -62,7 +59,7 @@ pub fn verb(method: &Method) -> &'static str {
 impl Authorizer {
     /// For this node.
     pub fn new(client: kube::Client, node: String) -> Self {
-        Self { client, node, answers: Mutex::default() }
+        Self { client, node, answers: Answers::new(|allowed| *allowed, ALLOWED, DENIED) }
     }
 
     /// Whether `user` may do this. An error means that the API server did not say.
@@ -70,11 +67,11 @@ impl Authorizer {
         let verb = verb(method);
         for subresource in subresources(path) {
             let question = (user.clone(), verb, *subresource);
-            let allowed = match self.remembered(&question) {
+            let allowed = match self.answers.get(&question) {
                 Some(allowed) => allowed,
                 None => {
                     let allowed = self.ask(&question).await?;
-                    self.remember(question, allowed);
+                    self.answers.remember(question, allowed);
                     allowed
                 }
             };
@@ -111,22 +108,6 @@ impl Authorizer {
                 let error = crate::cluster::connection::describe(&error);
                 Err(format!("the API server was not able to check the permission: {error}"))
             }
-        }
-    }
-
-    fn remembered(&self, question: &Question) -> Option<bool> {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, allowed) = answers.get(question)?;
-        (at.elapsed() < if *allowed { ALLOWED } else { DENIED }).then_some(*allowed)
-    }
-
-    fn remember(&self, question: Question, allowed: bool) {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= REMEMBERED {
-            answers.retain(|_, (at, allowed)| at.elapsed() < if *allowed { ALLOWED } else { DENIED });
-        }
-        if answers.len() < REMEMBERED {
-            answers.insert(question, (Instant::now(), allowed));
         }
     }
 }

@@ -11,6 +11,7 @@
 //! - No number in a request makes the node allocate in proportion to it.
 //! - Connections, the size of their headers and the time that they may be silent are bounded.
 
+mod answers;
 pub mod authentication;
 pub mod authorization;
 mod logs;

@@ -13,19 +13,6 @@ pub struct Rejected {
     pub message: String,
 }
 
-/// Events have the reasons that a kubelet's have.
-fn event_reason(reason: &str) -> &'static str {
-    match reason {
-        "OutOfcpu" => "OutOfcpu",
-        "OutOfmemory" => "OutOfmemory",
-        "OutOfpods" => "OutOfpods",
-        "NodeAffinity" => "NodeAffinity",
-        "TaintToleration" => "TaintToleration",
-        "FailedValidation" => "FailedValidation",
-        _ => "FailedAdmission",
-    }
-}
-
 #[async_trait::async_trait]
 impl State<PodState> for Rejected {
     async fn next(
@@ -37,7 +24,7 @@ impl State<PodState> for Rejected {
         let context = &state.context;
         tracing::error!(pod = context.pod.key(), reason = self.reason, "pod refused: {}", self.message);
         let message = self.message.clone();
-        context.services.events.pod(&context.pod, EventType::Warning, event_reason(&self.reason), message);
+        context.services.events.pod(&context.pod, EventType::Warning, self.reason.clone(), message);
         Transition::Complete(Ok(()))
     }
 
