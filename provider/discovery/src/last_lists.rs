@@ -4,7 +4,7 @@
 //! before its new guest has found anything: a guest that searches a network for ten seconds costs no device. What is kept is
 //! the guest's own answer, which is checked again as any answer is.
 //!
-//! An answer counts for [`FRESH`] after the node's start, and only if its stream was open within [`FRESH`] before the end:
+//! An answer counts for 5 min after the node's start, and only if its stream was open within 5 min before the end:
 //! older ones could tell of devices that went long ago.
 
 use sha2::{Digest as _, Sha256};

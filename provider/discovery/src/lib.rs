@@ -17,7 +17,7 @@ pub mod directory_watcher;
 pub mod exchange;
 pub mod handlers;
 pub mod instance;
-mod last_lists;
+pub mod last_lists;
 pub mod registration;
 pub mod service;
 pub mod session;
