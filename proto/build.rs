@@ -2,7 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/discovery.proto"], ["proto"])?;
+    let descriptors = protox::compile(
+        ["proto/discovery.proto", "proto/device_plugin.proto", "proto/pod_resources.proto"],
+        ["proto"],
+    )?;
     tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
     Ok(())
 }

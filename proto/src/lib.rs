@@ -7,3 +7,13 @@
 pub mod v0 {
     tonic::include_proto!("v0");
 }
+
+/// The device plugin interface of a kubelet: `Registration`, which we serve, and `DevicePlugin`, which plugins serve.
+pub mod v1beta1 {
+    tonic::include_proto!("v1beta1");
+}
+
+/// The pod resources interface of a kubelet, which we serve.
+pub mod v1 {
+    tonic::include_proto!("v1");
+}

@@ -3,7 +3,7 @@
 use crate::output::{host_name, spinner, table, text_of};
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_krustlet_discovery::instance;
-use akri_krustlet_discovery::socket::SocketError;
+use akri_krustlet_host::socket::SocketError;
 use akri_proto::v0::{ByteData, Device, DiscoverRequest};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};

@@ -1,7 +1,7 @@
 //! `logs`: what a container has printed.
 
 use crate::DirectoryArguments;
-use akri_krustlet_discovery::DirectoryWatcher;
+use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_node::DataDirectory;
 use akri_krustlet_node::container_log::{ContainerLogReader, LogRequest};
 use akri_krustlet_node::data_directory::StoredPod;

@@ -1,7 +1,8 @@
 //! The Agent's side of the interface, as far as a developer or a test needs it: a registration socket, and Discover calls.
 
-use crate::registration::{AGENT_SOCKET, connect};
-use crate::socket::{self, SocketError, SocketFile};
+use crate::registration::AGENT_SOCKET;
+use akri_krustlet_host::socket::connect;
+use akri_krustlet_host::socket::{self, SocketError, SocketFile};
 use akri_proto::v0::discovery_handler_client::DiscoveryHandlerClient;
 use akri_proto::v0::registration_server::{Registration, RegistrationServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse, Empty, RegisterDiscoveryHandlerRequest};

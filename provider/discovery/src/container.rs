@@ -10,10 +10,10 @@
 //! All guests share the container's memory and CPU limits.
 
 use crate::device::AllowList;
-use crate::directory_watcher::DirectoryWatcher;
 use crate::exchange::{ExchangeDirectory, ExchangeError, ExchangeRoot, Files};
 use crate::settings::{self, HandlerSettings};
 use crate::volume::ExchangeVolume;
+use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::guest::StartError;
 use akri_krustlet_runtime::log::ContainerLog;
 use akri_krustlet_runtime::wasi::Progress;

@@ -11,7 +11,7 @@
 use crate::container::HandlerContainer;
 use crate::last_lists::LastLists;
 use crate::service;
-use crate::socket::{self, SocketError, SocketFile};
+use akri_krustlet_host::socket::{self, SocketError, SocketFile};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -10,8 +10,7 @@
 use sha2::{Digest as _, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -110,7 +109,8 @@ impl LastList {
     /// Keeps an answer, in place of the one before.
     pub(crate) fn keep(&self, answer: &[u8]) {
         let path = self.lists.directory.join(&self.name);
-        if let Err(error) = write(&path, answer) {
+        // For the node's user only: devices may have properties that are secret.
+        if let Err(error) = akri_krustlet_host::file::write_atomically(&path, answer, 0o600) {
             tracing::warn!(
                 path = %path.display(), %error,
                 "cannot keep the last list; if the node is restarted now, the stream begins with what its guest finds"
@@ -135,14 +135,6 @@ impl LastList {
             lists.forget_if_closed(&name);
         });
     }
-}
-
-/// For the node's user only: devices may have properties that are secret.
-fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let staged = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
-    file.write_all(content)?;
-    std::fs::rename(&staged, path)
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ pub mod agent;
 pub mod container;
 pub mod details;
 pub mod device;
-pub mod directory_watcher;
 pub mod exchange;
 pub mod handlers;
 pub mod instance;
@@ -22,10 +21,8 @@ pub mod registration;
 pub mod service;
 pub mod session;
 pub mod settings;
-pub mod socket;
 pub mod volume;
 
 pub use container::{ContainerSpec, HandlerContainer};
-pub use directory_watcher::DirectoryWatcher;
 pub use handlers::{HandlerClaim, Handlers, HandlersConfig};
 pub use settings::HandlerSettings;

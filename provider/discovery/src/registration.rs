@@ -8,23 +8,21 @@
 //! - A handler is registered once its socket is served, and its socket is served once its module is compiled.
 //! - An Agent that is absent, refuses or does not answer is asked again after 0.5 s, doubling to 30 s.
 
-use crate::directory_watcher::DirectoryWatcher;
 use crate::handlers::{Handlers, ServedHandler};
+use akri_krustlet_host::DirectoryWatcher;
+use akri_krustlet_host::socket::connect;
 use akri_proto::v0::RegisterDiscoveryHandlerRequest;
 use akri_proto::v0::register_discovery_handler_request::EndpointType;
 use akri_proto::v0::registration_client::RegistrationClient;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
 
 /// The Agent's socket in the handlers' directory.
 pub const AGENT_SOCKET: &str = "agent-registration.sock";
@@ -54,16 +52,6 @@ impl AgentLife {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
         })
     }
-}
-
-/// Opens a connection to a socket. The authority is a dummy: a socket's path is not a valid one, and gRPC servers reject it.
-pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_static("http://[::1]:50051")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }))
-        .await
 }
 
 /// Registers what `handlers` serves, for as long as it is polled.

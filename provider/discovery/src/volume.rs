@@ -3,8 +3,8 @@
 //! Each stream's guest has a private exchange directory; the files that users put into the volume are copied into all of
 //! them when they change. What a guest writes over such a file is its own affair and never comes back here.
 
-use crate::directory_watcher::DirectoryWatcher;
 use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
+use akri_krustlet_host::DirectoryWatcher;
 use rustix::fs::Dir;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};

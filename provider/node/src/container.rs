@@ -3,6 +3,7 @@
 use crate::admission;
 use crate::back_off::BackOff;
 use crate::cluster::events::EventType;
+use crate::device;
 use crate::environment;
 use crate::image::{self, ImageFailure, LoadedImage};
 use crate::pod::{PodObject, RestartPolicy};
@@ -245,14 +246,19 @@ async fn run_once(
 ) -> Result<Outcome, String> {
     let services = &context.services;
     let handler = claim.and_then(|claim| Some((claim, handler_settings(context, container)?)));
+    let devices = device::access(context, kind, &container.name).await?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
-    let variables =
+    let mut variables =
         environment::variables(container, &context.latest(), &services.node).map_err(|error| error.to_string())?;
+    // What the pod's author says counts.
+    let own: Vec<_> = variables.iter().map(|(name, _)| name.clone()).collect();
+    variables.extend(devices.variables.into_iter().filter(|(name, _)| !own.contains(name)));
     let log_directory = services.data.container_logs(&context.pod, &container.name);
     let log = ContainerLog::create(&log_directory, restart, LogLimits::default())
         .map_err(|error| format!("cannot make the container's log in {}: {error}", log_directory.display()))?;
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
-    let (preopens, exchange) = volume::preopens(container, directories, exchange_directory);
+    let (mut preopens, exchange) = volume::preopens(container, directories, exchange_directory);
+    preopens.extend(devices.preopens);
     let guest = GuestSpec {
         args: arguments(container, &variables),
         env: variables,

@@ -2,7 +2,7 @@
 
 use crate::data_directory::{DataDirectory, StoredPod};
 use crate::pod::PodObject;
-use akri_krustlet_discovery::DirectoryWatcher;
+use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::log::{LogError, LogLine, LogOptions, Logs};
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 //! <data>/pki/, <data>/kubeconfig                the node's identity in its cluster, 0600
 //! <data>/images/                                images that were pulled
 //! <data>/modules/                               compiled modules
+//! <data>/devices.json                           which pod has which devices, and the device plugins, 0600
 //! <data>/last-lists/                            of the Discover streams that are open, 0600
 //! <data>/pods/<uid>/pod.json                    the pod, annotated with the manifest that it came from
 //! <data>/pods/<uid>/status.json                 its status, as last reported
@@ -16,10 +17,14 @@
 //! ```
 
 use crate::pod::PodObject;
+use akri_krustlet_host::file::write_atomically;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+/// Mode of the files.
+const MODE: u32 = 0o640;
 
 /// Paths below the data and log directories.
 #[derive(Clone, Debug)]
@@ -117,6 +122,11 @@ impl DataDirectory {
         self.data.join("modules")
     }
 
+    /// Which pod has which devices.
+    pub fn devices(&self) -> PathBuf {
+        self.data.join("devices.json")
+    }
+
     /// The last lists of open Discover streams.
     pub fn last_lists(&self) -> PathBuf {
         self.data.join("last-lists")
@@ -137,7 +147,7 @@ impl DataDirectory {
         }
         let made = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
         make_directory(&self.data)?;
-        write_atomically(&path, made.as_bytes())?;
+        write_atomically(&path, made.as_bytes(), MODE)?;
         Ok(made)
     }
 
@@ -160,13 +170,13 @@ impl DataDirectory {
     pub fn store_pod(&self, pod: &PodObject) -> std::io::Result<()> {
         let directory = self.pod(pod.uid());
         make_directory(&directory)?;
-        write_atomically(&directory.join("pod.json"), &serde_json::to_vec_pretty(&*pod.api)?)
+        write_atomically(&directory.join("pod.json"), &serde_json::to_vec_pretty(&*pod.api)?, MODE)
     }
 
     /// Remembers a pod's status.
     pub fn store_status(&self, uid: &str, status: &PodStatus) -> std::io::Result<()> {
         let directory = self.pod(uid);
-        write_atomically(&directory.join("status.json"), &serde_json::to_vec_pretty(status)?)
+        write_atomically(&directory.join("status.json"), &serde_json::to_vec_pretty(status)?, MODE)
     }
 
     /// A pod's last status. One that cannot be read is told and treated as missing.
@@ -215,13 +225,6 @@ fn file_name(name: &str) -> String {
 /// Makes a directory that only the node's user can read, and its parents.
 pub(crate) fn make_directory(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
-}
-
-/// Writes a file so that it is either the old or the new one, whatever happens.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let staged = path.with_extension("new");
-    std::fs::write(&staged, content)?;
-    std::fs::rename(&staged, path)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {

@@ -2,7 +2,7 @@
 //!
 //! A pod enters by a [`source::PodSource`], walks the states of [`states`] driven by [`driver`], and leaves by a
 //! [`status::StatusSink`]. Its containers are run by [`container`], with images from [`image`], directories from
-//! [`volume`] and variables from [`environment`]. [`Node`] holds it together.
+//! [`volume`], variables from [`environment`] and devices from [`device`]. [`Node`] holds it together.
 //!
 //! The contract to the outside is Krustlet's: [`provider::WasmProvider`] implements `kubelet::provider::Provider`, and the
 //! states are krator's, with transitions that the compiler checks.
@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod container;
 pub mod container_log;
 pub mod data_directory;
+pub mod device;
 pub mod driver;
 pub mod endpoint;
 pub mod environment;
@@ -31,5 +32,5 @@ pub mod termination;
 pub mod volume;
 
 pub use data_directory::DataDirectory;
-pub use node::{Node, NodeConfig, NodeError};
+pub use node::{DevicePlugins, Node, NodeConfig, NodeError};
 pub use pod::PodObject;

@@ -12,7 +12,9 @@ use crate::provider::{ClusterAccess, Services, WasmProvider};
 use crate::source::{PodEvent, PodSource};
 use crate::status::StatusSink;
 use crate::termination::StopReason;
-use akri_krustlet_discovery::{DirectoryWatcher, Handlers, HandlersConfig, registration};
+use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
+use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
+use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_images::{Credentials, GarbageCollection, Images, ImagesConfig, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
@@ -32,6 +34,8 @@ pub struct NodeConfig {
     pub data: DataDirectory,
     /// Its discovery handlers.
     pub handlers: HandlersConfig,
+    /// Its devices.
+    pub devices: DevicePlugins,
     /// Its WebAssembly runtime.
     pub runtime: RuntimeConfig,
     /// Registries it speaks to without TLS, as `host` or `host:port`.
@@ -61,6 +65,22 @@ pub enum NodeError {
     /// The system has no inotify instance left.
     #[error("cannot watch directories: {0} (is fs.inotify.max_user_instances used up?)")]
     Watch(#[source] std::io::Error),
+    /// Device plugins cannot be served.
+    #[error(
+        "device plugins: {0}; give this node another directory with --device-plugins-directory, or a mount namespace in which the path is its own"
+    )]
+    Devices(#[source] DevicesError),
+}
+
+/// Whether a node has devices of device plugins.
+#[derive(Clone, Debug)]
+pub enum DevicePlugins {
+    /// It has none.
+    None,
+    /// It has them, unless somebody else does or the directory cannot be used: a kubelet may run on the same machine.
+    IfFree(DevicesConfig),
+    /// It has them, or does not start.
+    Required(DevicesConfig),
 }
 
 /// A node.
@@ -114,7 +134,7 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Takes the data directory and starts the runtime; runs nothing yet.
-    pub fn new(config: NodeConfig, sink: Arc<dyn StatusSink>) -> Result<Self, NodeError> {
+    pub async fn new(config: NodeConfig, sink: Arc<dyn StatusSink>) -> Result<Self, NodeError> {
         let lock = config.data.lock()?;
         let runtime = Runtime::new(config.runtime)?;
         let registry = Images::open(ImagesConfig {
@@ -128,6 +148,8 @@ impl Node {
         let last_lists = config.handlers.last_lists.clone();
         let handlers =
             Handlers::new(config.handlers).map_err(|source| DataDirectoryError::Io { path: last_lists, source })?;
+        let watcher = DirectoryWatcher::start().map_err(NodeError::Watch)?;
+        let devices = devices(config.devices, &watcher).await?;
         let (cluster, events) = config.cluster.unzip();
         let services = Arc::new(Services {
             runtime,
@@ -138,7 +160,8 @@ impl Node {
             cluster,
             images: crate::image::LoadedImages::default(),
             handlers,
-            watcher: DirectoryWatcher::start().map_err(NodeError::Watch)?,
+            devices,
+            watcher,
             data: config.data,
             node: config.facts,
             sink,
@@ -189,6 +212,9 @@ impl Node {
         tracing::info!("the node is ending; its pods are taken up again by its next start");
         registration.abort();
         self.services.handlers.remove_sockets();
+        if let Some(devices) = &self.services.devices {
+            devices.remove_sockets();
+        }
         self.tasks.abort_all();
         let all_ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
@@ -313,6 +339,9 @@ impl Node {
         let Some(known) = self.pods.get_mut(&uid) else { return };
         known.running = false;
         self.services.admitted.release(&uid);
+        if let Some(devices) = &self.services.devices {
+            devices.release(&uid);
+        }
         match known.context.termination.current().map(|stop| stop.reason) {
             Some(StopReason::Gone) => self.forget(&uid),
             Some(StopReason::Deleted) => self.services.sink.ended(&known.pod),
@@ -338,6 +367,7 @@ impl Node {
                 return;
             }
         };
+        let mut kept: HashSet<String> = self.pods.keys().cloned().collect();
         for stored in stored {
             let uid = stored.pod.metadata.uid.as_deref().unwrap_or_default();
             let annotations = stored.pod.metadata.annotations.as_ref();
@@ -348,6 +378,7 @@ impl Node {
                     manifest,
                     "the pod's manifest cannot be read; the pod is remembered and not run until it can"
                 );
+                kept.insert(uid.to_owned());
                 continue;
             }
             if !self.pods.contains_key(uid)
@@ -355,6 +386,25 @@ impl Node {
             {
                 tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone");
             }
+        }
+        if let Some(devices) = &self.services.devices {
+            devices.retain(|uid| kept.contains(uid));
+        }
+    }
+}
+
+async fn devices(plugins: DevicePlugins, watcher: &DirectoryWatcher) -> Result<Option<Arc<Devices>>, NodeError> {
+    let (config, required) = match plugins {
+        DevicePlugins::None => return Ok(None),
+        DevicePlugins::IfFree(config) => (config, false),
+        DevicePlugins::Required(config) => (config, true),
+    };
+    match Devices::start(config, watcher).await {
+        Ok(devices) => Ok(Some(devices)),
+        Err(error) if required => Err(NodeError::Devices(error)),
+        Err(error) => {
+            tracing::warn!("this node takes no device plugins: {}", NodeError::Devices(error));
+            Ok(None)
         }
     }
 }

@@ -9,7 +9,9 @@ use crate::placement::Admitted;
 use crate::pod::PodObject;
 use crate::states::{Registered, Terminated};
 use crate::status::{StatusReporter, StatusSink};
-use akri_krustlet_discovery::{DirectoryWatcher, Handlers};
+use akri_krustlet_devices::Devices;
+use akri_krustlet_discovery::Handlers;
+use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::Runtime;
 use akri_krustlet_runtime::log::LogOptions;
 use k8s_openapi::api::core::v1::Node;
@@ -39,6 +41,8 @@ pub struct Services {
     pub cluster: Option<ClusterAccess>,
     /// The discovery handlers.
     pub handlers: Arc<Handlers>,
+    /// The devices of device plugins; a node may serve none.
+    pub devices: Option<Arc<Devices>>,
     /// Tells of changed directories.
     pub watcher: DirectoryWatcher,
     /// Where files are.
@@ -108,6 +112,11 @@ impl WasmProvider {
     /// A provider with these services.
     pub fn new(services: Arc<Services>) -> Self {
         Self { state: ProviderState { services } }
+    }
+
+    /// The devices of device plugins.
+    pub fn devices(&self) -> Option<&Arc<Devices>> {
+        self.state.services.devices.as_ref()
     }
 
     /// The state of a pod, continuing what the node remembers of it.

@@ -88,7 +88,7 @@ pub(super) async fn run(
     let mut config = node_config(arguments, &name, &addresses, &data)?;
     config.allow_local_modules = flags.allow_local_modules;
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events));
-    let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone())))?;
+    let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone()))).await?;
 
     let serving = Serving {
         node: name.clone(),

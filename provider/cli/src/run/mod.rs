@@ -5,10 +5,11 @@ mod standalone;
 
 use crate::DirectoryArguments;
 use crate::output::host_name;
+use akri_krustlet_devices::DevicesConfig;
 use akri_krustlet_discovery::HandlersConfig;
 use akri_krustlet_images::{Credentials, GarbageCollection};
 use akri_krustlet_node::environment::NodeFacts;
-use akri_krustlet_node::{DataDirectory, NodeConfig};
+use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
 use anyhow::{Context as _, bail};
 use std::io::IsTerminal as _;
@@ -47,6 +48,17 @@ pub(crate) struct RunArguments {
     /// Where discovery handlers and Akri's Agent have their sockets
     #[arg(long, env = "DISCOVERY_HANDLERS_DIRECTORY", value_name = "DIR", default_value = "/var/lib/akri")]
     discovery_handlers_directory: PathBuf,
+    /// Directory of kubelet.sock, at which device plugins register, and of their sockets; in a directory pod-resources beside
+    /// it is the socket that tells which pod has which device. Must not be that of a kubelet that runs
+    /// [default: /var/lib/kubelet/device-plugins if nobody else serves it; without a cluster none]
+    #[arg(long, env = "KRUSTLET_DEVICE_PLUGINS_DIR", value_name = "DIR")]
+    device_plugins_directory: Option<PathBuf>,
+    /// Where to tell which pod has which device, if not there
+    #[arg(long, value_name = "PATH")]
+    pod_resources_socket: Option<PathBuf>,
+    /// A resource whose device plugin is gone counts 0 after this time, and is removed after twice of it, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    device_plugin_grace_period: u64,
     /// How long a handler's streams stay open after its last pod is gone, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     handler_grace_period: u64,
@@ -131,6 +143,7 @@ fn node_config(
             grace_period: Duration::from_secs(arguments.handler_grace_period),
             ..HandlersConfig::new(std::path::absolute(&arguments.discovery_handlers_directory)?, data.last_lists())
         },
+        devices: device_plugins(arguments, data)?,
         insecure_registries: arguments.insecure_registries.clone(),
         registry_credentials,
         allow_local_modules: false,
@@ -142,6 +155,22 @@ fn node_config(
         },
         cluster: None,
     })
+}
+
+fn device_plugins(arguments: &RunArguments, data: &DataDirectory) -> anyhow::Result<DevicePlugins> {
+    let (directory, required) = match &arguments.device_plugins_directory {
+        Some(directory) => (std::path::absolute(directory)?, true),
+        None if arguments.manifests.is_some() => return Ok(DevicePlugins::None),
+        None => (PathBuf::from("/var/lib/kubelet/device-plugins"), false),
+    };
+    let beside = || directory.parent().unwrap_or(&directory).join("pod-resources/kubelet.sock");
+    let config = DevicesConfig {
+        pod_resources_socket: Some(arguments.pod_resources_socket.clone().unwrap_or_else(beside)),
+        checkpoint: data.devices(),
+        grace_period: Duration::from_secs(arguments.device_plugin_grace_period),
+        plugins_directory: directory,
+    };
+    Ok(if required { DevicePlugins::Required(config) } else { DevicePlugins::IfFree(config) })
 }
 
 /// The name, which must be one that an object of the API can have.

@@ -22,7 +22,7 @@ pub(super) async fn run(
         addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
     }
     let config = node_config(arguments, &name, &addresses, &data)?;
-    let node = Node::new(config, Arc::new(FileSink::new(data.clone())))?;
+    let node = Node::new(config, Arc::new(FileSink::new(data.clone()))).await?;
     let source = FolderSource::open(manifests, node.watcher())
         .with_context(|| format!("folder of manifests {}", manifests.display()))?;
     tracing::info!(

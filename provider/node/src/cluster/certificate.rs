@@ -2,8 +2,6 @@
 
 use jiff::Timestamp;
 use rcgen::{KeyPair, PublicKeyData as _};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -200,16 +198,7 @@ pub(super) fn write_secret(path: &Path, content: &[u8]) -> Result<(), Certificat
     std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700)
         .create(directory)
         .map_err(failed)?;
-    let staged = path.with_extension("new");
-    let write = || {
-        // Never a file of somebody else's with wider rights.
-        let _ = std::fs::remove_file(&staged);
-        let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&staged)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&staged, path)
-    };
-    write().map_err(failed)
+    akri_krustlet_host::file::write_durably(path, content, 0o600).map_err(failed)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 use super::connection::{Connection, code, describe};
 use super::machine::{Capacity, Pressure, os_image, read};
 use crate::provider::WasmProvider;
+use akri_krustlet_devices::Amount;
 use futures::{StreamExt as _, pin_mut};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -40,6 +41,9 @@ const RENEWAL: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i32 = 40;
 /// How often an unchanged status is sent; a kubelet's default.
 const STATUS: Duration = Duration::from_secs(300);
+
+/// Changes of devices within this time are told at once.
+const COALESCED: Duration = Duration::from_millis(100);
 
 /// Annotations of the lease: which installation holds it.
 const INSTANCE: &str = "akri-krustlet/instance";
@@ -176,11 +180,16 @@ impl Registration {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heart = Heart { lease: None, sent: None, sent_at: Instant::now(), outage: false };
         let mut failing_watch = false;
+        let mut amounts = self.provider.devices().map(|devices| devices.amounts());
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = beat.tick() => self.beat(&mut heart).await,
+                _ = beat.tick() => self.beat(&mut heart, true).await,
+                () = changed(&mut amounts) => {
+                    tokio::time::sleep(COALESCED).await;
+                    self.beat(&mut heart, false).await;
+                }
                 change = own.next() => match change {
                     Some(Ok(Some(node))) => {
                         failing_watch = false;
@@ -191,7 +200,7 @@ impl Registration {
                         if self.node.send_replace(None).is_some() {
                             tracing::warn!("somebody deleted this node's object; registering again");
                             (heart.sent, heart.lease) = (None, None);
-                            self.beat(&mut heart).await;
+                            self.beat(&mut heart, true).await;
                         }
                     }
                     Some(Err(error)) => {
@@ -212,9 +221,9 @@ impl Registration {
         }
     }
 
-    /// One beat: the Node exists, its status is right, its lease is renewed.
-    async fn beat(&self, heart: &mut Heart) {
-        let result = self.try_beat(heart).await;
+    /// One beat: the Node exists, its status is right, its lease is renewed if it is time.
+    async fn beat(&self, heart: &mut Heart, renews: bool) {
+        let result = self.try_beat(heart, renews).await;
         match result {
             Ok(()) if heart.outage => {
                 heart.outage = false;
@@ -236,7 +245,7 @@ impl Registration {
         }
     }
 
-    async fn try_beat(&self, heart: &mut Heart) -> Result<(), kube::Error> {
+    async fn try_beat(&self, heart: &mut Heart, renews: bool) -> Result<(), kube::Error> {
         let status = self.status();
         let comparable = comparable(&status);
         if heart.sent.is_none() {
@@ -246,7 +255,9 @@ impl Registration {
             self.send_status(&status).await?;
             (heart.sent, heart.sent_at) = (Some(comparable), Instant::now());
         }
-        heart.lease = Some(self.renew(heart.lease.take()).await?);
+        if renews {
+            heart.lease = Some(self.renew(heart.lease.take()).await?);
+        }
         Ok(())
     }
 
@@ -290,9 +301,34 @@ impl Registration {
         let mut value = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
         let conditions = status.conditions.clone().unwrap_or_default();
         value["conditions"] = serde_json::to_value(self.merged(conditions)).map_err(kube::Error::SerdeError)?;
+        let removed = self.removed_resources();
+        for name in &removed {
+            value["capacity"][name] = Value::Null;
+            value["allocatable"][name] = Value::Null;
+        }
         let patch = json!({ "status": value });
         self.nodes().patch_status(&self.settings.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        if let Some(devices) = self.provider.devices() {
+            devices.removal_is_told(&removed);
+        }
         Ok(())
+    }
+
+    /// Resources of device plugins that went, which the Node must not go on to show.
+    fn removed_resources(&self) -> Vec<String> {
+        let Some(devices) = self.provider.devices() else { return Vec::new() };
+        let amounts = devices.amounts();
+        let amounts = amounts.borrow();
+        amounts.iter().filter(|(_, amount)| amount.is_none()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Resources of device plugins, of each the capacity or what is allocatable of it.
+    fn device_resources(&self, which: impl Fn(&Amount) -> usize) -> Vec<(String, Quantity)> {
+        let Some(devices) = self.provider.devices() else { return Vec::new() };
+        let amounts = devices.amounts();
+        let amounts = amounts.borrow();
+        let there = amounts.iter().filter_map(|(name, amount)| Some((name.clone(), amount.as_ref()?)));
+        there.map(|(name, amount)| (name, Quantity(which(amount).to_string()))).collect()
     }
 
     /// Our conditions, and those that others have set on the Node, since a list is replaced as a whole. A transition time
@@ -395,18 +431,20 @@ impl Registration {
         let pressure = Pressure::read(&settings.data);
         let capacity = Capacity::read(&settings.data).ok();
         let free = capacity.clone().map(|all| allocatable(all, &settings.reserved));
-        let resources = |capacity: Option<Capacity>| {
+        let resources = |capacity: Option<Capacity>, devices: Vec<(String, Quantity)>| {
             let capacity = capacity?;
             let cpu = match capacity.cpu_millis % 1000 {
                 0 => (capacity.cpu_millis / 1000).to_string(),
                 _ => format!("{}m", capacity.cpu_millis),
             };
-            Some(BTreeMap::from([
+            let mut resources = BTreeMap::from([
                 ("cpu".to_owned(), Quantity(cpu)),
                 ("memory".to_owned(), Quantity(format!("{}Ki", capacity.memory >> 10))),
                 ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", capacity.ephemeral_storage >> 10))),
                 ("pods".to_owned(), Quantity(settings.max_pods.to_string())),
-            ]))
+            ]);
+            resources.extend(devices);
+            Some(resources)
         };
         let pressed = |kind: &str, what: &Option<String>, fine: (&str, &str), bad: &str| match what {
             Some(message) => condition(kind, "True", bad, message),
@@ -415,8 +453,8 @@ impl Registration {
         let addresses = settings.addresses.iter().map(|address| ("InternalIP", address.to_string()));
         let addresses = addresses.chain([("Hostname", settings.hostname.clone())]);
         NodeStatus {
-            capacity: resources(capacity),
-            allocatable: resources(free),
+            capacity: resources(capacity, self.device_resources(|amount| amount.capacity)),
+            allocatable: resources(free, self.device_resources(|amount| amount.allocatable)),
             conditions: Some(vec![
                 pressed(
                     "MemoryPressure",
@@ -445,6 +483,17 @@ impl Registration {
             node_info: Some(self.info.clone()),
             ..NodeStatus::default()
         }
+    }
+}
+
+/// Resolves when there are other devices than before.
+async fn changed<T>(amounts: &mut Option<watch::Receiver<T>>) {
+    let told = match amounts {
+        Some(amounts) => amounts.changed().await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending().await
     }
 }
 

@@ -18,7 +18,7 @@ mod logs;
 
 use crate::cluster::serving::ServingCertificate;
 use crate::data_directory::DataDirectory;
-use akri_krustlet_discovery::DirectoryWatcher;
+use akri_krustlet_host::DirectoryWatcher;
 use authentication::{Authenticator, LenientVerifier, Refusal};
 use authorization::Authorizer;
 use bytes::Bytes;

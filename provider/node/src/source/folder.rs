@@ -6,7 +6,7 @@
 use super::{PodEvent, PodSource};
 use crate::manifest::{MOST_FILE, Manifest, ManifestError, is_manifest};
 use crate::pod::PodObject;
-use akri_krustlet_discovery::DirectoryWatcher;
+use akri_krustlet_host::DirectoryWatcher;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

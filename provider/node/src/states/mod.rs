@@ -1,12 +1,13 @@
 //! The states of a pod, one file each.
 //!
 //! ```text
-//! Registered ──> ImagePull <──> ImagePullBackOff
-//!     │              │
-//!     v              v
-//!  Rejected     VolumeMount ──> Initializing ──> Running
-//!                                    │              │
-//!                                    └──> Completed <┘        Terminated: from any of them, when the pod is deleted
+//! Registered ──> Resources ──> ImagePull <──> ImagePullBackOff
+//!     │              │             │
+//!     v              v             v
+//!  Rejected <────────┘        VolumeMount ──> Initializing ──> Running
+//!                                                  │              │
+//!     Terminated: from any of them,                └──> Completed <┘
+//!     when the pod is deleted
 //! ```
 
 mod completed;
@@ -15,6 +16,7 @@ mod image_pull_back_off;
 mod initializing;
 mod registered;
 mod rejected;
+mod resources;
 mod running;
 mod terminated;
 mod volume_mount;
@@ -25,6 +27,7 @@ pub use image_pull_back_off::ImagePullBackOff;
 pub use initializing::Initializing;
 pub use registered::Registered;
 pub use rejected::Rejected;
+pub use resources::Resources;
 pub use running::Running;
 pub use terminated::Terminated;
 pub use volume_mount::VolumeMount;

@@ -1,7 +1,7 @@
 //! The pod is known; its specification is checked.
 
 use super::prelude::*;
-use super::{ImagePull, Rejected};
+use super::{Rejected, Resources};
 use crate::admission;
 use crate::placement::Rejection;
 use crate::provider::Services;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// First state of every pod. One that had ended in an earlier life of the node ends here, unchanged.
 #[derive(Debug, Default, TransitionTo)]
-#[transition_to(ImagePull, Rejected)]
+#[transition_to(Resources, Rejected)]
 pub struct Registered;
 
 /// Time in which the API server tells the node's object after a start; without it, a pod is taken as it comes.
@@ -48,7 +48,7 @@ impl State<PodState> for Registered {
         }
         let node = own_node(services).await;
         match services.admitted.admit(&context.pod, node.as_deref(), context.ran_before) {
-            Ok(()) => Transition::next(self, ImagePull),
+            Ok(()) => Transition::next(self, Resources),
             Err(Rejection { reason, message }) => Transition::next(self, Rejected { reason, message }),
         }
     }

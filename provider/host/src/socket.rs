@@ -1,9 +1,11 @@
-//! The socket of a discovery handler.
+//! Unix sockets that gRPC is spoken on.
 
+use hyper_util::rt::TokioIo;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tonic::transport::{Channel, Endpoint};
 
 /// Longest path of a socket, in bytes, as the kernel's `sockaddr_un` has it, less one for the name it is prepared under.
 pub const MOST_PATH: usize = 106;
@@ -13,7 +15,7 @@ pub const MOST_PATH: usize = 106;
 pub enum SocketError {
     /// The kernel has no room for the path.
     #[error(
-        "socket path {path} has {length} bytes, the kernel takes {MOST_PATH} at most; use a shorter directory or handler name"
+        "socket path {path} has {length} bytes, the kernel takes {MOST_PATH} at most; use a shorter directory or name"
     )]
     TooLong {
         /// The path.
@@ -22,7 +24,7 @@ pub enum SocketError {
         length: usize,
     },
     /// Another process serves it.
-    #[error("socket {path} is served by another process{by}; stop it, or use another directory or handler name")]
+    #[error("socket {path} is served by another process{by}; stop it, or use another directory or name")]
     Live {
         /// The path.
         path: PathBuf,
@@ -71,6 +73,16 @@ impl Drop for SocketFile {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Opens a connection to a socket. The authority is a dummy: a socket's path is not a valid one, and gRPC servers reject it.
+pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_static("http://[::1]:50051")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }))
+        .await
 }
 
 /// Listens at `path` with mode 0660, making its directory if it is missing and replacing a socket that nobody serves.

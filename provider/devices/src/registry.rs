@@ -1,0 +1,105 @@
+//! The socket that device plugins register at.
+
+use crate::devices::Devices;
+use akri_krustlet_host::socket::{self, SocketError, SocketFile};
+use akri_proto::v1beta1::registration_server::{Registration, RegistrationServer};
+use akri_proto::v1beta1::{Empty, RegisterRequest};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status};
+
+/// Its name in the plugins' directory.
+pub(crate) const SOCKET: &str = "kubelet.sock";
+/// The version of the interface.
+pub(crate) const VERSION: &str = "v1beta1";
+/// Largest registration, in bytes.
+const MOST_MESSAGE: usize = 16 << 10;
+
+/// A resource that plugins may offer: an extended resource of the API.
+pub(crate) fn is_resource_name(name: &str) -> bool {
+    let Some((domain, rest)) = name.split_once('/') else { return false };
+    let is_label = |text: &str, most: usize, others: &[u8]| {
+        let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = text.as_bytes();
+        bytes.len() <= most
+            && is_end(bytes.first())
+            && is_end(bytes.last())
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || others.contains(byte))
+    };
+    domain != "kubernetes.io"
+        && !domain.ends_with(".kubernetes.io")
+        && !name.starts_with("requests.")
+        && is_label(domain, 253, b".-")
+        && is_label(rest, 63, b"._-")
+}
+
+/// Serves registrations at `path`.
+pub(crate) fn serve(devices: &Arc<Devices>, path: &Path) -> Result<(SocketFile, JoinHandle<()>), SocketError> {
+    let (listener, file) = socket::listen(path)?;
+    let service =
+        RegistrationServer::new(Registry { devices: Arc::downgrade(devices) }).max_decoding_message_size(MOST_MESSAGE);
+    let task = tokio::spawn(async move {
+        let server = tonic::transport::Server::builder().add_service(service);
+        if let Err(error) = server.serve_with_incoming(UnixListenerStream::new(listener)).await {
+            tracing::error!(%error, "serving the device plugins' registrations");
+        }
+    });
+    Ok((file, task))
+}
+
+/// Makes the sockets again when somebody removes them.
+pub(crate) async fn keep(devices: Weak<Devices>, mut changes: watch::Receiver<()>) {
+    let mut failed = false;
+    while changes.changed().await.is_ok() {
+        let Some(devices) = devices.upgrade() else { return };
+        match devices.serve() {
+            Ok(()) => failed = false,
+            Err(error) if !failed => {
+                failed = true;
+                tracing::error!("device plugins cannot register: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+    tracing::error!(
+        "the device plugins' directory was removed; device plugins cannot register until the node is restarted"
+    );
+}
+
+struct Registry {
+    devices: Weak<Devices>,
+}
+
+#[tonic::async_trait]
+impl Registration for Registry {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
+        let devices = self.devices.upgrade().ok_or_else(|| Status::unavailable("the node is ending"))?;
+        let request = request.into_inner();
+        let resource = request.resource_name.clone();
+        devices.register(request).map_err(|error| {
+            tracing::warn!(resource, "a device plugin is refused: {error}");
+            Status::invalid_argument(error)
+        })?;
+        Ok(Response::new(Empty {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_of_plugins_have_a_domain_of_their_own() {
+        for name in ["akri.sh/akri-debug-echo-8120fe", "example.com/a", "a/b_c.d"] {
+            assert!(is_resource_name(name), "{name}");
+        }
+        let long = format!("a/{}", "x".repeat(64));
+        for name in ["cpu", "kubernetes.io/a", "a.kubernetes.io/b", "a/", "/a", "a/b/c", "a/-b", "requests.a/b", &long]
+        {
+            assert!(!is_resource_name(name), "{name}");
+        }
+    }
+}

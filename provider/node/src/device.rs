@@ -1,0 +1,155 @@
+//! The devices of a pod: what it asks for, and what its containers see of them.
+
+use crate::cluster::events::EventType;
+use crate::container::PodContext;
+use crate::pod::PodObject;
+use crate::quantity;
+use crate::status::ContainerKind;
+use akri_krustlet_devices::{ContainerRequest, PodRequest, Provided};
+use akri_krustlet_runtime::Preopen;
+use k8s_openapi::api::core::v1::Container;
+use std::path::{Path, PathBuf};
+
+/// What a pod asks for.
+pub fn request(pod: &PodObject) -> PodRequest {
+    let of = |container: &Container, init| {
+        let resources = container.resources.clone().unwrap_or_default();
+        let mut all = resources.limits.unwrap_or_default();
+        all.extend(resources.requests.unwrap_or_default());
+        let devices = all.into_iter().filter(|(name, _)| is_extended(name));
+        let count = |quantity: &str| quantity::parse(quantity).map_or(0, |count| count.ceil().max(0.0) as u64);
+        ContainerRequest {
+            name: container.name.clone(),
+            init,
+            resources: devices.map(|(name, quantity)| (name, count(&quantity.0))).collect(),
+        }
+    };
+    let init = pod.init_containers().iter().map(|container| of(container, true));
+    let app = pod.spec().containers.iter().map(|container| of(container, false));
+    PodRequest {
+        uid: pod.uid().to_owned(),
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        containers: init.chain(app).collect(),
+    }
+}
+
+/// A resource that only a device plugin can offer: one with a domain that is not the API's own.
+fn is_extended(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
+}
+
+/// Gives the pod its devices, all or none; the error says in words why it has none.
+pub async fn allocate(context: &PodContext) -> Result<(), String> {
+    let request = request(&context.pod);
+    if let Some(devices) = &context.services.devices {
+        return devices.allocate(&request).await.map_err(|error| error.to_string());
+    }
+    let asked = |container: &ContainerRequest| {
+        let resource = container.resources.iter().find(|(_, count)| **count > 0)?.0;
+        Some(format!(
+            "container {} asks for {resource}, and this node serves no device plugins: see --device-plugins-directory",
+            container.name
+        ))
+    };
+    request.containers.iter().find_map(asked).map_or(Ok(()), Err)
+}
+
+/// What a container gets of its devices.
+#[derive(Debug, Default)]
+pub struct DeviceAccess {
+    /// Environment variables.
+    pub variables: Vec<(String, String)>,
+    /// Directories of the host.
+    pub preopens: Vec<Preopen>,
+}
+
+/// Prepares a container's devices for a start. What a guest cannot be given is told by an event; an error means that the
+/// container cannot be started now.
+pub async fn access(context: &PodContext, kind: ContainerKind, container: &str) -> Result<DeviceAccess, String> {
+    let Some(devices) = &context.services.devices else { return Ok(DeviceAccess::default()) };
+    let uid = context.pod.uid();
+    devices.pre_start(uid, container).await.map_err(|error| error.to_string())?;
+    let provided = devices.provided(uid, container);
+    for message in shortcomings(&provided) {
+        context.event(kind, container, EventType::Warning, "DeviceNotGiven", message);
+    }
+    let mut access = DeviceAccess { variables: provided.envs.into_iter().collect(), preopens: Vec::new() };
+    for mount in provided.mounts {
+        let (host, guest) = directory_of(&mount.host_path, &mount.container_path)?;
+        let preopen = Preopen { host, guest, read_only: mount.read_only, private: false };
+        let same = |other: &Preopen| other.host == preopen.host && other.guest == preopen.guest;
+        if !access.preopens.iter().any(same) {
+            access.preopens.push(preopen);
+        }
+    }
+    Ok(access)
+}
+
+fn shortcomings(provided: &Provided) -> Vec<String> {
+    let mut messages = Vec::new();
+    if !provided.conflicts.is_empty() {
+        let names = provided.conflicts.join(", ");
+        messages.push(format!(
+            "the devices of this container set variables to different values, the first counts: {names}"
+        ));
+    }
+    if !provided.device_nodes.is_empty() {
+        let nodes = provided.device_nodes.join(", ");
+        messages.push(format!("a WebAssembly guest cannot open device nodes; it runs without {nodes}"));
+    }
+    if !provided.cdi_devices.is_empty() {
+        let names = provided.cdi_devices.join(", ");
+        messages.push(format!("CDI devices are for container runtimes; the guest runs without {names}"));
+    }
+    messages
+}
+
+/// The directories that make a host's path appear at a container's path: those of the path itself, or for a file, which a
+/// guest cannot be given alone, the ones that it is in.
+fn directory_of(host: &str, guest: &str) -> Result<(PathBuf, String), String> {
+    let failed = |what: String| format!("a device of the container needs {host}: {what}");
+    let metadata = std::fs::metadata(host).map_err(|error| failed(error.to_string()))?;
+    if metadata.is_dir() {
+        return Ok((PathBuf::from(host), guest.trim_end_matches('/').to_owned()));
+    }
+    let (host_path, guest_path) = (Path::new(host), Path::new(guest));
+    if host_path.file_name() != guest_path.file_name() {
+        return Err(failed(format!("a file cannot appear under another name ({guest}) to a WebAssembly guest")));
+    }
+    let parent = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
+    Ok((parent(host_path), parent(guest_path).display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    #[test]
+    fn extended_resources_are_asked_for_and_init_containers_first() {
+        let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {
+            "initContainers": [{"name": "i", "resources": {"requests": {"akri.sh/a": "2"}}}],
+            "containers": [{"name": "c", "resources": {
+                "requests": {"cpu": "1", "akri.sh/a": "1"}, "limits": {"akri.sh/a": "1", "a.kubernetes.io/b": "1"}}}]}});
+        let request = request(&PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None });
+        let asked: Vec<_> = request.containers.iter().map(|c| (c.name.as_str(), c.init, c.resources.clone())).collect();
+        assert_eq!(asked[0], ("i", true, [("akri.sh/a".to_owned(), 2)].into()));
+        assert_eq!(asked[1], ("c", false, [("akri.sh/a".to_owned(), 1)].into()));
+    }
+
+    #[test]
+    fn a_file_is_given_by_its_directory_and_under_its_own_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("video0.conf");
+        std::fs::write(&file, "").unwrap();
+        let host = file.to_str().unwrap();
+        assert_eq!(
+            directory_of(host, "/etc/camera/video0.conf").unwrap(),
+            (directory.path().to_owned(), "/etc/camera".to_owned())
+        );
+        assert!(directory_of(host, "/etc/other.conf").unwrap_err().contains("another name"));
+        assert!(directory_of("/no/such/path", "/x").unwrap_err().contains("/no/such/path"));
+    }
+}

@@ -1,0 +1,29 @@
+//! The pod gets its devices.
+
+use super::prelude::*;
+use super::{ImagePull, Rejected};
+use crate::device;
+
+/// All that its containers ask for, or the pod is refused.
+#[derive(Debug, TransitionTo)]
+#[transition_to(ImagePull, Rejected)]
+pub struct Resources;
+
+#[async_trait::async_trait]
+impl State<PodState> for Resources {
+    async fn next(
+        self: Box<Self>,
+        _provider: SharedState<ProviderState>,
+        state: &mut PodState,
+        _pod: Manifest<Pod>,
+    ) -> Transition<PodState> {
+        match device::allocate(&state.context).await {
+            Ok(()) => Transition::next(self, ImagePull),
+            Err(message) => Transition::next(self, Rejected { reason: "UnexpectedAdmissionError".to_owned(), message }),
+        }
+    }
+
+    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        Ok(phase(Phase::Pending))
+    }
+}
