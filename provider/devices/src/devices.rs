@@ -26,6 +26,26 @@ pub struct DevicesConfig {
     pub checkpoint: PathBuf,
     /// A resource whose plugin is gone counts 0 after this time, and is removed after twice of it. Default 5 min.
     pub grace_period: Duration,
+    /// How long a plugin may take to answer a call. Default 10 s.
+    pub answer_timeout: Duration,
+    /// How long a pod waits for a device whose plugin may just be starting. Default 5 s.
+    pub patience: Duration,
+}
+
+impl DevicesConfig {
+    /// The defaults: plugins in `plugins_directory`, the pod resources interface beside it as a kubelet has it.
+    pub fn new(plugins_directory: impl Into<PathBuf>, checkpoint: impl Into<PathBuf>) -> Self {
+        let plugins_directory = plugins_directory.into();
+        let beside = plugins_directory.parent().unwrap_or(&plugins_directory).join("pod-resources/kubelet.sock");
+        Self {
+            pod_resources_socket: Some(beside),
+            plugins_directory,
+            checkpoint: checkpoint.into(),
+            grace_period: Duration::from_secs(300),
+            answer_timeout: Duration::from_secs(10),
+            patience: Duration::from_secs(5),
+        }
+    }
 }
 
 /// Why devices cannot be had from plugins.
@@ -70,8 +90,6 @@ pub struct Amount {
     pub allocatable: usize,
 }
 
-/// How long a pod waits for a device whose plugin may just be starting.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a start waits for the plugins that are known.
 const ATTACH: Duration = Duration::from_secs(1);
 /// Most resources; Akri has one for each Instance and each Configuration.
@@ -81,6 +99,8 @@ const MOST_RESOURCES: usize = 1000;
 #[derive(Debug)]
 pub struct Devices {
     config: DevicesConfig,
+    /// Tells of removed sockets as long as it is here.
+    _watcher: DirectoryWatcher,
     state: Mutex<State>,
     /// `None` for a resource that was removed and that somebody may still show.
     amounts: watch::Sender<BTreeMap<String, Option<Amount>>>,
@@ -132,6 +152,7 @@ impl Devices {
             .map_err(|source| DevicesError::Checkpoint { path: config.checkpoint.clone(), source })?;
         let devices = Arc::new(Self {
             config,
+            _watcher: watcher.clone(),
             state: Mutex::new(State { pods: checkpoint.pods, ..State::default() }),
             amounts: watch::Sender::default(),
             sockets: Mutex::default(),
@@ -179,7 +200,7 @@ impl Devices {
     /// # Errors
     /// Then it has none of them.
     pub async fn allocate(&self, request: &PodRequest) -> Result<(), AllocationError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.config.patience;
         let mut changes = self.amounts.subscribe();
         loop {
             changes.mark_unchanged();
@@ -390,15 +411,21 @@ impl Devices {
             Some(old) => (std::mem::take(&mut old.devices), old.has_told, old.gone_since),
             None => Default::default(),
         };
-        let follower = tokio::spawn(plugin::follow(Arc::downgrade(self), resource.to_owned(), socket, life));
+        let follower = tokio::spawn(plugin::follow(
+            Arc::downgrade(self),
+            resource.to_owned(),
+            socket,
+            self.config.answer_timeout,
+            life,
+        ));
         let new = Resource { plugin, life, devices, connection: None, has_told, gone_since, follower: Some(follower) };
         state.resources.insert(resource.to_owned(), new);
     }
 
     // What the followers of plugins do.
 
-    pub(crate) fn grace_period(&self) -> Duration {
-        self.config.grace_period
+    pub(crate) fn config(&self) -> &DevicesConfig {
+        &self.config
     }
 
     /// A plugin's list; false if it is not the resource's plugin any more.

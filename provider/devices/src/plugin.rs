@@ -15,8 +15,6 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-/// How long a plugin may take to answer a call.
-const ANSWER: Duration = Duration::from_secs(10);
 /// A plugin is not reconnected to more often than this, doubling to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Pause between two lists that are read, so that a plugin that sends without end costs little: its stream fills up.
@@ -31,17 +29,19 @@ pub(crate) const MOST_DEVICES: usize = 10_000;
 pub(crate) struct Connection {
     client: DevicePluginClient<Channel>,
     resource: String,
+    /// How long it may take to answer.
+    timeout: Duration,
 }
 
 impl Connection {
-    async fn open(resource: &str, socket: PathBuf) -> Result<Self, String> {
+    async fn open(resource: &str, socket: PathBuf, timeout: Duration) -> Result<Self, String> {
         let connect = akri_krustlet_host::socket::connect(socket);
-        let channel = tokio::time::timeout(ANSWER, connect)
+        let channel = tokio::time::timeout(timeout, connect)
             .await
-            .map_err(|_| format!("no connection within {} s", ANSWER.as_secs()))?
+            .map_err(|_| format!("no connection within {timeout:?}"))?
             .map_err(|error| describe(&error))?;
         let client = DevicePluginClient::new(channel).max_decoding_message_size(MOST_MESSAGE);
-        Ok(Self { client, resource: resource.to_owned() })
+        Ok(Self { client, resource: resource.to_owned(), timeout })
     }
 
     fn failed(&self, call: &'static str, message: String) -> AllocationError {
@@ -53,10 +53,10 @@ impl Connection {
         call: &'static str,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, AllocationError> {
-        match tokio::time::timeout(ANSWER, answer).await {
+        match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.failed(call, format!("{}: {}", status.code(), status.message()))),
-            Err(_) => Err(self.failed(call, format!("no answer within {} s", ANSWER.as_secs()))),
+            Err(_) => Err(self.failed(call, format!("no answer within {:?}", self.timeout))),
         }
     }
 
@@ -142,12 +142,12 @@ fn describe(error: &tonic::transport::Error) -> String {
 }
 
 /// Follows a plugin's list until the plugin is replaced, or has been away for so long that its resource is removed.
-pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: PathBuf, life: u64) {
+pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: PathBuf, timeout: Duration, life: u64) {
     let mut pause = BACK_OFF.0;
     let mut told = false;
     loop {
         let started = Instant::now();
-        let ended = match Connection::open(&resource, socket.clone()).await {
+        let ended = match Connection::open(&resource, socket.clone(), timeout).await {
             Ok(connection) => follow_list(&devices, &resource, life, connection, &mut told).await,
             Err(error) => error,
         };
@@ -159,7 +159,7 @@ pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: Pat
         if !std::mem::replace(&mut told, true) {
             tracing::warn!(resource, socket = %socket.display(), "the device plugin is gone: {ended}");
         }
-        let period = known.grace_period();
+        let period = known.config().grace_period;
         drop(known);
         // A plugin that took its socket away has ended and registers if it comes again.
         let next_try = if socket.exists() { Instant::now() + pause } else { lost + 3 * period };
@@ -188,11 +188,11 @@ async fn follow_list(
     told: &mut bool,
 ) -> String {
     let mut client = connection.client.clone();
-    let list = tokio::time::timeout(ANSWER, client.list_and_watch(Request::new(Empty {}))).await;
+    let list = tokio::time::timeout(connection.timeout, client.list_and_watch(Request::new(Empty {}))).await;
     let mut list = match list {
         Ok(Ok(list)) => list.into_inner(),
         Ok(Err(status)) => return format!("ListAndWatch: {}: {}", status.code(), status.message()),
-        Err(_) => return format!("ListAndWatch: no answer within {} s", ANSWER.as_secs()),
+        Err(_) => return format!("ListAndWatch: no answer within {:?}", connection.timeout),
     };
     loop {
         let message = match list.message().await {

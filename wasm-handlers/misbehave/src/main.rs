@@ -59,6 +59,17 @@ fn do_fault(fault: &str) {
             eprintln!("line on stderr");
         }
         "sleep" => {}
+        "environment" => {
+            for (name, value) in std::env::vars() {
+                println!("{name}={value}");
+            }
+        }
+        // What it sees of a file that a device brings.
+        "use-file" => {
+            let file = std::env::var("FAULT_FILE").unwrap_or_default();
+            println!("read: {:?}", fs::read_to_string(&file).map_err(|error| error.kind()));
+            println!("write: {:?}", fs::write(&file, "of the guest").map_err(|error| error.kind()));
+        }
         "spin" => loop {
             std::hint::spin_loop();
         },

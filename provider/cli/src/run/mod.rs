@@ -163,13 +163,11 @@ fn device_plugins(arguments: &RunArguments, data: &DataDirectory) -> anyhow::Res
         None if arguments.manifests.is_some() => return Ok(DevicePlugins::None),
         None => (PathBuf::from("/var/lib/kubelet/device-plugins"), false),
     };
-    let beside = || directory.parent().unwrap_or(&directory).join("pod-resources/kubelet.sock");
-    let config = DevicesConfig {
-        pod_resources_socket: Some(arguments.pod_resources_socket.clone().unwrap_or_else(beside)),
-        checkpoint: data.devices(),
-        grace_period: Duration::from_secs(arguments.device_plugin_grace_period),
-        plugins_directory: directory,
-    };
+    let mut config = DevicesConfig::new(directory, data.devices());
+    config.grace_period = Duration::from_secs(arguments.device_plugin_grace_period);
+    if let Some(socket) = &arguments.pod_resources_socket {
+        config.pod_resources_socket = Some(socket.clone());
+    }
     Ok(if required { DevicePlugins::Required(config) } else { DevicePlugins::IfFree(config) })
 }
 
