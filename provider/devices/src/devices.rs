@@ -104,6 +104,8 @@ pub struct Devices {
     state: Mutex<State>,
     /// `None` for a resource that was removed and that somebody may still show.
     amounts: watch::Sender<BTreeMap<String, Option<Amount>>>,
+    /// Changes when devices come, go or are free again.
+    turnover: watch::Sender<()>,
     sockets: Mutex<Vec<SocketFile>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -155,6 +157,7 @@ impl Devices {
             _watcher: watcher.clone(),
             state: Mutex::new(State { pods: checkpoint.pods, ..State::default() }),
             amounts: watch::Sender::default(),
+            turnover: watch::Sender::default(),
             sockets: Mutex::default(),
             tasks: Mutex::default(),
         });
@@ -167,8 +170,9 @@ impl Devices {
             devices.attach(&resource, plugin);
         }
         let attached = async {
-            let mut changes = devices.amounts.subscribe();
-            while devices.lock().resources.values().any(|resource| resource.connection.is_none()) {
+            let mut changes = devices.turnover.subscribe();
+            let is_open = |resource: &Resource| resource.connection.is_none() && resource.gone_since.is_none();
+            while devices.lock().resources.values().any(is_open) {
                 if changes.changed().await.is_err() {
                     return;
                 }
@@ -201,7 +205,7 @@ impl Devices {
     /// Then it has none of them.
     pub async fn allocate(&self, request: &PodRequest) -> Result<(), AllocationError> {
         let deadline = Instant::now() + self.config.patience;
-        let mut changes = self.amounts.subscribe();
+        let mut changes = self.turnover.subscribe();
         loop {
             changes.mark_unchanged();
             let preferences = self.preferences(request).await;
@@ -485,8 +489,9 @@ impl Devices {
         self.changed();
     }
 
-    /// Tells the amounts if they are others than before.
+    /// Tells those who wait for devices, and the amounts if they are others than before.
     pub(crate) fn changed(&self) {
+        self.turnover.send_replace(());
         let grace_period = self.config.grace_period;
         let state = self.lock();
         // One whose plugin has not told its devices yet is not shown.

@@ -116,6 +116,27 @@ async fn lists_are_followed_and_the_last_device_can_be_had() {
 }
 
 #[tokio::test]
+async fn a_pod_waits_for_a_moment_for_a_device_that_is_about_to_be_free() {
+    let mut place = Place::new();
+    place.config.patience = DEADLINE;
+    let devices = place.start().await;
+    let wait = |uid: &'static str| {
+        let devices = devices.clone();
+        tokio::spawn(async move { devices.allocate(&pod(uid, &[("a/x", 1)])).await })
+    };
+    // For its plugin,
+    let first = wait("u1");
+    let _plugin = Plugin::start(&place.plugins(), "a/x", &["1"]).await;
+    first.await.unwrap().unwrap();
+    // and for the pod before it, which is ending.
+    let second = wait("u2");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!second.is_finished());
+    devices.release("u1");
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_pod_has_all_of_its_devices_or_none() {
     let place = Place::new();
     let devices = place.start().await;
