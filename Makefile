@@ -10,7 +10,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: guests build ## build everything, run a node with a WebAssembly handler, watch it find devices (ends by itself)
-	@PROGRAM=$(CURDIR)/target/debug/akri-krustlet GUEST=$(CURDIR)/$(GUESTS)/debug-echo.wasm manifests/standalone/quickstart
+	@PROGRAM=$(CURDIR)/target/debug/akri-krustlet GUESTS=$(CURDIR)/$(GUESTS) manifests/standalone/quickstart
 
 test: guests programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace

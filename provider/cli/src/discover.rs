@@ -1,6 +1,8 @@
 //! `discover`: the Agent's side, for the author of a handler.
 
+use crate::offer::Offers;
 use crate::output::{host_name, spinner, table, text_of};
+use akri_krustlet_devices::offer::OfferError;
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_krustlet_discovery::instance;
 use akri_krustlet_host::socket::SocketError;
@@ -43,6 +45,20 @@ pub(crate) struct DiscoverArguments {
     /// Treat the devices as unshared, with --socket, where no registration says it
     #[arg(long, requires = "socket")]
     unshared: bool,
+    /// Offer each device to pods, as Akri's Agent does: as resource akri.sh/INSTANCE, by the device plugin interface
+    #[arg(long, conflicts_with = "once")]
+    offer_devices: bool,
+    /// Where the node takes device plugins' registrations
+    #[arg(
+        long,
+        env = "KRUSTLET_DEVICE_PLUGINS_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/device-plugins"
+    )]
+    device_plugins_directory: PathBuf,
+    /// How many pods may have a device at once
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "offer_devices")]
+    capacity: u32,
     /// End after the first list
     #[arg(long)]
     once: bool,
@@ -112,6 +128,9 @@ async fn run(arguments: &DiscoverArguments) -> End {
         node: arguments.node_name.clone().unwrap_or_else(host_name),
         format: arguments.output,
         known: None,
+        offers: arguments
+            .offer_devices
+            .then(|| Offers::new(arguments.device_plugins_directory.clone(), arguments.capacity)),
     };
     let end = tokio::select! {
         end = follow(arguments, socket, request, lists, deadline) => end,
@@ -245,6 +264,9 @@ async fn follow(
                         End::Unusable(error.to_string())
                     };
                 }
+                if let Err(error) = lists.offer().await {
+                    return End::Unusable(error.to_string());
+                }
                 if arguments.once {
                     return End::Listed;
                 }
@@ -268,6 +290,7 @@ struct Lists {
     node: String,
     format: Format,
     known: Option<BTreeMap<String, Device>>,
+    offers: Option<Offers>,
 }
 
 impl Lists {
@@ -285,6 +308,16 @@ impl Lists {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}")?;
         out.flush()
+    }
+
+    /// Offers the devices of the last list, if that is wanted.
+    async fn offer(&mut self) -> Result<(), OfferError> {
+        let devices = self.known.iter().flatten();
+        let devices = devices.map(|(id, device)| (self.instance(id), device.clone())).collect();
+        match &mut self.offers {
+            Some(offers) => offers.update(devices).await,
+            None => Ok(()),
+        }
     }
 
     fn instance(&self, id: &str) -> String {

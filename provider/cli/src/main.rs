@@ -3,6 +3,7 @@
 mod check;
 mod discover;
 mod logs;
+mod offer;
 mod output;
 mod pods;
 mod run;

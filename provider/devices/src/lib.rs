@@ -10,6 +10,7 @@
 pub mod allocation;
 mod checkpoint;
 mod devices;
+pub mod offer;
 mod plugin;
 mod pod_resources;
 mod registry;

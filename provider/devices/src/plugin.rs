@@ -136,7 +136,7 @@ fn checked(response: ContainerAllocateResponse) -> Result<Provided, String> {
 }
 
 /// An error with its cause, in which tonic hides what happened.
-fn describe(error: &tonic::transport::Error) -> String {
+pub(crate) fn describe(error: &tonic::transport::Error) -> String {
     let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     format!("{error}{cause}")
 }
