@@ -202,6 +202,15 @@ async fn twenty_restarts_of_the_node_give_no_device_twice_and_lose_none() {
         assert!(wait_for(|| (has("first"), has("second")) == before), "after restart {restart}");
         assert_eq!(plugin.allocated().len(), 2, "nothing is asked for again");
     }
+    // A pod that is deleted while the node is away gives its device back.
+    node.kill();
+    namespace.kubectl_ok(&["delete", "pod", "second", "--grace-period=5", "--wait=false"]);
+    node.run(&cluster.bootstrap());
+    namespace.wait_until_gone(&node, "second");
+    namespace.apply(pod(&node, "second", "environment", &[("example.com/a", 1)]));
+    namespace.wait_until_ready(&node, "second");
+    assert!(wait_for(|| has("second").is_some_and(|device| Some(device) != has("first"))));
+    let before = (has("first"), has("second"));
     // The third one is still to be had, and no more.
     namespace.apply(pod(&node, "third", "environment", &[("example.com/a", 1)]));
     namespace.wait_until_ready(&node, "third");

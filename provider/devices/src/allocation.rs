@@ -77,6 +77,8 @@ pub enum AllocationError {
         call: &'static str,
         /// What happened.
         message: String,
+        /// It answered, with an error.
+        refused: bool,
     },
     /// What was given could not be remembered, and would be given again after a restart.
     #[error("cannot write {}: {source}; no device is given that would be forgotten", path.display())]
@@ -93,6 +95,11 @@ impl AllocationError {
     /// It may be otherwise in a moment: a plugin is being started.
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Unknown { .. } | Self::TooFew { .. })
+    }
+
+    /// The plugin said no.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Plugin { refused: true, .. })
     }
 }
 

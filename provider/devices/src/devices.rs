@@ -30,6 +30,9 @@ pub struct DevicesConfig {
     pub answer_timeout: Duration,
     /// How long a pod waits for a device whose plugin may just be starting. Default 5 s.
     pub patience: Duration,
+    /// How long after a device is free again its plugin may still take it for used, and is asked again if it refuses it.
+    /// Default 45 s: Akri's Agent looks every 10 s which devices are used, and believes it when they are not for 20 s.
+    pub notice: Duration,
 }
 
 impl DevicesConfig {
@@ -44,6 +47,7 @@ impl DevicesConfig {
             grace_period: Duration::from_secs(300),
             answer_timeout: Duration::from_secs(10),
             patience: Duration::from_secs(5),
+            notice: Duration::from_secs(45),
         }
     }
 }
@@ -92,6 +96,8 @@ pub struct Amount {
 
 /// How long a start waits for the plugins that are known.
 const ATTACH: Duration = Duration::from_secs(1);
+/// Between two tries at a device that its plugin still takes for used.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Most resources; Akri has one for each Instance and each Configuration.
 const MOST_RESOURCES: usize = 1000;
 
@@ -114,6 +120,10 @@ pub struct Devices {
 struct State {
     resources: BTreeMap<String, Resource>,
     pods: BTreeMap<String, PodDevices>,
+    /// Pods that wait until a plugin that refused a device notices that it is free.
+    refused: BTreeSet<String>,
+    /// Devices (resource, id) that were freed, and when, as long as their plugins may not have noticed.
+    freed: BTreeMap<(String, String), Instant>,
     /// Counts the registrations, so that what an old one does no longer counts.
     lives: u64,
 }
@@ -220,11 +230,31 @@ impl Devices {
                 return Err(error);
             }
         }
-        let completed = self.complete(request).await;
-        if completed.is_err() {
-            self.lock().pods.remove(&request.uid);
+        loop {
+            let Err(error) = self.complete(request).await else {
+                self.lock().refused.remove(&request.uid);
+                return Ok(());
+            };
+            let Some(until) = self.may_be_unnoticed(&request.uid).filter(|_| error.is_refusal()) else {
+                self.release(&request.uid);
+                return Err(error);
+            };
+            self.lock().refused.insert(request.uid.clone());
+            tracing::debug!(pod = request.name, "{error}; it may not know yet that the device is free");
+            tokio::time::sleep_until(until.min(Instant::now() + ASK_AGAIN)).await;
         }
-        completed
+    }
+
+    /// Until when the plugins of devices that the pod waits for may take them for used, if they may now.
+    fn may_be_unnoticed(&self, uid: &str) -> Option<Instant> {
+        let unanswered = self.unanswered(uid);
+        let mut state = self.lock();
+        let now = Instant::now();
+        let notice = self.config.notice;
+        state.freed.retain(|_, freed| *freed + notice > now);
+        let devices =
+            unanswered.iter().flat_map(|(_, resource, ids)| ids.iter().map(|id| (resource.clone(), id.clone())));
+        devices.filter_map(|device| state.freed.get(&device)).max().map(|freed| *freed + notice)
     }
 
     /// Marks devices as the pod's.
@@ -245,27 +275,26 @@ impl Devices {
 
     /// Asks the plugins about what was reserved, and remembers what they say.
     async fn complete(&self, request: &PodRequest) -> Result<(), AllocationError> {
-        let mut answers = Vec::new();
-        for (container, resource, ids) in self.unanswered(&request.uid) {
+        let unanswered = self.unanswered(&request.uid);
+        if unanswered.is_empty() {
+            return Ok(());
+        }
+        for (container, resource, ids) in unanswered {
             let connection = self.connection(&resource).ok_or_else(|| AllocationError::Plugin {
                 resource: resource.clone(),
                 call: "Allocate",
                 message: "it has just gone".to_owned(),
+                refused: false,
             })?;
-            answers.push((container, resource, connection.allocate(&ids).await?));
-        }
-        let mut state = self.lock();
-        if answers.is_empty() {
-            return Ok(());
-        }
-        for (container, resource, provided) in answers {
+            let provided = connection.allocate(&ids).await?;
+            let mut state = self.lock();
             let pod = state.pods.get_mut(&request.uid);
             let container = pod.and_then(|pod| pod.containers.iter_mut().find(|other| other.name == container));
             if let Some(granted) = container.and_then(|container| container.granted.get_mut(&resource)) {
                 granted.provided = Some(provided);
             }
         }
-        self.write(&state)
+        self.write(&self.lock())
     }
 
     fn unanswered(&self, uid: &str) -> Vec<(String, String, BTreeSet<String>)> {
@@ -345,10 +374,17 @@ impl Devices {
     /// The pod has ended: its devices are free.
     pub fn release(&self, uid: &str) {
         let mut state = self.lock();
-        let had_devices = state
-            .pods
-            .remove(uid)
-            .is_some_and(|pod| pod.containers.iter().any(|container| !container.granted.is_empty()));
+        state.refused.remove(uid);
+        let containers = state.pods.remove(uid).map(|pod| pod.containers).unwrap_or_default();
+        let had_devices = containers.iter().any(|container| !container.granted.is_empty());
+        // Of one that its plugin never gave there is nothing to notice.
+        let granted = containers.into_iter().flat_map(|container| container.granted);
+        let granted = granted.filter(|(_, granted)| granted.provided.is_some());
+        let ids = granted.flat_map(|(resource, granted)| granted.ids.into_iter().map(move |id| (resource.clone(), id)));
+        let now = Instant::now();
+        let notice = self.config.notice;
+        state.freed.retain(|_, freed| *freed + notice > now);
+        state.freed.extend(ids.map(|device| (device, now)));
         if had_devices {
             if let Err(error) = self.write(&state) {
                 tracing::error!("{error}");
@@ -510,8 +546,19 @@ impl Devices {
 
     // What the pod resources interface tells.
 
+    /// What pods have or are being given; not what was refused to them, or its plugin would go on taking it for used.
     pub(crate) fn pods(&self) -> Vec<PodDevices> {
-        self.lock().pods.values().cloned().collect()
+        let state = self.lock();
+        let shown = state.pods.iter().map(|(uid, pod)| {
+            let mut pod = pod.clone();
+            if state.refused.contains(uid) {
+                for container in &mut pod.containers {
+                    container.granted.retain(|_, granted| granted.provided.is_some());
+                }
+            }
+            pod
+        });
+        shown.collect()
     }
 
     /// Healthy devices of plugins that answer, by resource.

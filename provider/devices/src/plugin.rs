@@ -45,7 +45,7 @@ impl Connection {
     }
 
     fn failed(&self, call: &'static str, message: String) -> AllocationError {
-        AllocationError::Plugin { resource: self.resource.clone(), call, message }
+        AllocationError::Plugin { resource: self.resource.clone(), call, message, refused: false }
     }
 
     async fn answer<T>(
@@ -55,7 +55,12 @@ impl Connection {
     ) -> Result<T, AllocationError> {
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.failed(call, format!("{}: {}", status.code(), status.message()))),
+            Ok(Err(status)) => Err(AllocationError::Plugin {
+                resource: self.resource.clone(),
+                call,
+                message: format!("{}: {}", status.code(), status.message()),
+                refused: true,
+            }),
             Err(_) => Err(self.failed(call, format!("no answer within {:?}", self.timeout))),
         }
     }
@@ -156,13 +161,18 @@ pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: Pat
             pause = BACK_OFF.0;
         }
         let Some(lost) = known.lost(&resource, life) else { return };
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(resource, socket = %socket.display(), "the device plugin is gone: {ended}");
+        // A plugin that took its socket away has ended and registers if it comes again.
+        let has_ended = !socket.exists();
+        match std::mem::replace(&mut told, true) {
+            true => {}
+            false if has_ended => tracing::info!(resource, "the device plugin is gone, and so is its socket"),
+            false => {
+                tracing::warn!(resource, socket = %socket.display(), "the device plugin is gone: {ended}");
+            }
         }
         let period = known.config().grace_period;
         drop(known);
-        // A plugin that took its socket away has ended and registers if it comes again.
-        let next_try = if socket.exists() { Instant::now() + pause } else { lost + 3 * period };
+        let next_try = if has_ended { lost + 3 * period } else { Instant::now() + pause };
         pause = (pause * 2).min(BACK_OFF.1);
         for (at, removes) in [(lost + period, false), (lost + 2 * period, true)] {
             if at > next_try {

@@ -9,7 +9,7 @@ use akri_krustlet_devices::{
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::socket::connect;
 use akri_proto::v1::pod_resources_lister_client::PodResourcesListerClient;
-use akri_proto::v1::{AllocatableResourcesRequest, GetPodResourcesRequest, ListPodResourcesRequest};
+use akri_proto::v1::{AllocatableResourcesRequest, GetPodResourcesRequest, ListPodResourcesRequest, PodResources};
 use akri_proto::v1beta1::DevicePluginOptions;
 use plugin::{Answer, Plugin, device, register};
 use std::collections::BTreeMap;
@@ -35,6 +35,7 @@ impl Place {
         std::fs::create_dir(directory.path().join("data")).unwrap();
         config.answer_timeout = Duration::from_millis(500);
         config.patience = Duration::ZERO;
+        config.notice = Duration::ZERO;
         Self { directory, config }
     }
 
@@ -134,6 +135,50 @@ async fn a_pod_waits_for_a_moment_for_a_device_that_is_about_to_be_free() {
     assert!(!second.is_finished());
     devices.release("u1");
     second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_plugin_that_has_not_noticed_that_its_device_is_free_is_asked_again() {
+    let mut place = Place::new();
+    place.config.notice = DEADLINE;
+    let devices = place.start().await;
+    let plugin = Plugin::start(&place.plugins(), "a/x", &["1"]).await;
+    wait_for_amount(&devices, "a/x", Some((1, 1))).await;
+    devices.allocate(&pod("u1", &[("a/x", 1)])).await.unwrap();
+    assert_eq!(listed(&place).await, ["pod-u1"]);
+    devices.release("u1");
+    plugin.set_answer(Answer::Fail);
+    let waiting = {
+        let devices = devices.clone();
+        tokio::spawn(async move { devices.allocate(&pod("u2", &[("a/x", 1)])).await })
+    };
+    let asked = async {
+        while plugin.allocated().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, asked).await.unwrap();
+    // While it waits, it is not told to have the device, or the plugin would never notice.
+    assert!(listed(&place).await.is_empty());
+    assert!(matches!(devices.allocate(&pod("u3", &[("a/x", 1)])).await, Err(AllocationError::TooFew { .. })));
+    plugin.set_answer(Answer::Normal);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(listed(&place).await, ["pod-u2"]);
+    // A device that was used by nobody is refused for another reason.
+    plugin.set(vec![device("1", true), device("2", true)]);
+    wait_for_amount(&devices, "a/x", Some((2, 2))).await;
+    plugin.set_answer(Answer::Fail);
+    let refused = devices.allocate(&pod("u3", &[("a/x", 1)])).await.unwrap_err();
+    assert!(matches!(refused, AllocationError::Plugin { .. }), "{refused}");
+}
+
+/// The pods that the pod resources interface tells to have devices.
+async fn listed(place: &Place) -> Vec<String> {
+    let socket = place.config.pod_resources_socket.clone().unwrap();
+    let mut client = PodResourcesListerClient::new(connect(socket).await.unwrap());
+    let list = client.list(ListPodResourcesRequest {}).await.unwrap().into_inner();
+    let with_devices = |pod: &PodResources| pod.containers.iter().any(|container| !container.devices.is_empty());
+    list.pod_resources.into_iter().filter(with_devices).map(|pod| pod.name).collect()
 }
 
 #[tokio::test]

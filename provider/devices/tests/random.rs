@@ -55,6 +55,7 @@ async fn no_device_is_given_twice_and_none_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = DevicesConfig::new(directory.path().join("plugins"), directory.path().join("devices.json"));
     config.patience = Duration::ZERO;
+    config.notice = Duration::ZERO;
     let watcher = DirectoryWatcher::start().unwrap();
     let mut devices: Arc<Devices> = Devices::start(config.clone(), &watcher).await.unwrap();
     let mut plugins = Vec::new();

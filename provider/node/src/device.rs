@@ -9,6 +9,10 @@ use akri_krustlet_devices::{ContainerRequest, PodRequest, Provided};
 use akri_krustlet_runtime::Preopen;
 use k8s_openapi::api::core::v1::Container;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A pod that waits for its devices for longer says so.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// What a pod asks for.
 pub fn request(pod: &PodObject) -> PodRequest {
@@ -43,7 +47,17 @@ fn is_extended(name: &str) -> bool {
 pub async fn allocate(context: &PodContext) -> Result<(), String> {
     let request = request(&context.pod);
     if let Some(devices) = &context.services.devices {
-        return devices.allocate(&request).await.map_err(|error| error.to_string());
+        let allocation = devices.allocate(&request);
+        tokio::pin!(allocation);
+        let allocated = match tokio::time::timeout(SILENCE, &mut allocation).await {
+            Ok(allocated) => allocated,
+            Err(_) => {
+                let message = "the devices that the pod asks for are not to be had yet: their plugins do not offer them, or do not know that they are free";
+                context.services.events.pod(&context.pod, EventType::Normal, "WaitingForDevices", message);
+                allocation.await
+            }
+        };
+        return allocated.map_err(|error| error.to_string());
     }
     let asked = |container: &ContainerRequest| {
         let resource = container.resources.iter().find(|(_, count)| **count > 0)?.0;

@@ -289,6 +289,7 @@ impl Node {
         if !matches!(state.context.reporter.current().phase.as_deref(), Some("Succeeded" | "Failed")) {
             state.context.reporter.update(|status| status.phase = Some("Failed".to_owned()));
         }
+        self.release(pod.uid());
         self.services.sink.ended(&pod);
         let Ok(derived) = pod.to_kubelet() else { return };
         let (updates, _) = Manifest::new(derived, krator::Store::new());
@@ -338,14 +339,20 @@ impl Node {
         };
         let Some(known) = self.pods.get_mut(&uid) else { return };
         known.running = false;
-        self.services.admitted.release(&uid);
-        if let Some(devices) = &self.services.devices {
-            devices.release(&uid);
-        }
-        match known.context.termination.current().map(|stop| stop.reason) {
-            Some(StopReason::Gone) => self.forget(&uid),
-            Some(StopReason::Deleted) => self.services.sink.ended(&known.pod),
+        let stop = known.context.termination.current();
+        self.release(&uid);
+        match (stop.map(|stop| stop.reason), self.pods.get(&uid)) {
+            (Some(StopReason::Gone), _) => self.forget(&uid),
+            (Some(StopReason::Deleted), Some(known)) => self.services.sink.ended(&known.pod),
             _ => {}
+        }
+    }
+
+    /// What the pod had of the node is free: it does not run, and never will again.
+    fn release(&self, uid: &str) {
+        self.services.admitted.release(uid);
+        if let Some(devices) = &self.services.devices {
+            devices.release(uid);
         }
     }
 
