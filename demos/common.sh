@@ -61,9 +61,9 @@ read_arguments() {
 Akri's own programs are missing: set AKRI_BIN to a directory with `agent` and `controller` of Akri 0.13, and AKRI_CRDS to one
 with its CustomResourceDefinitions. They are in Akri's images and chart:
 
-    for program in agent controller; do
+    mkdir -p bin && for program in agent controller; do
       id=$(docker create ghcr.io/project-akri/akri/$program:v0.13.26)
-      docker cp $id:/bin/$program bin/ && docker rm $id
+      docker cp $id:/usr/local/bin/akri bin/$program && docker rm $id
     done
     helm pull akri-helm-charts/akri --version 0.13.26 --untar      # akri/crds
 

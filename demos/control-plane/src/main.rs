@@ -44,12 +44,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves until whoever started this goes, however it goes: the pipe on the standard input tells.
+/// Serves until whoever started this goes, however it goes: the pipe on the standard input tells. A signal ends it, too, and
+/// what it started; the API server alone would wait for an etcd that has gone.
 fn run(directory: &Path) -> anyhow::Result<()> {
     let programs = Programs::find_or_build()?;
     let mut cluster = Cluster::open(directory)?;
     if let Ok(duration) = std::env::var("SIGNING_DURATION") {
         cluster.signing_duration = duration;
+    }
+    let signalled = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, signalled.clone())?;
     }
     let mut running = cluster.start(&programs)?;
     println!("ready");
@@ -58,7 +63,10 @@ fn run(directory: &Path) -> anyhow::Result<()> {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         let _ = ended.send(());
     });
-    while end.recv_timeout(Duration::from_secs(1)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+    while end.recv_timeout(Duration::from_millis(200)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if signalled.load(Ordering::Relaxed) {
+            break;
+        }
         running.check()?;
     }
     Ok(())

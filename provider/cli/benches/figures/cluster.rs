@@ -1,6 +1,7 @@
 //! Figures of a node in a cluster: real API server, scheduler, controller manager and registry. Pods are placed by the
 //! scheduler, and times are from the call that makes or deletes a pod to the watch event that tells the change.
 
+use crate::fixture::akri::client;
 use crate::fixture::cluster::{Cluster, ClusterNode, cluster};
 use crate::fixture::registry::{Access, Registry};
 use crate::fixture::{guest, wait_for};
@@ -10,7 +11,6 @@ use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -107,10 +107,8 @@ type Events = Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<Pod>>> + Send>>;
 
 impl Pods {
     async fn of(cluster: &Cluster) -> Self {
-        let kubeconfig = Kubeconfig::read_from(cluster.directory.join("admin.conf")).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         assert!(wait_for(|| cluster.get("serviceaccount", "default", "default").is_some()));
-        Self(Api::default_namespaced(kube::Client::try_from(config).unwrap()))
+        Self(Api::default_namespaced(client(cluster).await))
     }
 
     async fn watch(&self, name: &str) -> Events {

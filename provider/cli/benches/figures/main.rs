@@ -3,9 +3,12 @@
 //!
 //! `NATIVE_DEBUG_ECHO` may name Akri's native debug-echo-discovery-handler; it is then measured in the same run. Otherwise
 //! its column holds what was measured of Akri 0.13.26 on a machine of the same kind, marked with `*`.
+//! `AKRI_BIN` and `AKRI_CRDS` name Akri's Agent and Controller; without them the figures of the whole chain are left out.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a figure that cannot be taken ends the run")]
 
+mod akri;
 mod cluster;
+mod devices;
 mod discovery;
 #[path = "../../tests/fixture/mod.rs"]
 mod fixture;
@@ -40,6 +43,12 @@ fn main() {
     }
     if wanted("cluster") {
         rows.extend(runtime.block_on(cluster::measure()));
+    }
+    if wanted("devices") {
+        rows.push(runtime.block_on(devices::measure()));
+    }
+    if wanted("akri") {
+        rows.extend(runtime.block_on(akri::measure()));
     }
     let table = table(&rows);
     println!("\n{table}");

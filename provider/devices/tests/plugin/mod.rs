@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test file uses another part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
 
+pub mod random;
+
 use akri_krustlet_host::socket::{SocketFile, connect, listen};
 use akri_proto::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use akri_proto::v1beta1::registration_client::RegistrationClient;
