@@ -2,10 +2,13 @@
 
 use anyhow::{Context as _, bail};
 use control_plane::{Cluster, Programs};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "\

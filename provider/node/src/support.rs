@@ -105,7 +105,11 @@ const CONTAINER: &[Row] = &[
     ("ports[].hostPort", Refused, "a guest has no network"),
     ("readinessProbe", Refused, "a guest has no process to run a probe in, and no port"),
     ("resizePolicy", Ignored, "limits are those of the start"),
-    ("resources", Honoured, "limits.cpu and limits.memory bound the guests together; requests are counted; devices come from device plugins"),
+    (
+        "resources",
+        Honoured,
+        "limits.cpu and limits.memory bound the guests together; requests are counted; devices come from device plugins",
+    ),
     ("resources.claims", Refused, "not supported"),
     ("restartPolicyRules", Refused, "not supported yet"),
     ("securityContext.allowPrivilegeEscalation", Ignored, "a guest has no privileges"),
