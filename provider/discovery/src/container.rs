@@ -234,10 +234,8 @@ impl HandlerContainer {
             env.push((settings::WAKES.to_owned(), "1".to_owned()));
         }
         let mut preopens = vec![Preopen {
-            host: exchange.path(),
-            guest: self.spec.settings.exchange_directory.clone(),
-            read_only: false,
             private: true,
+            ..Preopen::new(exchange.path(), self.spec.settings.exchange_directory.clone())
         }];
         preopens.extend(self.spec.preopens.iter().cloned());
         let spec = GuestSpec {

@@ -1,6 +1,6 @@
 //! Checks a pod before anything of it is started: what the node cannot do is refused in words.
 
-use crate::environment::{self, EnvironmentError, NodeFacts};
+use crate::environment::{self, EnvironmentError, NodeFacts, Scope};
 use crate::pod::PodObject;
 use crate::quantity;
 use crate::volume::{self, VolumeError};
@@ -81,7 +81,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
             return Err(AdmissionError::DuplicateContainer(name.clone()));
         }
         names.push(name);
-        let environment = environment::variables(container, pod, node)?;
+        let environment = environment::variables(container, pod, node, Scope::OfPod)?;
         handler_settings(container, pod, &environment)?;
         limits(container)?;
     }
@@ -129,7 +129,8 @@ mod tests {
     fn validate_spec(spec: serde_json::Value) -> Result<(), String> {
         let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec});
         let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
-        let node = NodeFacts { name: "n".to_owned(), addresses: vec!["127.0.0.1".to_owned()] };
+        let addresses = vec!["127.0.0.1".to_owned()];
+        let node = NodeFacts { name: "n".to_owned(), addresses, allocatable: Default::default() };
         validate(&pod, &node).map_err(|error| error.to_string())
     }
 
@@ -140,7 +141,7 @@ mod tests {
             (json!({"name": "c", "resources": {"limits": {"memory": "lots"}}}), "not a quantity"),
             (json!({"name": "c", "resources": {"limits": {"cpu": "-1"}}}), "not positive"),
             (json!({"name": "c", "env": [{"name": "DISCOVERY_HANDLER_NAME", "value": "a/b"}]}), "names its socket"),
-            (json!({"name": "c", "envFrom": [{"configMapRef": {"name": "x"}}]}), "envFrom"),
+            (json!({"name": "c", "env": [{"name": "A", "valueFrom": {}}]}), "no source that this node reads"),
         ] {
             let error = validate_spec(json!({"containers": [container]})).unwrap_err();
             assert!(error.contains(message), "{error}");

@@ -4,21 +4,22 @@ use crate::admission;
 use crate::back_off::BackOff;
 use crate::cluster::events::EventType;
 use crate::device;
-use crate::environment;
+use crate::environment::{self, Scope, Sources};
 use crate::image::{self, ImageFailure, LoadedImage};
 use crate::pod::{PodObject, RestartPolicy};
 use crate::provider::Services;
 use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, StatusReporter};
-use crate::termination::Termination;
-use crate::volume;
+use crate::termination::{StopReason, Termination};
+use crate::volume::{self, Volumes};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
 use akri_krustlet_runtime::{GuestSpec, Outcome};
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -37,6 +38,8 @@ pub struct PodContext {
     pub termination: Termination,
     /// The images of its containers by the containers' names; they stay loaded as long as the pod is there.
     pub images: Mutex<HashMap<String, LoadedImage>>,
+    /// Why the node puts an end to it, if it does.
+    pub eviction: OnceLock<String>,
     /// An earlier run of the node had it.
     pub ran_before: bool,
 }
@@ -67,6 +70,15 @@ impl PodContext {
         }
     }
 
+    /// Ends the pod, which has taken more than it may have, or more than the node has left.
+    pub fn evict(&self, message: String) {
+        if self.eviction.set(message.clone()).is_ok() {
+            tracing::warn!(pod = self.pod.key(), "evicted: {message}");
+            self.services.events.pod(&self.pod, EventType::Warning, "Evicted", message);
+            self.termination.stop(Duration::ZERO, StopReason::Evicted);
+        }
+    }
+
     /// The image that was loaded for a container, if it is still the one that it names.
     fn image(&self, container: &Container) -> Option<LoadedImage> {
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,8 +104,8 @@ fn find<'a>(pod: &'a PodObject, kind: ContainerKind, name: &str) -> Option<&'a C
     containers.iter().find(|container| container.name == name)
 }
 
-/// The volumes of a pod on the host, by name.
-pub type Directories = BTreeMap<String, PathBuf>;
+/// After an error about a variable's source, it is read again.
+const CONFIG_RETRY: Duration = Duration::from_secs(15);
 
 /// Runs a container until it has ended for good; true if it succeeded then.
 ///
@@ -101,7 +113,7 @@ pub type Directories = BTreeMap<String, PathBuf>;
 /// ended for good is not run again. One whose image is changed is run again, whatever the policy says.
 pub async fn supervise(
     context: &PodContext,
-    directories: &Directories,
+    volumes: &Volumes,
     kind: ContainerKind,
     container: &Container,
     policy: RestartPolicy,
@@ -122,13 +134,19 @@ pub async fn supervise(
         }
         restart = u32::try_from(earlier.restart_count).unwrap_or(0) + 1;
     }
-    let claim = claim_handler(context, kind, &container);
+    // As early as its name is known, so that streams outlive a slow start.
+    let mut claim = claim_handler(context, kind, &container, Scope::OfPod);
     let mut back_off = BackOff::default();
     loop {
         let image = obtain_image(context, kind, &mut container).await;
+        let sources = obtain_sources(context, kind, &container).await;
+        if claim.is_none() {
+            claim = claim_handler(context, kind, &container, Scope::All(&sources));
+        }
         let started = Instant::now();
         let running = context.termination.enter();
-        let run = async { run_once(context, directories, kind, &container, &image?, restart, claim.as_ref()).await };
+        let life = Life { restart, sources: &sources, claim: claim.as_ref() };
+        let run = async { run_once(context, volumes, kind, &container, &image?, life).await };
         let succeeded = match run.await {
             Ok(outcome) => {
                 context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome));
@@ -220,36 +238,75 @@ fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {
 }
 
 /// The claim lasts as long as the pod, over all restarts of the container.
-fn claim_handler(context: &PodContext, kind: ContainerKind, container: &Container) -> Option<HandlerClaim> {
+fn claim_handler(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    scope: Scope<'_>,
+) -> Option<HandlerClaim> {
     if kind == ContainerKind::Init {
         return None;
     }
-    let settings = handler_settings(context, container)?;
+    let settings = handler_settings(context, container, scope)?;
     Some(context.services.handlers.claim(&settings.name))
 }
 
-fn handler_settings(context: &PodContext, container: &Container) -> Option<HandlerSettings> {
+fn handler_settings(context: &PodContext, container: &Container, scope: Scope<'_>) -> Option<HandlerSettings> {
     let pod = context.latest();
-    let variables = environment::variables(container, &pod, &context.services.node).ok()?;
+    let variables = environment::variables(container, &pod, &context.services.node, scope).ok()?;
     admission::handler_settings(container, &pod, &variables).ok()?
+}
+
+/// The ConfigMaps and Secrets that the container's variables are taken from. As long as one that it needs is missing, the
+/// container waits and says so.
+async fn obtain_sources(context: &PodContext, kind: ContainerKind, container: &Container) -> Sources {
+    let mut told = String::new();
+    loop {
+        let pod = context.latest();
+        let sources = Sources::read(container, &pod, &context.services.objects).await;
+        let Err(error) = environment::variables(container, &pod, &context.services.node, Scope::All(&sources)) else {
+            return sources;
+        };
+        let message = error.to_string();
+        if message != told {
+            tracing::error!(pod = context.pod.key(), container = container.name, "{message}");
+            context.event(kind, &container.name, EventType::Warning, "Failed", format!("Error: {message}"));
+            context.reporter.update_container(kind, &container.name, |status| {
+                status::waiting(status, "CreateContainerConfigError", &message);
+            });
+            told = message;
+        }
+        tokio::select! {
+            () = sources.changed() => {}
+            () = tokio::time::sleep(CONFIG_RETRY) => {}
+        }
+    }
+}
+
+/// What one life of a container has that the next one may have otherwise.
+#[derive(Clone, Copy)]
+struct Life<'a> {
+    restart: u32,
+    sources: &'a Sources,
+    claim: Option<&'a HandlerClaim>,
 }
 
 /// One life of the container. An error means that it was not started.
 async fn run_once(
     context: &PodContext,
-    directories: &Directories,
+    volumes: &Volumes,
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
-    restart: u32,
-    claim: Option<&HandlerClaim>,
+    Life { restart, sources, claim }: Life<'_>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
-    let handler = claim.and_then(|claim| Some((claim, handler_settings(context, container)?)));
+    let scope = Scope::All(sources);
+    let handler = claim.and_then(|claim| Some((claim, handler_settings(context, container, scope)?)));
     let devices = device::access(context, kind, &container.name).await?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
-    let mut variables =
-        environment::variables(container, &context.latest(), &services.node).map_err(|error| error.to_string())?;
+    let mut variables = environment::variables(container, &context.latest(), &services.node, scope)
+        .map_err(|error| error.to_string())?;
     // What the pod's author says counts.
     let own: Vec<_> = variables.iter().map(|(name, _)| name.clone()).collect();
     variables.extend(devices.variables.into_iter().filter(|(name, _)| !own.contains(name)));
@@ -257,7 +314,9 @@ async fn run_once(
     let log = ContainerLog::create(&log_directory, restart, LogLimits::default())
         .map_err(|error| format!("cannot make the container's log in {}: {error}", log_directory.display()))?;
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
-    let (mut preopens, exchange) = volume::preopens(container, directories, exchange_directory);
+    let files = services.data.pod(context.pod.uid()).join("files").join(&container.name);
+    let volume::ContainerVolumes { mut preopens, exchange } =
+        volume::preopens(container, volumes, &variables, exchange_directory, &files)?;
     preopens.extend(devices.preopens);
     let guest = GuestSpec {
         args: arguments(container, &variables),

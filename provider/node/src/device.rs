@@ -91,7 +91,7 @@ pub async fn access(context: &PodContext, kind: ContainerKind, container: &str) 
     let mut access = DeviceAccess { variables: provided.envs.into_iter().collect(), preopens: Vec::new() };
     for mount in provided.mounts {
         let (host, guest) = directory_of(&mount.host_path, &mount.container_path)?;
-        let preopen = Preopen { host, guest, read_only: mount.read_only, private: false };
+        let preopen = Preopen { read_only: mount.read_only, ..Preopen::new(host, guest) };
         let same = |other: &Preopen| other.host == preopen.host && other.guest == preopen.guest;
         if !access.preopens.iter().any(same) {
             access.preopens.push(preopen);

@@ -6,6 +6,7 @@ use crate::container::PodContext;
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
 use crate::environment::NodeFacts;
+use crate::objects::Objects;
 use crate::placement::Admitted;
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use crate::provider::{ClusterAccess, Services, WasmProvider};
@@ -151,7 +152,9 @@ impl Node {
         let watcher = DirectoryWatcher::start().map_err(NodeError::Watch)?;
         let devices = devices(config.devices, &watcher).await?;
         let (cluster, events) = config.cluster.unzip();
+        let objects = Objects::new(cluster.as_ref().map(|cluster| cluster.client.clone()));
         let services = Arc::new(Services {
+            objects,
             runtime,
             registry,
             allow_local_modules: config.allow_local_modules,

@@ -1,14 +1,16 @@
 //! Krustlet's contract: what this kind of node runs, and how its pods begin and end.
 
 use crate::cluster::EventRecorder;
-use crate::container::{Directories, PodContext};
+use crate::container::PodContext;
 use crate::container_log::{ContainerLogReader, LogRequest};
 use crate::data_directory::DataDirectory;
 use crate::environment::NodeFacts;
+use crate::objects::Objects;
 use crate::placement::Admitted;
 use crate::pod::PodObject;
 use crate::states::{Registered, Terminated};
 use crate::status::{StatusReporter, StatusSink};
+use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
 use akri_krustlet_discovery::Handlers;
 use akri_krustlet_host::DirectoryWatcher;
@@ -39,6 +41,8 @@ pub struct Services {
     pub events: EventRecorder,
     /// The cluster; a node may be without one.
     pub cluster: Option<ClusterAccess>,
+    /// The ConfigMaps and Secrets of pods.
+    pub objects: Objects,
     /// The discovery handlers.
     pub handlers: Arc<Handlers>,
     /// The devices of device plugins; a node may serve none.
@@ -85,7 +89,7 @@ pub struct PodState {
     /// The pod, its status, the services.
     pub context: Arc<PodContext>,
     /// The pod's volumes, once they are mounted.
-    pub directories: Directories,
+    pub volumes: Volumes,
     /// Pause before the image or a volume is tried again.
     pub back_off: crate::back_off::BackOff,
 }
@@ -141,9 +145,10 @@ impl WasmProvider {
             reporter,
             termination: Default::default(),
             images: Default::default(),
+            eviction: Default::default(),
             ran_before,
         });
-        PodState { context, directories: Directories::new(), back_off: Default::default() }
+        PodState { context, volumes: Volumes::default(), back_off: Default::default() }
     }
 }
 

@@ -81,9 +81,11 @@ const POD: &[Row] = &[
     (
         "volumes",
         Honoured,
-        "hostPath (directories) and emptyDir; kube-api-access-* is left out; other kinds are refused",
+        "hostPath, emptyDir, configMap, secret, downwardAPI, projected; kube-api-access-* is left out; other kinds are refused",
     ),
-    ("volumes[].emptyDir.sizeLimit", Refused, "not supported yet"),
+    ("volumes[].emptyDir.sizeLimit", Honoured, "looked at every 10 s; a pod above it is evicted"),
+    ("volumes[].projected.sources[].clusterTrustBundle", Refused, "not supported yet"),
+    ("volumes[].projected.sources[].podCertificate", Refused, "not supported yet"),
     ("volumes[].emptyDir.medium", Ignored, "always on the node's disk"),
     ("workloadRef", Ignored, "the scheduler's"),
 ];
@@ -92,8 +94,9 @@ const POD: &[Row] = &[
 const CONTAINER: &[Row] = &[
     ("args", Honoured, ""),
     ("command", Honoured, "the first word is the module's own name and left out"),
-    ("env", Honoured, "values, $(NAME), fieldRef; other sources are refused"),
-    ("envFrom", Refused, "not supported yet"),
+    ("env", Honoured, "values, $(NAME), configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef"),
+    ("env[].valueFrom.fileKeyRef", Refused, "not supported yet"),
+    ("envFrom", Honoured, ""),
     ("image", Honoured, "an OCI registry's, or fs:///path with --allow-local-modules"),
     ("imagePullPolicy", Honoured, "at the pod's start; a restarted container keeps its image"),
     ("lifecycle.postStart", Refused, "there is no process to run a hook in, and no port"),
@@ -132,9 +135,15 @@ const CONTAINER: &[Row] = &[
     ("terminationMessagePolicy", Ignored, "a guest's trap is its message"),
     ("tty", Ignored, "nobody can attach"),
     ("volumeDevices", Refused, "a guest has no devices"),
-    ("volumeMounts", Honoured, "readOnly; directories only"),
-    ("volumeMounts[].subPath", Refused, "not supported yet"),
-    ("volumeMounts[].subPathExpr", Refused, "not supported yet"),
+    ("volumeMounts", Honoured, "readOnly; a single file is given in a directory of its own"),
+    ("volumeMounts[].mountPropagation", Ignored, "a guest mounts nothing"),
+    ("volumeMounts[].recursiveReadOnly", Ignored, "readOnly holds for all that is below"),
+    (
+        "volumeMounts[].subPath",
+        Honoured,
+        "a missing directory is made; a file of a ConfigMap and the like is not brought up to date",
+    ),
+    ("volumeMounts[].subPathExpr", Honoured, ""),
     ("workingDir", Refused, "a guest has no working directory; give it absolute paths"),
 ];
 
@@ -242,8 +251,8 @@ mod tests {
             (json!({"containers": [{"name": "c", "livenessProbe": {"exec": {}}}]}), "container c: livenessProbe"),
             (json!({"initContainers": [{"name": "i", "restartPolicy": "Always"}], "containers": []}), "sidecar"),
             (
-                json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}], "containers": []}),
-                "emptyDir.sizeLimit",
+                json!({"volumes": [{"name": "v", "projected": {"sources": [{"podCertificate": {}}]}}], "containers": []}),
+                "podCertificate",
             ),
         ] {
             let refused = refused_of(spec).unwrap();

@@ -18,6 +18,8 @@ pub enum StopReason {
     Gone,
     /// It has run for longer than `spec.activeDeadlineSeconds`.
     DeadlineExceeded,
+    /// It takes more than it may have, or than the node has left.
+    Evicted,
 }
 
 /// A request to stop.

@@ -7,9 +7,10 @@ use crate::log::{ContainerLog, Stream};
 use crate::program::{LoadError, Program};
 use crate::stdin::Stdin;
 use crate::wasi::{GuestClock, GuestState, Progress, Signals};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fmt;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,8 @@ use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
 pub struct Preopen {
     /// The directory on the host.
     pub host: PathBuf,
+    /// Which directory below it, if not itself; links in it do not lead out of it.
+    pub beneath: Option<PathBuf>,
     /// Its path in the guest, absolute.
     pub guest: String,
     /// The guest cannot change anything in it.
@@ -28,6 +31,13 @@ pub struct Preopen {
     /// Made by the host for this guest alone. Its size is bounded, and because nobody can put a FIFO into it, file
     /// operations need no extra thread in a guest that has only such directories.
     pub private: bool,
+}
+
+impl Preopen {
+    /// A directory that the guest may write to.
+    pub fn new(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
+        Self { host: host.into(), beneath: None, guest: guest.into(), read_only: false, private: false }
+    }
 }
 
 /// What to start.
@@ -240,7 +250,14 @@ pub(crate) fn build_store(
         let failed =
             |source| StartError::Directory { host: preopen.host.clone(), guest: preopen.guest.clone(), source };
         let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-        wasi.preopened_dir(&preopen.host, &preopen.guest, permissions)
+        // Held until the directory is opened by its path.
+        let beneath = preopen.beneath.as_ref().map(|path| open_beneath(&preopen.host, path)).transpose();
+        let beneath = beneath.map_err(|error| failed(error.into()))?;
+        let host = match &beneath {
+            Some(directory) => format!("/proc/self/fd/{}", directory.as_raw_fd()).into(),
+            None => preopen.host.clone(),
+        };
+        wasi.preopened_dir(&host, &preopen.guest, permissions)
             .map_err(|error| failed(std::io::Error::other(format!("{error:#}"))))?;
         if preopen.private {
             let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -290,4 +307,11 @@ fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
             .collect()
     });
     Outcome::Trapped(TrapReport { message, frames })
+}
+
+/// A directory below another, wherever the links in that lead.
+fn open_beneath(directory: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(directory, flags, Mode::empty())?;
+    rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }

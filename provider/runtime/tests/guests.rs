@@ -208,8 +208,7 @@ async fn a_missing_directory_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = runtime_in(directory.path());
     let program = runtime.load(&command(SPIN)).await.unwrap();
-    let preopen =
-        Preopen { host: "/nonexistent/place".into(), guest: "/data".to_owned(), read_only: true, private: false };
+    let preopen = Preopen { read_only: true, ..Preopen::new("/nonexistent/place", "/data") };
     let spec = GuestSpec { preopens: vec![preopen], ..GuestSpec::new("test", ContainerLimits::default().share()) };
     let error = runtime.start(&program, spec).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/place") && error.contains("/data"), "{error}");
@@ -272,7 +271,7 @@ async fn a_read_only_directory_cannot_be_written() {
     let program = runtime.load(&module.unwrap()).await.unwrap();
     for read_only in [true, false] {
         let volume = tempfile::tempdir().unwrap();
-        let preopen = Preopen { host: volume.path().to_owned(), guest: "/v".to_owned(), read_only, private: false };
+        let preopen = Preopen { read_only, ..Preopen::new(volume.path(), "/v") };
         let limits = ContainerLimits::default().share();
         let spec = GuestSpec { preopens: vec![preopen], ..GuestSpec::new("volume", limits) };
         let Outcome::Exited(error) = runtime.start(&program, spec).unwrap().outcome().await else { panic!() };

@@ -70,6 +70,31 @@ fn do_fault(fault: &str) {
             println!("read: {:?}", fs::read_to_string(&file).map_err(|error| error.kind()));
             println!("write: {:?}", fs::write(&file, "of the guest").map_err(|error| error.kind()));
         }
+        // All files below a directory, again whenever they have changed.
+        "watch-files" => {
+            let mut last = String::new();
+            loop {
+                let mut seen = Vec::new();
+                for directory in std::env::var("FAULT_FILE").unwrap_or_default().split(',') {
+                    list_files(directory, &mut seen);
+                }
+                seen.sort();
+                let seen = seen.join(" ");
+                if seen != last {
+                    println!("files: {seen}");
+                    last = seen;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        // A megabyte more each tenth of a second.
+        "fill-volume" => {
+            let mut file = fs::File::create(std::env::var("FAULT_FILE").unwrap_or_default()).expect("a volume");
+            loop {
+                let _ = file.write_all(&vec![7u8; 1 << 20]);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
         "spin" => loop {
             std::hint::spin_loop();
         },
@@ -140,6 +165,21 @@ fn do_fault(fault: &str) {
             innermost_function();
         }
         _ => answer(json!({ "devices": [device("good")] }).to_string()),
+    }
+}
+
+/// `path=content` of each file that has an ordinary name.
+fn list_files(directory: &str, seen: &mut Vec<String>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = format!("{directory}/{}", entry.file_name().to_string_lossy());
+        if entry.file_name().to_string_lossy().starts_with("..") {
+            continue;
+        }
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => list_files(&path, seen),
+            Ok(_) => seen.push(format!("{path}={:?}", fs::read_to_string(&path).unwrap_or_default())),
+            Err(error) => seen.push(format!("{path}: {error}")),
+        }
     }
 }
 

@@ -86,6 +86,7 @@ pub(super) async fn run(
     let (node_object, watched) = watch::channel(None);
     let events = EventRecorder::start(connection.client(), &name);
     let mut config = node_config(arguments, &name, &addresses, &data)?;
+    config.facts.allocatable = config.facts.allocatable.without(&settings.reserved);
     config.allow_local_modules = flags.allow_local_modules;
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events));
     let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone()))).await?;

@@ -8,6 +8,7 @@ use crate::output::host_name;
 use akri_krustlet_devices::DevicesConfig;
 use akri_krustlet_discovery::HandlersConfig;
 use akri_krustlet_images::{Credentials, GarbageCollection};
+use akri_krustlet_node::cluster::machine::Capacity;
 use akri_krustlet_node::environment::NodeFacts;
 use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
@@ -136,7 +137,11 @@ fn node_config(
         None => Credentials::default(),
     };
     Ok(NodeConfig {
-        facts: NodeFacts { name: name.to_owned(), addresses: addresses.iter().map(IpAddr::to_string).collect() },
+        facts: NodeFacts {
+            name: name.to_owned(),
+            addresses: addresses.iter().map(IpAddr::to_string).collect(),
+            allocatable: Capacity::read(data.path()).unwrap_or_default(),
+        },
         runtime: RuntimeConfig::new(data.modules()),
         data: data.clone(),
         handlers: HandlersConfig {

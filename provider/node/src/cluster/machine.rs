@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// What the machine has, in whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Thousandths of a core.
     pub cpu_millis: u64,
@@ -32,6 +32,15 @@ const LEAST_INODES: u64 = 5;
 const LEAST_PROCESSES: u64 = 10;
 
 impl Capacity {
+    /// What is left of it.
+    pub fn without(&self, reserved: &Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_sub(reserved.cpu_millis),
+            memory: self.memory.saturating_sub(reserved.memory),
+            ephemeral_storage: self.ephemeral_storage.saturating_sub(reserved.ephemeral_storage),
+        }
+    }
+
     /// Of this machine.
     pub fn read(data: &Path) -> std::io::Result<Self> {
         let cores = std::thread::available_parallelism()?.get() as u64;

@@ -100,15 +100,6 @@ pub struct Registration {
     info: NodeSystemInfo,
 }
 
-/// What the node offers to pods.
-fn allocatable(all: Capacity, reserved: &Capacity) -> Capacity {
-    Capacity {
-        cpu_millis: all.cpu_millis.saturating_sub(reserved.cpu_millis),
-        memory: all.memory.saturating_sub(reserved.memory),
-        ephemeral_storage: all.ephemeral_storage.saturating_sub(reserved.ephemeral_storage),
-    }
-}
-
 impl Registration {
     /// Of a node with these settings.
     /// `node` is told the Node whenever the API server tells it.
@@ -430,7 +421,7 @@ impl Registration {
         let settings = &self.settings;
         let pressure = Pressure::read(&settings.data);
         let capacity = Capacity::read(&settings.data).ok();
-        let free = capacity.clone().map(|all| allocatable(all, &settings.reserved));
+        let free = capacity.clone().map(|all| all.without(&settings.reserved));
         let resources = |capacity: Option<Capacity>, devices: Vec<(String, Quantity)>| {
             let capacity = capacity?;
             let cpu = match capacity.cpu_millis % 1000 {

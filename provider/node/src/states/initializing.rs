@@ -26,7 +26,7 @@ impl State<PodState> for Initializing {
             RestartPolicy::Always | RestartPolicy::OnFailure => RestartPolicy::OnFailure,
         };
         for container in context.pod.init_containers() {
-            if !supervise(&context, &state.directories, ContainerKind::Init, container, policy).await {
+            if !supervise(&context, &state.volumes, ContainerKind::Init, container, policy).await {
                 return Transition::next(self, Completed { succeeded: false });
             }
         }

@@ -23,7 +23,7 @@ impl State<PodState> for Running {
         let containers = &context.pod.spec().containers;
         let running = containers
             .iter()
-            .map(|container| supervise(context, &state.directories, ContainerKind::App, container, policy));
+            .map(|container| supervise(context, &state.volumes, ContainerKind::App, container, policy));
         let succeeded = futures::future::join_all(running).await.into_iter().all(|succeeded| succeeded);
         Transition::next(self, Completed { succeeded })
     }

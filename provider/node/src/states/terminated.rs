@@ -34,6 +34,10 @@ pub(super) fn final_status(state: &PodState, succeeded: bool) -> Status {
             "DeadlineExceeded",
             "Pod was active on the node longer than the specified deadline",
         ),
+        Some(StopReason::Evicted) => {
+            let message = state.context.eviction.get().cloned().unwrap_or_default();
+            explained(Phase::Failed, "Evicted", &message)
+        }
         _ => phase(if succeeded { Phase::Succeeded } else { Phase::Failed }),
     }
 }

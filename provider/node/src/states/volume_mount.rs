@@ -24,9 +24,9 @@ impl State<PodState> for VolumeMount {
         if !self.message.is_empty() {
             tokio::time::sleep(state.back_off.next(tokio::time::Instant::now()).max(crate::back_off::FIRST)).await;
         }
-        match volume::prepare(&state.context.pod, &state.context.services.data) {
-            Ok(directories) => {
-                state.directories = directories;
+        match volume::mount(&state.context).await {
+            Ok(volumes) => {
+                state.volumes = volumes;
                 Transition::next(self, Initializing)
             }
             Err(error) => {

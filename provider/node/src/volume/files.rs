@@ -1,0 +1,121 @@
+//! Single files, which WASI does not know: each is given in a directory that holds nothing else.
+//!
+//! A file of the host is linked: what a guest writes is in the host's file, and if the host puts another file in its place, the
+//! guest keeps the old one, as with a bind mount. A file of a ConfigMap and the like is copied, and not brought up to date, as a
+//! kubelet does it.
+
+use super::content;
+use akri_krustlet_runtime::Preopen;
+use rustix::fs::{AtFlags, CWD};
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// A file, and where a container wants it.
+#[derive(Debug)]
+pub struct FileMount {
+    directory: String,
+    name: String,
+    read_only: bool,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Link(OwnedFd),
+    Copy(PathBuf, String),
+}
+
+impl FileMount {
+    /// The file itself.
+    pub fn link(guest: &str, file: OwnedFd, read_only: bool) -> Result<Self, String> {
+        Self::new(guest, read_only, Source::Link(file))
+    }
+
+    /// What a volume that the node makes has at a path now.
+    pub fn copy(guest: &str, volume: &Path, path: &str) -> Result<Self, String> {
+        Self::new(guest, true, Source::Copy(volume.to_owned(), path.to_owned()))
+    }
+
+    fn new(guest: &str, read_only: bool, source: Source) -> Result<Self, String> {
+        let (directory, name) = guest.rsplit_once('/').unwrap_or(("", guest));
+        if name.is_empty() {
+            return Err("a file needs a name".to_owned());
+        }
+        let directory = if directory.is_empty() { "/" } else { directory };
+        Ok(Self { directory: directory.to_owned(), name: name.to_owned(), read_only, source })
+    }
+}
+
+/// Puts the files into directories below `private`, one for each directory of the guest.
+pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, String> {
+    match std::fs::remove_dir_all(private) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("{}: {error}", private.display()));
+        }
+        _ => {}
+    }
+    let mut preopens: BTreeMap<String, Preopen> = BTreeMap::new();
+    for file in files {
+        let next = private.join(preopens.len().to_string());
+        let preopen = preopens
+            .entry(file.directory.clone())
+            .or_insert_with(|| Preopen { read_only: true, ..Preopen::new(next, file.directory.clone()) });
+        // Of files for reading only, a guest cannot replace one by another either.
+        preopen.read_only &= file.read_only;
+        let to = preopen.host.join(&file.name);
+        let put = crate::data_directory::make_directory(&preopen.host).and_then(|()| match &file.source {
+            Source::Copy(volume, path) => content::copy(volume, path, &to),
+            Source::Link(from) => {
+                let from = format!("/proc/self/fd/{}", from.as_raw_fd());
+                Ok(rustix::fs::linkat(CWD, from, CWD, &to, AtFlags::SYMLINK_FOLLOW)?)
+            }
+        });
+        put.map_err(|error| match (&file.source, error.raw_os_error()) {
+            (Source::Link(_), Some(code)) if code == rustix::io::Errno::XDEV.raw_os_error() => format!(
+                "{}/{}: a file can be given if it is on the filesystem of the data directory; mount the directory that it is in",
+                file.directory, file.name
+            ),
+            _ => format!("{}/{}: {error}", file.directory, file.name),
+        })?;
+    }
+    Ok(preopens.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_alone_and_those_of_the_host_are_the_hosts() {
+        let place = tempfile::tempdir().unwrap();
+        let (host, volume) = (place.path().join("host.conf"), place.path().join("volume"));
+        std::fs::write(&host, "of the host").unwrap();
+        std::fs::write(place.path().join("secret"), "x").unwrap();
+        std::fs::create_dir_all(volume.join("tree/deep")).unwrap();
+        std::fs::write(volume.join("key"), "1").unwrap();
+        std::fs::write(volume.join("tree/deep/leaf"), "2").unwrap();
+        let mounts = || {
+            vec![
+                FileMount::link("/etc/app/app.conf", std::fs::File::open(&host).unwrap().into(), false).unwrap(),
+                FileMount::copy("/etc/app/key.conf", &volume, "key").unwrap(),
+                FileMount::copy("/tree", &volume, "tree").unwrap(),
+            ]
+        };
+        let private = place.path().join("files");
+        // A container may start many times.
+        for _ in 0..2 {
+            let preopens = preopens(mounts(), &private).unwrap();
+            let guests: Vec<_> = preopens.iter().map(|preopen| (preopen.guest.as_str(), preopen.read_only)).collect();
+            assert_eq!(guests, [("/", true), ("/etc/app", false)]);
+            let app = &preopens[1].host;
+            assert_eq!(std::fs::read_dir(app).unwrap().count(), 2);
+            std::fs::write(app.join("app.conf"), "of the guest").unwrap();
+            assert_eq!(std::fs::read_to_string(&host).unwrap(), "of the guest");
+            std::fs::write(app.join("key.conf"), "3").unwrap();
+            assert_eq!(std::fs::read_to_string(volume.join("key")).unwrap(), "1");
+            assert_eq!(std::fs::read_to_string(preopens[0].host.join("tree/deep/leaf")).unwrap(), "2");
+        }
+        assert!(FileMount::copy("/", &volume, "key").is_err());
+    }
+}

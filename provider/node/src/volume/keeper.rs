@@ -1,0 +1,134 @@
+//! Keeps a pod's volumes as they should be while it runs.
+
+use super::RETRY;
+use super::content::Content;
+use crate::cluster::events::EventType;
+use crate::container::PodContext;
+use crate::quantity;
+use futures::FutureExt as _;
+use futures::future::select_all;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// What is changed at once, in several objects, is published at once.
+const TOGETHER: Duration = Duration::from_millis(100);
+/// How often the size of a volume with a limit is looked at, as a kubelet does.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// An emptyDir volume with a limit.
+#[derive(Debug)]
+pub struct Limited {
+    /// Its name.
+    pub volume: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The limit, as the pod has it.
+    pub limit: String,
+}
+
+/// The tasks of one pod. They end when this is dropped.
+#[derive(Debug)]
+pub struct Keeper(Vec<JoinHandle<()>>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Keeper {
+    /// `None` if there is nothing to do.
+    pub fn start(context: &Arc<PodContext>, contents: Vec<Content>, limited: Vec<Limited>) -> Option<Self> {
+        let mut tasks = Vec::new();
+        if !contents.is_empty() {
+            tasks.push(tokio::spawn(keep_content(context.clone(), contents)));
+        }
+        if !limited.is_empty() {
+            tasks.push(tokio::spawn(keep_limits(context.clone(), limited)));
+        }
+        (!tasks.is_empty()).then_some(Self(tasks))
+    }
+}
+
+async fn keep_content(context: Arc<PodContext>, contents: Vec<Content>) {
+    let mut objects: Vec<_> = contents.iter().flat_map(Content::objects).map(|object| object.changes()).collect();
+    let mut pod = context.latest.subscribe();
+    let mut complaint = String::new();
+    let mut retry = None;
+    loop {
+        let due = contents.iter().filter_map(Content::due).chain(retry).min();
+        let changed = objects.iter_mut().map(|object| object.next().boxed());
+        let changed: Vec<_> = changed.chain([futures::future::pending().boxed()]).collect();
+        tokio::select! {
+            _ = select_all(changed) => {}
+            told = pod.changed() => {
+                if told.is_err() {
+                    return;
+                }
+            }
+            () = until(due) => {}
+        }
+        tokio::time::sleep(TOGETHER).await;
+        let mut complaints = Vec::new();
+        for content in &contents {
+            match content.publish(&context).await {
+                Ok(true) => tracing::info!(pod = context.pod.key(), volume = content.volume, "the volume has changed"),
+                Ok(false) => {}
+                Err(error) => complaints.push(format!("volume {}: {error}", content.volume)),
+            }
+        }
+        retry = (!complaints.is_empty()).then(|| Instant::now() + RETRY);
+        let complaints = complaints.join("; ");
+        if complaints != complaint && !complaints.is_empty() {
+            let message = format!("{complaints}; what was there before stays");
+            tracing::warn!(pod = context.pod.key(), "{message}");
+            context.services.events.pod(&context.pod, EventType::Warning, "FailedMount", message);
+        }
+        complaint = complaints;
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
+    let mut ticks = tokio::time::interval(MEASURE);
+    loop {
+        ticks.tick().await;
+        for volume in &limited {
+            let Ok(limit) = quantity::parse(&volume.limit) else { continue };
+            let path = volume.path.clone();
+            let used = tokio::task::spawn_blocking(move || size(&path)).await.unwrap_or(0);
+            if limit > 0.0 && used as f64 > limit {
+                let Limited { volume, limit, .. } = volume;
+                context.evict(format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{limit}\"."));
+                return;
+            }
+        }
+    }
+}
+
+/// The room that a directory takes, in bytes.
+fn size(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut bytes = 0;
+    let mut open = vec![directory.to_owned()];
+    while let Some(next) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&next) else { continue };
+        for entry in entries.flatten() {
+            let Ok(metadata) = std::fs::symlink_metadata(entry.path()) else { continue };
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
