@@ -338,3 +338,28 @@ fn the_manifests_of_the_handler_work_as_they_are() {
     let kustomized = cluster.kubectl_ok(&["kustomize", &manifests().join("debug-echo").display().to_string()]);
     assert!(kustomized.contains("kind: DaemonSet") && kustomized.contains("kind: Configuration"));
 }
+
+#[test]
+fn every_field_of_the_api_is_in_the_table_of_what_is_honoured() {
+    use akri_krustlet_node::support;
+    let Some(cluster) = cluster() else { return };
+    let schema: Value = serde_json::from_str(&cluster.kubectl_ok(&["get", "--raw", "/openapi/v3/api/v1"])).unwrap();
+    let fields = |of: &str| {
+        let properties = &schema["components"]["schemas"][format!("io.k8s.api.core.v1.{of}")]["properties"];
+        let names: Vec<_> = properties.as_object().unwrap().keys().cloned().collect();
+        assert!(!names.is_empty());
+        names
+    };
+    let unknown: Vec<_> = fields("PodSpec").into_iter().filter(|field| !support::knows_of_pod(field)).collect();
+    assert!(unknown.is_empty(), "fields of the pod: {unknown:?}");
+    let of_context = |field: &String| !support::knows_of_pod(&format!("securityContext.{field}"));
+    let unknown: Vec<_> = fields("PodSecurityContext").into_iter().filter(of_context).collect();
+    assert!(unknown.is_empty(), "fields of its securityContext: {unknown:?}");
+    let unknown: Vec<_> = fields("Container").into_iter().filter(|field| !support::knows_of_container(field)).collect();
+    assert!(unknown.is_empty(), "fields of a container: {unknown:?}");
+    for (list, schema) in [("securityContext", "SecurityContext"), ("lifecycle", "Lifecycle")] {
+        let of_field = |field: &String| !support::knows_of_container(&format!("{list}.{field}"));
+        let unknown: Vec<_> = fields(schema).into_iter().filter(of_field).collect();
+        assert!(unknown.is_empty(), "fields of a container's {list}: {unknown:?}");
+    }
+}

@@ -13,9 +13,10 @@
 //!   them with new UIDs, killing every broker.
 //! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
 //!   once, not once per occurrence.
-//! - After the first list was sent, the current list is sent again after 50, 100, 250, 500 ms, 1, 2 and 10 s. When the Agent
-//!   or the handler was restarted, the Agent applies a list that comes too soon onto an Instance that it is deleting; a
-//!   repetition heals that. Apart from this, an unchanged list is not sent again.
+//! - After the first list and after each change, the current list is sent again for 30 s, see [`repetition`]. The Agent
+//!   applies a list that comes too soon onto an Instance that it is deleting, when it or the handler was restarted or a device
+//!   comes back, and forgets it; a deletion waits for device plugins that register, a second each. The repetition after
+//!   it heals that. Apart from this, an unchanged list is not sent again.
 
 use crate::container::{ContainerError, HandlerContainer, ServingGuest};
 use crate::device::Answer;
@@ -32,16 +33,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
-/// When the first list is repeated, counted from when it was sent.
-const REPETITIONS: [Duration; 7] = [
-    Duration::from_millis(50),
-    Duration::from_millis(100),
-    Duration::from_millis(250),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(10),
-];
+/// The pause before a list is sent again, after what time since it was new. With many devices they are longer: each list costs
+/// the Agent a request to the API server for each device.
+fn repetition(age: Duration, devices: usize) -> Option<Duration> {
+    let devices = u32::try_from(devices).unwrap_or(u32::MAX);
+    let at_least = |pause: Duration, each: Duration| pause.max(each.saturating_mul(devices));
+    match age.as_millis() {
+        0..100 => Some(Duration::from_millis(50)),
+        100..250 => Some(Duration::from_millis(150)),
+        250..5_000 => Some(at_least(Duration::from_millis(200), Duration::from_millis(25))),
+        5_000..30_000 => Some(at_least(Duration::from_secs(1), Duration::from_millis(50))),
+        _ => None,
+    }
+}
 
 /// Pause before a failed guest is replaced: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -74,7 +78,7 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         kept: handler.lists.stream(&handler.name, &request),
         handler,
         request,
-        output: Output { sender, last: None, unsent: false, repetitions: None },
+        output: Output { sender, last: None, unsent: false, repeated: None },
         verdict: Some(verdict),
         back_off: BACK_OFF.0,
         complained: None,
@@ -390,8 +394,8 @@ struct Output {
     last: Option<DiscoverResponse>,
     /// `last` waits for room in the channel.
     unsent: bool,
-    /// When the first list was sent, and which repetition is next.
-    repetitions: Option<(Instant, usize)>,
+    /// When the list was new, and when it was sent last.
+    repeated: Option<(Instant, Instant)>,
 }
 
 /// Nothing: what [`Output::tend`] returns.
@@ -403,9 +407,8 @@ impl Output {
         if self.last.as_ref() == Some(&list) {
             return false;
         }
-        if self.last.is_none() {
-            self.repetitions = Some((Instant::now(), 0));
-        }
+        let now = Instant::now();
+        self.repeated = Some((now, now));
         self.last = Some(list);
         self.push();
         true
@@ -430,7 +433,8 @@ impl Output {
     /// Sends what waited for room, and the repetitions. Runs for ever; may be dropped at any time.
     async fn tend(&mut self) -> Never {
         loop {
-            let repetition = self.repetitions.and_then(|(first, next)| Some(first + *REPETITIONS.get(next)?));
+            let devices = self.last.as_ref().map_or(0, |list| list.devices.len());
+            let repetition = self.repeated.and_then(|(new, sent)| Some(sent + repetition(sent - new, devices)?));
             let due = async {
                 match repetition {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -445,8 +449,8 @@ impl Output {
             };
             tokio::select! {
                 () = due => {
-                    if let Some((_, next)) = &mut self.repetitions {
-                        *next += 1;
+                    if let (Some((_, sent)), Some(due)) = (&mut self.repeated, repetition) {
+                        *sent = due;
                     }
                     self.push();
                 }
@@ -468,11 +472,11 @@ mod tests {
 
     fn output() -> (Output, Stream) {
         let (sender, stream) = mpsc::channel(4);
-        (Output { sender, last: None, unsent: false, repetitions: None }, stream)
+        (Output { sender, last: None, unsent: false, repeated: None }, stream)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_list_is_repeated_seven_times_and_a_change_is_sent_once() {
+    async fn a_list_is_repeated_until_the_agent_must_have_taken_it() {
         let (mut output, mut stream) = output();
         output.send(list("a"));
         let start = Instant::now();
@@ -488,7 +492,13 @@ mod tests {
             () = read() => {}
             () = tokio::time::sleep(Duration::from_secs(3600)) => {}
         }
-        assert_eq!(times, [0, 50, 100, 250, 500, 1000, 2000, 10000]);
+        assert_eq!(times[..6], [0, 50, 100, 250, 450, 650]);
+        let longest = |from: u128, to: u128| {
+            let pairs = times.windows(2).filter(|pair| pair[0] >= from && pair[1] <= to);
+            pairs.map(|pair| pair[1] - pair[0]).max()
+        };
+        assert_eq!((longest(0, 5_000), longest(5_000, 31_000)), (Some(200), Some(1000)));
+        assert!((30_000..31_100).contains(times.last().unwrap()), "{times:?}");
         output.send(list("a"));
         assert!(stream.try_recv().is_err(), "an identical list is not sent");
         output.send(list("b"));

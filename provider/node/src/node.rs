@@ -2,6 +2,7 @@
 
 use crate::cluster::EventRecorder;
 use crate::cluster::events::EventType;
+use crate::cluster::machine::{Pressure, Thresholds};
 use crate::container::PodContext;
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
@@ -11,7 +12,7 @@ use crate::placement::Admitted;
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use crate::provider::{ClusterAccess, Services, WasmProvider};
 use crate::source::{PodEvent, PodSource};
-use crate::status::StatusSink;
+use crate::status::{self, StatusSink};
 use crate::termination::StopReason;
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
@@ -47,6 +48,8 @@ pub struct NodeConfig {
     pub allow_local_modules: bool,
     /// Percent of the disk in use at which unused images are removed, and until which.
     pub image_gc: GarbageCollection,
+    /// When the machine is short of something, so that pods are evicted.
+    pub thresholds: Thresholds,
     /// The cluster, and where events go.
     pub cluster: Option<(ClusterAccess, EventRecorder)>,
 }
@@ -92,6 +95,9 @@ pub struct Node {
     pods: HashMap<String, KnownPod>,
     tasks: JoinSet<String>,
     image_gc_period: Duration,
+    thresholds: Thresholds,
+    /// The disk was nearly full when it was looked at last.
+    had_full_disk: bool,
     _lock: DataDirectoryLock,
 }
 
@@ -130,6 +136,10 @@ fn deadline(context: &PodContext, pod: &PodObject) -> Option<tokio::time::Instan
     Some(tokio::time::Instant::now() + Duration::from_secs(seconds).saturating_sub(active))
 }
 
+/// How often the machine is looked at.
+const PRESSURE: Duration = Duration::from_secs(10);
+/// Pods of this priority and higher keep a cluster going, and are not evicted.
+const CRITICAL: i32 = 2_000_000_000;
 /// How long pods may take to let go when the node ends.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -175,6 +185,8 @@ impl Node {
             pods: HashMap::new(),
             tasks: JoinSet::new(),
             image_gc_period: config.image_gc.period,
+            thresholds: config.thresholds,
+            had_full_disk: false,
             _lock: lock,
         })
     }
@@ -198,12 +210,14 @@ impl Node {
         let registration =
             tokio::spawn(registration::run(self.services.handlers.clone(), self.services.watcher.clone()));
         let period = self.image_gc_period;
+        let mut pressure = tokio::time::interval_at(tokio::time::Instant::now() + PRESSURE, PRESSURE);
         let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = garbage.tick() => self.collect_garbage(),
+                _ = pressure.tick() => self.relieve(),
                 Some(ended) = self.tasks.join_next() => self.task_ended(ended),
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
@@ -307,6 +321,39 @@ impl Node {
         if !known.running {
             self.forget(uid);
         }
+    }
+
+    /// Evicts a pod if the machine is short of memory or, when images have been removed, of space.
+    fn relieve(&mut self) {
+        let Pressure { memory, disk, .. } = Pressure::read(self.services.data.path(), &self.thresholds);
+        let had_full_disk = std::mem::replace(&mut self.had_full_disk, disk.is_some());
+        let (resource, state) = match (memory, disk) {
+            (Some(state), _) => ("memory", state),
+            (None, Some(state)) if had_full_disk => ("ephemeral-storage", state),
+            (None, Some(_)) => return self.collect_garbage(),
+            (None, None) => return,
+        };
+        if let Some(known) = self.least_important() {
+            known.context.evict(format!("The node was low on resource: {resource}. {state}"));
+        }
+    }
+
+    /// Of the pods that run and may be ended, the one of the lowest priority, of those the one that was promised least, of those
+    /// the youngest.
+    fn least_important(&self) -> Option<&KnownPod> {
+        let may_end = |known: &&KnownPod| {
+            let priority = known.pod.spec().priority.unwrap_or(0);
+            known.running && known.context.termination.current().is_none() && priority < CRITICAL
+        };
+        self.pods.values().filter(may_end).min_by_key(|known| {
+            let promised = match status::qos_class(&known.pod) {
+                "BestEffort" => 0,
+                "Burstable" => 1,
+                _ => 2,
+            };
+            let started = known.context.reporter.current().start_time.map(|time| time.0);
+            (known.pod.spec().priority.unwrap_or(0), promised, std::cmp::Reverse(started))
+        })
     }
 
     /// Removes images that no pod runs, if the disk is nearly full.

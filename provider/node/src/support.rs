@@ -154,6 +154,22 @@ const INIT_CONTAINER: &[Row] =
 /// Of a container that is no init container.
 const APP_CONTAINER: &[Row] = &[("restartPolicy", Refused, "not supported yet for a container by itself")];
 
+/// True if the table says something of a field of `spec` itself, or of what is in it.
+pub fn knows_of_pod(field: &str) -> bool {
+    // Their fields are in tables of their own.
+    ["containers", "initContainers"].contains(&field) || POD.iter().any(|(path, ..)| is_in(path, field))
+}
+
+/// True if the table says something of a container's field, or of what is in it.
+pub fn knows_of_container(field: &str) -> bool {
+    let mut rows = CONTAINER.iter().chain(APP_CONTAINER);
+    rows.any(|(path, ..)| is_in(path, field))
+}
+
+fn is_in(path: &str, field: &str) -> bool {
+    path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
 /// The first field of a pod that is refused: where it is, and why.
 pub fn refused(pod: &PodObject) -> Option<String> {
     let spec = serde_json::to_value(pod.spec()).unwrap_or_default();

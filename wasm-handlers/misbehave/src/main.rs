@@ -87,6 +87,28 @@ fn do_fault(fault: &str) {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
+        // Ends well when there is a file.
+        "await-file" => {
+            let file = std::env::var("FAULT_FILE").unwrap_or_default();
+            while fs::metadata(&file).is_err() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            std::process::exit(0);
+        }
+        // A line in a file for each time that it is started, then for each that it ends.
+        "count-runs" => {
+            let line = |word: &str| {
+                let file = std::env::var("FAULT_FILE").unwrap_or_default();
+                let mut file = fs::OpenOptions::new().create(true).append(true).open(file).expect("a volume");
+                let _ = file.write_all(format!("{word}\n").as_bytes());
+            };
+            line("started");
+            let time = std::env::var("FAULT_MILLIS").ok().and_then(|millis| millis.parse().ok());
+            std::thread::sleep(Duration::from_millis(time.unwrap_or(0)));
+            line("ended");
+            let code = std::env::var("FAULT_CODE").ok().and_then(|code| code.parse().ok());
+            std::process::exit(code.unwrap_or(0));
+        }
         // A megabyte more each tenth of a second.
         "fill-volume" => {
             let mut file = fs::File::create(std::env::var("FAULT_FILE").unwrap_or_default()).expect("a volume");

@@ -271,7 +271,7 @@ async fn restarts(scene: &mut Scene) -> Row {
     scene.configure(NAME, OURS).await;
     tokio::time::sleep(SETTLE).await;
     scene.instances = InstanceHistory::start(&scene.client).await;
-    let mut lost = 0;
+    let (mut lost, mut known) = (0, 0);
     for number in 0..3 * RESTARTS {
         match number % 3 {
             0 => {
@@ -290,6 +290,11 @@ async fn restarts(scene: &mut Scene) -> Row {
         }
         tokio::time::sleep(SETTLE).await;
         lost += FOO.len() - scene.instances.present(NAME);
+        let gaps = scene.instances.gaps();
+        let longest = gaps[known..].iter().max().copied().unwrap_or_default();
+        known = gaps.len();
+        let kind = ["Agent", "node", "handler"][number % 3];
+        eprintln!("  {kind} restarted: without an Instance for at most {:.0} ms", longest.as_secs_f64() * 1e3);
     }
     let gaps = scene.instances.gaps();
     let longest = gaps.iter().max().copied().unwrap_or_default();

@@ -232,9 +232,9 @@ fn node_with(number: usize) -> Node {
     node
 }
 
-/// Lets the threads that loading took and the watcher's work come to an end.
+/// Lets the threads that loading took, the watcher's work and the repetitions of lists come to an end.
 async fn settle() {
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    tokio::time::sleep(Duration::from_secs(35)).await;
 }
 
 async fn memory_with(number: usize) -> Memory {

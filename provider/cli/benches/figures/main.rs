@@ -12,6 +12,7 @@ mod devices;
 mod discovery;
 #[path = "../../tests/fixture/mod.rs"]
 mod fixture;
+mod pods;
 mod process;
 
 use std::fmt::Write as _;
@@ -43,6 +44,9 @@ fn main() {
     }
     if wanted("cluster") {
         rows.extend(runtime.block_on(cluster::measure()));
+    }
+    if wanted("pods") {
+        rows.extend(runtime.block_on(pods::measure()));
     }
     if wanted("devices") {
         rows.push(runtime.block_on(devices::measure()));

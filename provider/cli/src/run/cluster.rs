@@ -79,6 +79,7 @@ pub(super) async fn run(
         labels,
         max_pods: flags.max_pods,
         reserved,
+        thresholds: arguments.eviction_hard.clone(),
         data: data.path().to_owned(),
         instance: data.instance().context("cannot make the node's instance file")?,
     };

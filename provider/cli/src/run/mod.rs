@@ -8,7 +8,7 @@ use crate::output::host_name;
 use akri_krustlet_devices::DevicesConfig;
 use akri_krustlet_discovery::HandlersConfig;
 use akri_krustlet_images::{Credentials, GarbageCollection};
-use akri_krustlet_node::cluster::machine::Capacity;
+use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::environment::NodeFacts;
 use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
@@ -69,6 +69,14 @@ pub(crate) struct RunArguments {
     /// Registries (HOST or HOST:PORT) that are spoken to without TLS
     #[arg(long, env = "KRUSTLET_INSECURE_REGISTRIES", value_name = "HOSTS", value_delimiter = ',')]
     insecure_registries: Vec<String>,
+    /// What must be left of the machine; if less is, the node says so in its conditions and evicts pods, the least important
+    /// first. Signals: memory.available, nodefs.available, nodefs.inodesFree, pid.available
+    #[arg(
+        long,
+        value_name = "SIGNAL<AMOUNT,...",
+        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<10%"
+    )]
+    eviction_hard: Thresholds,
     /// Percent of the data directory's disk in use at which images that no pod runs are removed
     #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_high_threshold: u8,
@@ -158,6 +166,7 @@ fn node_config(
             minimum_age: Duration::from_secs(arguments.image_gc_minimum_age),
             period: Duration::from_secs(arguments.image_gc_period),
         },
+        thresholds: arguments.eviction_hard.clone(),
         cluster: None,
     })
 }

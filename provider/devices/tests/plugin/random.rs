@@ -112,7 +112,13 @@ pub async fn run(seed: u64) -> Outcome {
             }
             _ => {
                 drop(devices);
-                devices = Devices::start(config.clone(), &watcher).await.unwrap();
+                // Its sockets are let go by tasks that may still be ending.
+                devices = loop {
+                    match Devices::start(config.clone(), &watcher).await {
+                        Err(error) if error.is_taken() => tokio::time::sleep(Duration::from_millis(5)).await,
+                        started => break started.unwrap(),
+                    }
+                };
                 devices.retain(|uid| pods.contains(uid));
             }
         }

@@ -10,6 +10,8 @@ use kube::client::Body;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -67,7 +69,7 @@ impl Connection {
     fn new(path: &Path, config: Config) -> Result<Self, ConnectionError> {
         let first = client_of(path, config.clone())?;
         let (current, receiver) = watch::channel(first);
-        let service = CurrentClient { current: receiver };
+        let service = CurrentClient { current: receiver, clock: Arc::default() };
         let client = Client::new(service, config.default_namespace.clone());
         Ok(Self { path: path.to_owned(), config, current, client })
     }
@@ -126,6 +128,44 @@ fn client_of(path: &Path, config: Config) -> Result<Client, ConnectionError> {
 #[derive(Clone)]
 struct CurrentClient {
     current: watch::Receiver<Client>,
+    clock: Arc<ClockCheck>,
+}
+
+/// Compares this machine's clock with the API server's, and tells when they begin to differ.
+#[derive(Debug, Default)]
+struct ClockCheck {
+    differs: AtomicBool,
+}
+
+/// Clocks that differ by more are told of. Certificates are good for five minutes before they are made, leases for 40 s.
+const DIFFERENCE: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+
+impl ClockCheck {
+    fn check(&self, response: &Response<Body>) {
+        let Some(date) = response.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()) else { return };
+        let difference = difference(date, jiff::Timestamp::now());
+        let differs = difference.is_some();
+        if self.differs.swap(differs, Ordering::Relaxed) == differs {
+            return;
+        }
+        match difference {
+            Some(difference) => tracing::warn!(
+                "this machine's clock is {difference} the API server's: certificates, tokens and leases will fail; set it, and keep it right by NTP"
+            ),
+            None => tracing::info!("this machine's clock is right again"),
+        }
+    }
+}
+
+/// How far `now` is from the date of an answer, in words, if it matters.
+fn difference(date: &str, now: jiff::Timestamp) -> Option<String> {
+    let server = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
+    let ahead = now.duration_since(server);
+    if ahead.abs() <= DIFFERENCE {
+        return None;
+    }
+    let side = if ahead.is_negative() { "behind" } else { "ahead of" };
+    Some(format!("{} s {side}", ahead.abs().as_secs()))
 }
 
 impl tower::Service<Request<Body>> for CurrentClient {
@@ -138,10 +178,14 @@ impl tower::Service<Request<Body>> for CurrentClient {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client = self.current.borrow().clone();
+        let (client, clock) = (self.current.borrow().clone(), self.clock.clone());
         async move {
             match tokio::time::timeout(ANSWER, client.send(request)).await {
-                Ok(answer) => Ok(answer?),
+                Ok(answer) => {
+                    let answer = answer?;
+                    clock.check(&answer);
+                    Ok(answer)
+                }
                 Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs()).into()),
             }
         }
@@ -170,7 +214,10 @@ pub fn describe(error: &kube::Error) -> String {
         text if text.contains("NotValidForName") => {
             "; the API server's certificate is for other names: use one of them in the kubeconfig, or set tls-server-name"
         }
-        text if text.contains("CertificateExpired") || text.contains("certificate expired") => {
+        text if ["CertificateExpired", "certificate expired", "NotValidYet", "not valid yet"]
+            .iter()
+            .any(|what| text.contains(what)) =>
+        {
             "; is this machine's clock right?"
         }
         _ => "",
@@ -183,5 +230,24 @@ pub(crate) fn code(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_wrong_is_told_with_how_far() {
+        let now: jiff::Timestamp = "2026-11-24T13:50:00Z".parse().unwrap();
+        for (date, expected) in [
+            ("Tue, 24 Nov 2026 13:50:30 GMT", None),
+            ("Tue, 24 Nov 2026 13:49:10 GMT", None),
+            ("Tue, 24 Nov 2026 14:00:00 GMT", Some("600 s behind")),
+            ("Tue, 24 Nov 2026 13:40:00 GMT", Some("600 s ahead of")),
+            ("yesterday", None),
+        ] {
+            assert_eq!(difference(date, now).as_deref(), expected, "{date}");
+        }
     }
 }

@@ -147,7 +147,7 @@ fn statuses_mut(status: &mut PodStatus, kind: ContainerKind) -> &mut Vec<Contain
 }
 
 /// The quality-of-service class that the API defines.
-fn qos_class(pod: &PodObject) -> &'static str {
+pub(crate) fn qos_class(pod: &PodObject) -> &'static str {
     let mut any = false;
     let mut guaranteed = true;
     for container in pod.init_containers().iter().chain(&pod.spec().containers) {

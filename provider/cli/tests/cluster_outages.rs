@@ -1,0 +1,154 @@
+//! The API server is away, slow, full or cut off: pods run on, and what changed meanwhile is caught up.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
+
+mod fixture;
+
+use fixture::cluster::{Cluster, ClusterNode, cluster};
+use fixture::proxy::{Proxy, Way};
+use fixture::{condition, wait_for};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A node that reaches the API server by a way that the test can close.
+fn join(cluster: &Cluster, name: &str, seed: u64) -> (ClusterNode, Proxy) {
+    let proxy = Proxy::start(&cluster.server(), seed);
+    let mut node = ClusterNode::prepare(name);
+    let bootstrap = proxy.kubeconfig(&cluster.bootstrap(), &node.path("bootstrap.conf"));
+    node.run(&bootstrap);
+    node.wait_until_ready(cluster);
+    (node, proxy)
+}
+
+fn with_volume(mut pod: Value, node: &ClusterNode, env: &[(&str, &str)]) -> Value {
+    let volume = json!({"path": node.path("shared"), "type": "DirectoryOrCreate"});
+    pod["spec"]["volumes"] = json!([{"name": "v", "hostPath": volume}]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    for (name, value) in env {
+        container["env"].as_array_mut().unwrap().push(json!({"name": name, "value": value}));
+    }
+    pod
+}
+
+fn container(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+#[test]
+fn pods_run_on_without_the_api_server_and_what_changed_is_caught_up() {
+    let Some(cluster) = cluster() else { return };
+    let (node, proxy) = join(cluster, "cut-off", 1);
+    let namespace = cluster.namespace("cut-off");
+    for name in ["stays", "deleted", "replaced"] {
+        namespace.apply(node.fault_pod(name, "sleep"));
+    }
+    let mut job = with_volume(node.fault_pod("job", "await-file"), &node, &[("FAULT_FILE", "/v/go")]);
+    job["spec"]["restartPolicy"] = json!("Never");
+    namespace.apply(job);
+    for name in ["stays", "deleted", "replaced", "job"] {
+        namespace.wait_until_ready(&node, name);
+    }
+    let uid = |name: &str| namespace.pod(name).map(|pod| pod["metadata"]["uid"].clone());
+    let before = uid("replaced");
+    let (attempts, lines) = (proxy.attempts(), node.log().lines().count());
+    proxy.set(Way::Closed);
+    node.wait_for_log("cannot watch the pods of this node");
+    std::fs::write(node.path("shared/go"), "").unwrap();
+    namespace.kubectl_ok(&["delete", "pod", "deleted", "--grace-period=1", "--wait=false"]);
+    namespace.kubectl_ok(&["delete", "pod", "replaced", "--grace-period=0", "--force"]);
+    namespace.apply(node.fault_pod("replaced", "sleep"));
+    node.wait_for_log("container completed");
+    cluster.kubectl_ok(&["delete", "node", &node.name, "--wait=false"]);
+    std::thread::sleep(Duration::from_secs(15));
+    // At growing intervals, and each thing is told once.
+    let (attempts, lines) = (proxy.attempts() - attempts, node.log().lines().count() - lines);
+    assert!(attempts < 60, "{attempts} connections in 15 s");
+    assert!(lines < 30, "{lines} lines; log:\n{}", node.log());
+    proxy.set(Way::Open);
+    namespace.wait_until_gone(&node, "deleted");
+    namespace.wait_for_pod(&node, "job", "done", |pod| pod["status"]["phase"] == "Succeeded");
+    namespace.wait_until_ready(&node, "replaced");
+    assert!(uid("replaced").is_some() && uid("replaced") != before);
+    let stays = namespace.wait_until_ready(&node, "stays");
+    assert_eq!(container(&stays)["restartCount"], 0);
+    node.wait_until_ready(cluster);
+}
+
+#[test]
+fn a_silent_api_server_is_given_up_and_found_again() {
+    let Some(cluster) = cluster() else { return };
+    let (node, proxy) = join(cluster, "silent", 1);
+    let namespace = cluster.namespace("silent");
+    namespace.apply(node.fault_pod("first", "sleep"));
+    namespace.wait_until_ready(&node, "first");
+    proxy.set(Way::Silent);
+    std::thread::sleep(Duration::from_secs(5));
+    proxy.set(Way::Open);
+    namespace.apply(node.fault_pod("second", "sleep"));
+    namespace.wait_until_ready(&node, "second");
+    assert_eq!(container(&namespace.pod("first").unwrap())["restartCount"], 0);
+}
+
+#[test]
+fn a_way_that_delays_and_cuts_at_random_loses_nothing() {
+    let Some(cluster) = cluster() else { return };
+    let (node, proxy) = join(cluster, "flaky", fixture::seed());
+    let namespace = cluster.namespace("flaky");
+    proxy.set(Way::Flaky);
+    let names: Vec<_> = (0..10).map(|number| format!("p{number}")).collect();
+    for name in &names {
+        let env = [("FAULT_FILE", format!("/v/{name}")), ("FAULT_MILLIS", "300".to_owned())];
+        let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let mut pod = with_volume(node.fault_pod(name, "count-runs"), &node, &env);
+        pod["spec"]["restartPolicy"] = json!("Never");
+        namespace.apply(pod);
+    }
+    for name in &names {
+        namespace.wait_for_pod(&node, name, "done", |pod| pod["status"]["phase"] == "Succeeded");
+        let runs = std::fs::read_to_string(node.path("shared").join(name)).unwrap();
+        assert_eq!(runs, "started\nended\n", "{name} ran once");
+    }
+    for name in &names {
+        namespace.kubectl_ok(&["delete", "pod", name, "--wait=false"]);
+    }
+    for name in &names {
+        namespace.wait_until_gone(&node, name);
+    }
+}
+
+#[test]
+fn a_node_that_is_told_to_wait_does_so() {
+    let Some(cluster) = cluster() else { return };
+    let mut node = ClusterNode::prepare("limited");
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("limited");
+    namespace.apply(node.fault_pod("stays", "sleep"));
+    namespace.wait_until_ready(&node, "stays");
+    // The API server's own flow control refuses all that this node asks: 429 with Retry-After.
+    let user = format!("system:node:{}", node.name);
+    let level = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration",
+        "metadata": {"name": "none"}, "spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 0,
+            "lendablePercent": 0, "borrowingLimitPercent": 0, "limitResponse": {"type": "Reject"}}}});
+    let rules = json!([{"subjects": [{"kind": "User", "user": {"name": user}}],
+        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}]}]);
+    let schema = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": "none"},
+        "spec": {"matchingPrecedence": 1, "priorityLevelConfiguration": {"name": "none"}, "rules": rules}});
+    cluster.apply(&level);
+    cluster.apply(&schema);
+    let refused = || {
+        let requests = cluster.requests_of(&user);
+        requests.iter().filter(|request| request["responseStatus"]["code"] == 429).count()
+    };
+    // What the pod does now cannot be told.
+    namespace.apply(node.fault_pod("later", "sleep"));
+    assert!(wait_for(|| refused() > 0), "the API server refuses nothing");
+    let before = refused();
+    std::thread::sleep(Duration::from_secs(10));
+    let refused = refused() - before;
+    assert!(refused < 60, "{refused} requests in 10 s");
+    cluster.kubectl_ok(&["delete", "flowschema", "none"]);
+    namespace.wait_until_ready(&node, "later");
+    let stays = namespace.pod("stays").unwrap();
+    assert_eq!((condition(&stays, "Ready"), &container(&stays)["restartCount"]), (Some(true), &json!(0)));
+}
