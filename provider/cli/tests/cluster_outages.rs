@@ -133,7 +133,7 @@ fn a_node_that_is_told_to_wait_does_so() {
     let rules = json!([{"subjects": [{"kind": "User", "user": {"name": user}}],
         "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": true}]}]);
     let schema = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": "none"},
-        "spec": {"matchingPrecedence": 1, "priorityLevelConfiguration": {"name": "none"}, "rules": rules}});
+        "spec": {"matchingPrecedence": 2, "priorityLevelConfiguration": {"name": "none"}, "rules": rules}});
     cluster.apply(&level);
     cluster.apply(&schema);
     let refused = || {

@@ -172,7 +172,7 @@ impl SigningRequest {
         pin_mut!(changes);
         let remind = tokio::time::sleep(AUTOMATIC);
         pin_mut!(remind);
-        let mut reminded = false;
+        let (mut reminded, mut outage) = (false, false);
         loop {
             let change = tokio::select! {
                 change = changes.next() => change,
@@ -189,10 +189,15 @@ impl SigningRequest {
                 }
             };
             let csr = match change {
-                Some(Ok(Some(csr))) => csr,
+                Some(Ok(Some(csr))) => {
+                    outage = false;
+                    csr
+                }
                 Some(Ok(None)) => return Ok(None),
                 Some(Err(error)) => {
-                    tracing::warn!(csr = name, "cannot watch the request: {error}");
+                    if !std::mem::replace(&mut outage, true) {
+                        tracing::warn!(csr = name, "cannot watch the request: {error}; trying again");
+                    }
                     continue;
                 }
                 None => return Ok(None),
