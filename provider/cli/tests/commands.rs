@@ -192,3 +192,22 @@ fn a_second_node_on_the_same_data_is_refused_with_the_first_ones_pid() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&format!("(pid {})", node.pid())), "{}", stderr(&output));
 }
+
+#[test]
+fn a_demo_without_akris_programs_says_where_they_come_from() {
+    let demos = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demos");
+    for demo in ["wasm-broker-uses-akri-device", "akri-uses-wasm-handler"] {
+        let run = || {
+            let mut command = std::process::Command::new(demos.join(demo).join("run"));
+            command.env_remove("AKRI_BIN");
+            command
+        };
+        let output = run().output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("set AKRI_BIN") && text.contains("docker cp"), "{text}");
+        assert_eq!(run().arg("--wrong").output().unwrap().status.code(), Some(2));
+        let help = run().arg("--help").output().unwrap();
+        assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("--cluster existing"));
+    }
+}
