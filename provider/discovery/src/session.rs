@@ -13,7 +13,7 @@
 //!   them with new UIDs, killing every broker.
 //! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
 //!   once, not once per occurrence.
-//! - After the first list and after each change, the current list is sent again for 30 s, see [`repetition`]. The Agent
+//! - After the first list and after each change, the current list is sent again for 30 s, every 200 ms at first. The Agent
 //!   applies a list that comes too soon onto an Instance that it is deleting, when it or the handler was restarted or a device
 //!   comes back, and forgets it; a deletion waits for device plugins that register, a second each. The repetition after
 //!   it heals that. Apart from this, an unchanged list is not sent again.
