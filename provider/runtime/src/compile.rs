@@ -49,6 +49,9 @@ pub enum CompileError {
     /// The compiler refused it: truncated, malformed, or using a feature that the engine does not have.
     #[error("the module is not valid: {0}")]
     Invalid(String),
+    /// The result could not be kept, or the module not be read.
+    #[error("cannot compile the module here: {0}")]
+    Host(String),
     /// The child went over one of its limits.
     #[error("compiling the module took more than the node allows ({0}); is it a compile bomb?")]
     Limit(String),
@@ -74,6 +77,8 @@ pub struct Compiler {
 
 /// Exit code of the child for a module that the compiler refused; its message is on standard error.
 const EXIT_INVALID: i32 = 65;
+/// Exit code of the child for what is not the module's fault.
+const EXIT_HOST: i32 = 74;
 
 impl Compiler {
     /// A compiler that runs `program` with `arguments`, whose `main` calls [`child_main`] with what follows them.
@@ -124,6 +129,7 @@ impl Compiler {
         let output = output.map_err(spawn)?;
         match output.status.code() {
             Some(0) => Ok(()),
+            Some(EXIT_HOST) => Err(CompileError::Host(first_lines(&output.stderr))),
             Some(EXIT_INVALID) => Err(CompileError::Invalid(first_lines(&output.stderr))),
             _ => Err(CompileError::Limit(format!(
                 "{} s of CPU time, {} MiB of memory; the compiler ended with {}",
@@ -144,31 +150,35 @@ fn first_lines(stderr: &[u8]) -> String {
 pub fn child_main(arguments: impl Iterator<Item = OsString>) -> ! {
     let code = match compile_from_stdin(&arguments.collect::<Vec<_>>()) {
         Ok(()) => 0,
-        Err(message) => {
+        Err((code, message)) => {
             eprintln!("{message}");
-            EXIT_INVALID
+            code
         }
     };
     std::process::exit(code)
 }
 
-fn compile_from_stdin(arguments: &[OsString]) -> Result<(), String> {
+/// An error is an exit code and its reason.
+fn compile_from_stdin(arguments: &[OsString]) -> Result<(), (i32, String)> {
+    let host = |message: String| (EXIT_HOST, message);
+    let invalid = |message: String| (EXIT_INVALID, message);
     let [output, memory, seconds] = arguments else {
-        return Err("usage: compile-module OUTPUT MEMORY-BYTES CPU-SECONDS < module".to_owned());
+        return Err(host("usage: compile-module OUTPUT MEMORY-BYTES CPU-SECONDS < module".to_owned()));
     };
     let number = |text: &OsString| {
-        text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| format!("not a number: {text:?}"))
+        text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| host(format!("not a number: {text:?}")))
     };
-    limit_self(number(memory)?, number(seconds)?).map_err(|error| format!("cannot limit the compiler: {error}"))?;
+    limit_self(number(memory)?, number(seconds)?)
+        .map_err(|error| host(format!("cannot limit the compiler: {error}")))?;
     let mut module = Vec::new();
-    std::io::stdin().read_to_end(&mut module).map_err(|error| format!("reading the module: {error}"))?;
-    let engine = crate::engine::new().map_err(|error| format!("{error:#}"))?;
-    let compiled = match ModuleKind::of(&module).map_err(|error| error.to_string())? {
+    std::io::stdin().read_to_end(&mut module).map_err(|error| host(format!("reading the module: {error}")))?;
+    let engine = crate::engine::new().map_err(|error| host(format!("{error:#}")))?;
+    let compiled = match ModuleKind::of(&module).map_err(|error| invalid(error.to_string()))? {
         ModuleKind::Module => engine.precompile_module(&module),
         ModuleKind::Component => engine.precompile_component(&module),
     }
-    .map_err(|error| format!("{error:#}"))?;
-    std::fs::write(output, compiled).map_err(|error| format!("writing {output:?}: {error}"))
+    .map_err(|error| invalid(format!("{error:#}")))?;
+    std::fs::write(output, compiled).map_err(|error| host(format!("writing {}: {error}", Path::new(output).display())))
 }
 
 fn limit_self(memory: u64, cpu_seconds: u64) -> rustix::io::Result<()> {

@@ -101,7 +101,7 @@ impl Pods {
 }
 
 fn pod(node: &ClusterNode, name: &str) -> Value {
-    let mut pod = node.pod(name, "debug-echo-broker");
+    let mut pod = node.fault_pod(name, "sleep");
     pod["spec"]["terminationGracePeriodSeconds"] = json!(0);
     pod
 }
