@@ -138,6 +138,10 @@ fn a_missing_object_or_key_is_waited_for_and_an_optional_one_is_not() {
     namespace.apply(object("Secret", "late", json!({"k": "came"})));
     namespace.wait_until_ready(&node, "variable");
     assert!(wait_for(|| namespace.kubectl_ok(&["logs", "variable"]).contains("LATE=came\n")));
+    // While it waits, the object is watched, not asked for again and again.
+    let requests = cluster.requests_of(&format!("system:node:{}", node.name));
+    let of_secrets = requests.iter().filter(|request| request["objectRef"]["resource"] == "secrets");
+    assert_eq!(of_secrets.map(|request| request["verb"].as_str().unwrap()).collect::<Vec<_>>(), ["list", "watch"]);
     namespace.apply(object("ConfigMap", "late", json!({"k": "1"})));
     wait_for_files(&namespace, &node, "waits", r#"/v/k="1""#);
     wait_for_files(&namespace, &node, "runs", r#"/v/k="1""#);

@@ -261,9 +261,11 @@ fn handler_settings(context: &PodContext, container: &Container, scope: Scope<'_
 /// container waits and says so.
 async fn obtain_sources(context: &PodContext, kind: ContainerKind, container: &Container) -> Sources {
     let mut told = String::new();
+    // Kept until the next ones are read, so that what they watch is not asked for anew.
+    let mut previous = Sources::default();
     loop {
         let pod = context.latest();
-        let sources = Sources::read(container, &pod, &context.services.objects).await;
+        let mut sources = Sources::read(container, &pod, &context.services.objects).await;
         let Err(error) = environment::variables(container, &pod, &context.services.node, Scope::All(&sources)) else {
             return sources;
         };
@@ -280,6 +282,7 @@ async fn obtain_sources(context: &PodContext, kind: ContainerKind, container: &C
             () = sources.changed() => {}
             () = tokio::time::sleep(CONFIG_RETRY) => {}
         }
+        drop(std::mem::replace(&mut previous, sources));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cluster::machine::Capacity;
 use crate::fields;
-use crate::objects::{ObjectError, ObjectKey, ObjectKind, Objects, Values, WatchedObject};
+use crate::objects::{Changes, ObjectError, ObjectKey, ObjectKind, Objects, Values, WatchedObject};
 use crate::pod::PodObject;
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ impl NodeFacts {
 pub struct Sources {
     values: BTreeMap<ObjectKey, Result<Arc<Values>, ObjectError>>,
     /// They are watched as long as this is kept, and read without a request the next time.
-    watched: Vec<Arc<WatchedObject>>,
+    watched: Vec<(Arc<WatchedObject>, Changes)>,
 }
 
 impl Sources {
@@ -86,8 +86,10 @@ impl Sources {
         for key in references(container, pod.namespace()) {
             let values = match objects.watch(&key) {
                 Ok(watched) => {
+                    let mut changes = watched.changes();
+                    changes.forget();
                     let values = watched.read().await;
-                    sources.watched.push(watched);
+                    sources.watched.push((watched, changes));
                     values
                 }
                 Err(error) => Err(error),
@@ -97,13 +99,9 @@ impl Sources {
         sources
     }
 
-    /// Resolves when one of them changes.
-    pub async fn changed(&self) {
-        let changes = self.watched.iter().map(|object| {
-            let mut changes = object.changes();
-            Box::pin(async move { changes.next().await })
-        });
-        let changes: Vec<_> = changes.collect();
+    /// Resolves when one of them has changed since it was read.
+    pub async fn changed(&mut self) {
+        let changes: Vec<_> = self.watched.iter_mut().map(|(_, changes)| Box::pin(changes.next())).collect();
         if changes.is_empty() {
             std::future::pending::<()>().await;
         }

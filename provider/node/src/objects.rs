@@ -166,6 +166,11 @@ impl WatchedObject {
 pub struct Changes(watch::Receiver<Known>);
 
 impl Changes {
+    /// What was before does not count.
+    pub fn forget(&mut self) {
+        self.0.mark_unchanged();
+    }
+
     /// Resolves when it has.
     pub async fn next(&mut self) {
         if self.0.changed().await.is_err() {
@@ -232,5 +237,23 @@ fn message_of(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => describe(error),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn what_was_before_is_no_change() {
+        let (sender, known) = watch::channel(Known::Nothing { message: String::new() });
+        sender.send_replace(Known::Missing);
+        let mut changes = Changes(known);
+        changes.forget();
+        assert!(changes.next().now_or_never().is_none());
+        sender.send_replace(Known::Present(Arc::default()));
+        assert!(changes.next().now_or_never().is_some());
+        assert!(changes.next().now_or_never().is_none());
     }
 }
