@@ -43,9 +43,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_is_told_and_when_there_is_room_again_all_goes_on() {
     let Some(cluster) = cluster() else { return };
-    // Pods are to stay, for once.
-    let mut node =
-        ClusterNode::prepare("full-disk").with(&["--eviction-hard", "nodefs.available<0%,nodefs.inodesFree<0%"]);
+    let mut node = ClusterNode::prepare("full-disk");
     let Some(disk) = SmallDisk::mount(&node.path("data")) else { return };
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);

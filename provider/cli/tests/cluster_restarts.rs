@@ -201,7 +201,7 @@ fn a_pod_makes_room_for_one_of_higher_priority() {
 #[test]
 fn a_machine_that_is_short_of_memory_evicts_the_least_important_pod_first() {
     let Some(cluster) = cluster() else { return };
-    let arguments = ["--node-labels", "test=pressed", "--eviction-hard", "memory.available<8Ei"];
+    let arguments = ["--node-labels", "test=pressed", "--eviction-hard", "memory.available<8Ei,nodefs.available<0%"];
     let mut node = ClusterNode::prepare("pressed").with(&arguments);
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
