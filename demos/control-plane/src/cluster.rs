@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 /// DIR/pki/              ca.{crt,key} and all that it signed
 /// DIR/ports.json        the ports, kept when the cluster is started again
 /// DIR/*.log             what the programs say
+/// DIR/*.pid             their process ids
 /// DIR/audit.log         each request of a node to the API server
 /// ```
 #[derive(Clone, Debug)]
@@ -85,6 +86,16 @@ impl Cluster {
     /// Each request of a node to the API server: a JSON object per line.
     pub fn audit_log(&self) -> PathBuf {
         self.directory.join("audit.log")
+    }
+
+    /// What one of its programs says.
+    pub fn log(&self, program: &str) -> PathBuf {
+        self.directory.join(format!("{program}.log"))
+    }
+
+    /// The process id of one of its programs.
+    pub fn pid(&self, program: &str) -> PathBuf {
+        self.directory.join(format!("{program}.pid"))
     }
 
     pub(crate) fn audit_policy(&self) -> PathBuf {

@@ -70,7 +70,7 @@ fn run(directory: &Path) -> anyhow::Result<()> {
         if signalled.load(Ordering::Relaxed) {
             break;
         }
-        running.check()?;
+        running.keep_up()?;
     }
     Ok(())
 }

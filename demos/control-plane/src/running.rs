@@ -2,64 +2,76 @@
 
 use crate::cluster::{Cluster, TOKEN};
 use crate::programs::Programs;
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// A running cluster. Dropping it ends its processes.
 #[derive(Debug)]
 pub struct Running {
-    processes: Vec<(&'static str, Child)>,
+    processes: Vec<Process>,
     kubectl: PathBuf,
     cluster: Cluster,
 }
 
+#[derive(Debug)]
+struct Process {
+    name: &'static str,
+    program: PathBuf,
+    arguments: Vec<String>,
+    child: Child,
+    restarts: u32,
+}
+
 /// How long the API may take until it is ready; it takes about 4 s on two idle cores.
 const READY: Duration = Duration::from_secs(120);
+/// How often each program is started again.
+const MOST_RESTARTS: u32 = 5;
 
 impl Running {
     pub(crate) fn start(cluster: &Cluster, programs: &Programs) -> anyhow::Result<Self> {
         let kubectl = programs.path("kubectl")?;
         let mut running = Self { processes: Vec::new(), kubectl, cluster: cluster.clone() };
-        running.spawn("etcd", programs, &etcd(cluster))?;
-        running.spawn("kube-apiserver", programs, &api_server(cluster))?;
+        running.spawn("etcd", programs, etcd(cluster))?;
+        running.spawn("kube-apiserver", programs, api_server(cluster))?;
         running.wait_until_ready()?;
-        running.spawn("kube-controller-manager", programs, &controller_manager(cluster))?;
-        running.spawn("kube-scheduler", programs, &scheduler(cluster))?;
+        running.spawn("kube-controller-manager", programs, controller_manager(cluster))?;
+        running.spawn("kube-scheduler", programs, scheduler(cluster))?;
         running.add_bootstrap_token()?;
         running.wait_for_default_account()?;
         Ok(running)
     }
 
-    /// Process id of one of its programs.
-    pub fn pid(&self, name: &str) -> Option<u32> {
-        self.processes.iter().find(|(program, _)| *program == name).map(|(_, child)| child.id())
+    /// Starts again what has ended, as a service manager does. Fails if a program keeps ending.
+    pub fn keep_up(&mut self) -> anyhow::Result<()> {
+        for process in &mut self.processes {
+            let Some(status) = process.child.try_wait()? else { continue };
+            if process.restarts == MOST_RESTARTS {
+                return Err(ended(&self.cluster, process.name, status));
+            }
+            eprintln!("{} ended ({status}) and is started again", process.name);
+            process.child = start(&self.cluster, process.name, &process.program, &process.arguments)?;
+            process.restarts += 1;
+        }
+        Ok(())
     }
 
     /// Fails if one of its programs has ended.
-    pub fn check(&mut self) -> anyhow::Result<()> {
-        for (name, child) in &mut self.processes {
-            if let Some(status) = child.try_wait()? {
-                let log = self.cluster.directory.join(format!("{name}.log"));
-                bail!("{name} ended ({status}); see {}", log.display());
+    fn check(&mut self) -> anyhow::Result<()> {
+        for process in &mut self.processes {
+            if let Some(status) = process.child.try_wait()? {
+                return Err(ended(&self.cluster, process.name, status));
             }
         }
         Ok(())
     }
 
-    fn spawn(&mut self, name: &'static str, programs: &Programs, arguments: &[String]) -> anyhow::Result<()> {
-        let path = self.cluster.directory.join(format!("{name}.log"));
-        let log = std::fs::File::options().create(true).append(true).open(&path)?;
-        let child = Command::new(programs.path(name)?)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| name.to_owned())?;
-        self.processes.push((name, child));
+    fn spawn(&mut self, name: &'static str, programs: &Programs, arguments: Vec<String>) -> anyhow::Result<()> {
+        let program = programs.path(name)?;
+        let child = start(&self.cluster, name, &program, &arguments)?;
+        self.processes.push(Process { name, program, arguments, child, restarts: 0 });
         Ok(())
     }
 
@@ -118,13 +130,32 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // The API server would serve on for some seconds after SIGTERM; nothing of it is to be kept.
-        for (_, child) in self.processes.iter_mut().rev() {
-            let _ = child.kill();
+        for process in self.processes.iter_mut().rev() {
+            let _ = process.child.kill();
         }
-        for (_, child) in &mut self.processes {
-            let _ = child.wait();
+        for process in &mut self.processes {
+            let _ = process.child.wait();
         }
     }
+}
+
+fn start(cluster: &Cluster, name: &str, program: &Path, arguments: &[String]) -> anyhow::Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(cluster.log(name))?;
+    let child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| name.to_owned())?;
+    let pid = cluster.pid(name);
+    std::fs::write(pid.with_extension("new"), child.id().to_string())?;
+    std::fs::rename(pid.with_extension("new"), pid)?;
+    Ok(child)
+}
+
+fn ended(cluster: &Cluster, name: &str, status: ExitStatus) -> anyhow::Error {
+    anyhow!("{name} ended ({status}); see {}", cluster.log(name).display())
 }
 
 fn etcd(cluster: &Cluster) -> Vec<String> {

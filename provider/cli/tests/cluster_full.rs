@@ -4,6 +4,7 @@
 mod fixture;
 
 use fixture::cluster::{ClusterNode, Namespace, cluster};
+use fixture::registry::{Access, Registry};
 use fixture::wait_for;
 use serde_json::{Value, json};
 use std::io::Write as _;
@@ -40,32 +41,46 @@ impl Drop for SmallDisk {
     }
 }
 
-#[test]
-fn a_full_disk_is_told_and_when_there_is_room_again_all_goes_on() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_and_when_there_is_room_again_all_goes_on() {
     let Some(cluster) = cluster() else { return };
-    let mut node = ClusterNode::prepare("full-disk");
+    let registry = Registry::start(Access::Public);
+    let image = registry.push_module("module:v1", &std::fs::read(fixture::guest("misbehave")).unwrap()).await;
+    let mut node = ClusterNode::prepare("full-disk").with(&["--insecure-registries", &registry.address]);
     let Some(disk) = SmallDisk::mount(&node.path("data")) else { return };
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
     let namespace = cluster.namespace("full-disk");
     let mut talks = node.fault_pod("talks", "print");
     talks["spec"]["containers"][0]["env"][0]["value"] = json!("exit3");
-    namespace.apply(node.fault_pod("stays", "sleep"));
-    namespace.wait_until_ready(&node, "stays");
+    let mut pulled = node.fault_pod("pulled", "sleep");
+    pulled["spec"]["containers"][0]["image"] = json!(image);
+    for name in ["stays", "floods"] {
+        namespace.apply(node.fault_pod(name, if name == "floods" { "flood" } else { "sleep" }));
+        namespace.wait_until_ready(&node, name);
+    }
     let filler = disk.fill();
-    // One that has to be compiled, and one that writes logs and statuses all the time.
+    // One that has to be compiled, one that has to be pulled, and one that writes logs and statuses all the time.
     namespace.apply(node.handler_pod("late", "late"));
+    namespace.apply(pulled);
     namespace.apply(talks);
-    let told = || namespace.events("late").iter().any(|event| event.contains("No space left on device"));
-    assert!(wait_for(told), "{:?}; log:\n{}", namespace.events("late"), node.log());
+    for name in ["late", "pulled"] {
+        namespace.wait_for_event(&node, name, "No space left on device");
+    }
     assert!(node.is_running());
-    assert_eq!(namespace.pod("stays").unwrap()["status"]["phase"], "Running");
+    for name in ["stays", "floods"] {
+        assert_eq!(namespace.pod(name).unwrap()["status"]["phase"], "Running");
+    }
     std::fs::remove_file(filler).unwrap();
-    namespace.wait_until_ready(&node, "late");
+    for name in ["late", "pulled"] {
+        namespace.wait_until_ready(&node, name);
+    }
     namespace.wait_for_pod(&node, "talks", "restarted", |pod| {
         pod["status"]["containerStatuses"][0]["restartCount"].as_i64().is_some_and(|count| count >= 1)
     });
-    assert_eq!(namespace.pod("stays").unwrap()["status"]["containerStatuses"][0]["restartCount"], 0);
+    for name in ["stays", "floods"] {
+        assert_eq!(namespace.pod(name).unwrap()["status"]["containerStatuses"][0]["restartCount"], 0);
+    }
 }
 
 fn list(pods: impl Iterator<Item = Value>) -> Value {

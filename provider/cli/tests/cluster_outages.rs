@@ -6,6 +6,7 @@ mod fixture;
 use fixture::cluster::{Cluster, ClusterNode, cluster};
 use fixture::proxy::{Proxy, Way};
 use fixture::{condition, wait_for};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -151,4 +152,43 @@ fn a_node_that_is_told_to_wait_does_so() {
     namespace.wait_until_ready(&node, "later");
     let stays = namespace.pod("stays").unwrap();
     assert_eq!((condition(&stays, "Ready"), &container(&stays)["restartCount"]), (Some(true), &json!(0)));
+}
+
+#[test]
+fn an_api_server_and_an_etcd_that_stall_or_start_again_lose_nothing() {
+    if cluster().is_none() {
+        return;
+    }
+    // Its own, since all that use it are disturbed.
+    let cluster = &Cluster::start("8760h");
+    let (node, proxy) = join(cluster, "started-again", 1);
+    let namespace = cluster.namespace("started-again");
+    for name in ["stays", "deleted"] {
+        namespace.apply(node.fault_pod(name, "sleep"));
+    }
+    for name in ["stays", "deleted"] {
+        namespace.wait_until_ready(&node, name);
+    }
+    // The API server's answers are late now, a beat of the node among them.
+    cluster.signal("etcd", Signal::STOP);
+    std::thread::sleep(Duration::from_secs(12));
+    cluster.signal("etcd", Signal::CONT);
+    namespace.apply(node.fault_pod("after-stall", "sleep"));
+    namespace.wait_until_ready(&node, "after-stall");
+    cluster.restart("etcd");
+    namespace.apply(node.fault_pod("after-etcd", "sleep"));
+    namespace.wait_until_ready(&node, "after-etcd");
+    // An API server that starts knows nothing of what was before: a watch from then has expired.
+    let deleted = namespace.pod("deleted").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert!(node.path("data/pods").join(&deleted).exists());
+    proxy.set(Way::Closed);
+    namespace.kubectl_ok(&["delete", "pod", "deleted", "--grace-period=0", "--force"]);
+    namespace.apply(node.fault_pod("meanwhile", "sleep"));
+    cluster.restart("kube-apiserver");
+    proxy.set(Way::Open);
+    namespace.wait_until_ready(&node, "meanwhile");
+    assert!(wait_for(|| !node.path("data/pods").join(&deleted).exists()), "log:\n{}", node.log());
+    node.wait_for_log("too old resource version");
+    assert_eq!(container(&namespace.pod("stays").unwrap())["restartCount"], 0);
+    node.wait_until_ready(cluster);
 }

@@ -3,10 +3,13 @@
 
 mod fixture;
 
+use akri_krustlet_discovery::agent::{self, RegistrationSocket};
+use akri_proto::v0::DiscoverRequest;
 use fixture::cluster::{ClusterNode, Namespace, cluster};
-use fixture::wait_for;
+use fixture::{DEADLINE, next_ids, wait_for};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 /// As good as a test needs it (xorshift).
@@ -128,6 +131,48 @@ fn a_node_that_is_killed_at_any_moment_repeats_and_loses_nothing() {
     assert!(wait_for(|| entries(node.path("data/pods")) == 0), "files of pods are left");
     assert!(wait_for(|| entries(node.path("data/logs")) == 0), "logs of pods are left");
     assert_eq!(entries(node.path("data/modules")), modules, "compiled modules are left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_replaced_under_running_pods_takes_them_over() {
+    let Some(cluster) = cluster() else { return };
+    let mut node = ClusterNode::prepare("upgraded");
+    // As a package manager does it: the running program's file is replaced by another one.
+    let install = |program: &Path| {
+        std::fs::copy(fixture::PROGRAM, program.with_extension("new")).unwrap();
+        std::fs::rename(program.with_extension("new"), program).unwrap();
+    };
+    node.program = node.path("akri-krustlet");
+    install(&node.program);
+    std::fs::create_dir_all(node.path("akri")).unwrap();
+    let mut agent = RegistrationSocket::serve(&node.path("akri")).unwrap();
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("upgraded");
+    namespace.apply(node.handler_pod("handler", "debugEcho"));
+    namespace.apply(node.fault_pod("worker", "sleep"));
+    for name in ["handler", "worker"] {
+        namespace.wait_until_ready(&node, name);
+    }
+    let request =
+        || DiscoverRequest { discovery_details: r#"{"descriptions":["foo0"]}"#.to_owned(), ..Default::default() };
+    for restarts in 1..=3 {
+        tokio::time::timeout(DEADLINE, agent.next()).await.unwrap().unwrap();
+        let mut stream = agent::discover(node.socket("debugEcho"), request()).await.unwrap();
+        // The first list is never empty: an Agent would take the Instances away, and their brokers.
+        assert_eq!(next_ids(&mut stream).await, ["foo0"]);
+        install(&node.program);
+        assert_eq!(next_ids(&mut stream).await, ["foo0"], "what runs is not disturbed");
+        assert_eq!(node.terminate(), Some(0));
+        node.run(&cluster.bootstrap());
+        for name in ["handler", "worker"] {
+            namespace.wait_for_pod(&node, name, "ready again", |pod| {
+                let container = &pod["status"]["containerStatuses"][0];
+                container["restartCount"] == restarts && container["ready"] == true
+            });
+        }
+    }
+    assert_eq!(node.log().matches("compiling the module").count(), 2, "what is compiled is used on");
 }
 
 #[test]

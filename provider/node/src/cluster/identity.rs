@@ -63,9 +63,13 @@ pub struct Identity {
     pub connection: Arc<Connection>,
     node: String,
     pki: PathBuf,
-    /// The certificate that the node asked for itself; one in a user's kubeconfig is the user's to renew.
-    certificate: Option<Certificate>,
+    /// The certificate that the node asked for itself, and with which token; one in a user's kubeconfig is the user's to renew.
+    asked: Option<(Certificate, PathBuf)>,
 }
+
+/// Pauses after a renewal that failed.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const MOST_RETRY: Duration = Duration::from_secs(60);
 
 impl Identity {
     /// Takes up the identity of `node`, asking for it if need be. Waits for approval as long as it takes.
@@ -75,7 +79,8 @@ impl Identity {
             IdentitySource::Kubeconfig(path) => {
                 let connection = Connection::from_kubeconfig(path).await?;
                 check_user(&connection, path, node).await?;
-                return Ok(Self { connection: Arc::new(connection), node: node.to_owned(), pki, certificate: None });
+                let connection = Arc::new(connection);
+                return Ok(Self { connection, node: node.to_owned(), pki, asked: None });
             }
             IdentitySource::Bootstrap(path) => path,
         };
@@ -89,8 +94,8 @@ impl Identity {
         };
         let path = pki.join("client.pem");
         if let Some((certificate, connection)) = earlier(&first, &path, node).await? {
-            let (connection, certificate) = (Arc::new(connection), Some(certificate));
-            return Ok(Self { connection, node: node.to_owned(), pki, certificate });
+            let (connection, asked) = (Arc::new(connection), Some((certificate, bootstrap.clone())));
+            return Ok(Self { connection, node: node.to_owned(), pki, asked });
         }
         let request = request(node, &pki, &first);
         let certificate = request.certificate(&first.client()).await?;
@@ -98,34 +103,56 @@ impl Identity {
         tracing::info!(until = %certificate.not_after, "the node has its client certificate");
         write_kubeconfig(&own, &first, &path)?;
         let connection = Arc::new(first.with_identity(&certificate)?);
-        Ok(Self { connection, node: node.to_owned(), pki, certificate: Some(certificate) })
+        Ok(Self { connection, node: node.to_owned(), pki, asked: Some((certificate, bootstrap.clone())) })
     }
 
     /// Renews the certificate, again and again. Ends at once if there is none to renew.
     pub async fn keep(mut self) {
-        let Some(mut certificate) = self.certificate.take() else { return };
+        let Some((mut certificate, bootstrap)) = self.asked.take() else { return };
         loop {
-            let until = certificate.renew_at(renewal_part());
-            super::sleep_until(until).await;
-            let request = request(&self.node, &self.pki, &self.connection);
-            let renewed = match request.certificate(&self.connection.client()).await {
-                Ok(renewed) => renewed,
-                Err(error) => {
-                    tracing::error!(until = %certificate.not_after, %error, "cannot renew the node's client certificate; trying again in a minute");
-                    tokio::time::sleep(Duration::from_secs(60)).await;
-                    continue;
-                }
-            };
-            let written = renewed.write(&self.pki.join("client.pem"));
-            if let Err(error) = written {
+            super::sleep_until(certificate.renew_at(renewal_part())).await;
+            certificate = self.renewed(&certificate, &bootstrap).await;
+            if let Err(error) = certificate.write(&self.pki.join("client.pem")) {
                 tracing::error!(%error, "cannot write the renewed client certificate");
             }
-            if let Err(error) = self.connection.replace_identity(&renewed) {
+            if let Err(error) = self.connection.replace_identity(&certificate) {
                 tracing::error!(%error, "cannot use the renewed client certificate");
             }
-            tracing::info!(until = %renewed.not_after, "the node's client certificate is renewed");
-            certificate = renewed;
+            tracing::info!(until = %certificate.not_after, "the node's client certificate is renewed");
         }
+    }
+
+    async fn renewed(&self, certificate: &Certificate, bootstrap: &Path) -> Certificate {
+        let mut pause = FIRST_RETRY;
+        loop {
+            let until = certificate.not_after;
+            match self.try_renew(certificate, bootstrap).await {
+                Ok(renewed) => return renewed,
+                Err(error) if certificate.is_valid() => {
+                    tracing::error!(%until, %error, "cannot renew the node's client certificate; trying again");
+                }
+                Err(error) => {
+                    tracing::error!(
+                        %until, %error,
+                        "the node's client certificate has ended and there is no new one; trying again with the bootstrap token in {}, which has to be a valid one",
+                        bootstrap.display()
+                    );
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MOST_RETRY);
+        }
+    }
+
+    /// As the node, or, if that can no longer be, as one that is new.
+    async fn try_renew(&self, certificate: &Certificate, bootstrap: &Path) -> Result<Certificate, IdentityError> {
+        let again = match certificate.is_valid() {
+            true => None,
+            false => Some(Connection::from_kubeconfig(bootstrap).await?),
+        };
+        let connection = again.as_ref().unwrap_or(&self.connection);
+        let request = request(&self.node, &self.pki, connection);
+        Ok(request.certificate(&connection.client()).await?)
     }
 }
 

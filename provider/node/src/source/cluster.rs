@@ -161,11 +161,10 @@ impl PodSource for ClusterSource {
             };
             match change {
                 Some(Ok(event)) => self.take(event),
-                Some(Err(error)) => {
-                    if !std::mem::replace(&mut self.outage, true) {
-                        tracing::warn!("cannot watch the pods of this node: {error}; trying again, pods run on");
-                    }
-                }
+                Some(Err(error)) => match std::mem::replace(&mut self.outage, true) {
+                    false => tracing::warn!("cannot watch the pods of this node: {error}; trying again, pods run on"),
+                    true => tracing::debug!("still cannot watch the pods of this node: {error}"),
+                },
                 None => std::future::pending().await,
             }
         }
