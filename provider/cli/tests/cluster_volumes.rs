@@ -138,10 +138,22 @@ fn a_missing_object_or_key_is_waited_for_and_an_optional_one_is_not() {
     namespace.apply(object("Secret", "late", json!({"k": "came"})));
     namespace.wait_until_ready(&node, "variable");
     assert!(wait_for(|| namespace.kubectl_ok(&["logs", "variable"]).contains("LATE=came\n")));
-    // While it waits, the object is watched, not asked for again and again.
+    // A pod that is the only one to wait for its volume goes on when it is there.
+    namespace.apply(watching(&node, "alone", json!([{"name": "v", "configMap": {"name": "own"}}]), mount()));
+    namespace.wait_for_event(&node, "alone", "configmap \"own\" not found");
+    namespace.apply(object("ConfigMap", "own", json!({"k": "1"})));
+    wait_for_files(&namespace, &node, "alone", r#"/v/k="1""#);
+    // While something is waited for, it is watched, not asked for again and again.
     let requests = cluster.requests_of(&format!("system:node:{}", node.name));
-    let of_secrets = requests.iter().filter(|request| request["objectRef"]["resource"] == "secrets");
-    assert_eq!(of_secrets.map(|request| request["verb"].as_str().unwrap()).collect::<Vec<_>>(), ["list", "watch"]);
+    let verbs = |resource: &str, name: &str| {
+        let of_object = requests.iter().filter(|request| {
+            let object = &request["objectRef"];
+            object["resource"] == resource && object["name"] == name
+        });
+        of_object.map(|request| request["verb"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(verbs("secrets", "late"), ["list", "watch"]);
+    assert_eq!(verbs("configmaps", "own"), ["list", "watch"]);
     namespace.apply(object("ConfigMap", "late", json!({"k": "1"})));
     wait_for_files(&namespace, &node, "waits", r#"/v/k="1""#);
     wait_for_files(&namespace, &node, "runs", r#"/v/k="1""#);

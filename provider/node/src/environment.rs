@@ -2,7 +2,7 @@
 
 use crate::cluster::machine::Capacity;
 use crate::fields;
-use crate::objects::{Changes, ObjectError, ObjectKey, ObjectKind, Objects, Values, WatchedObject};
+use crate::objects::{Awaited, ObjectError, ObjectKey, ObjectKind, Objects, Values};
 use crate::pod::PodObject;
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ impl NodeFacts {
 pub struct Sources {
     values: BTreeMap<ObjectKey, Result<Arc<Values>, ObjectError>>,
     /// They are watched as long as this is kept, and read without a request the next time.
-    watched: Vec<(Arc<WatchedObject>, Changes)>,
+    awaited: Awaited,
 }
 
 impl Sources {
@@ -86,11 +86,8 @@ impl Sources {
         for key in references(container, pod.namespace()) {
             let values = match objects.watch(&key) {
                 Ok(watched) => {
-                    let mut changes = watched.changes();
-                    changes.forget();
-                    let values = watched.read().await;
-                    sources.watched.push((watched, changes));
-                    values
+                    sources.awaited.add(watched.clone());
+                    watched.read().await
                 }
                 Err(error) => Err(error),
             };
@@ -101,11 +98,7 @@ impl Sources {
 
     /// Resolves when one of them has changed since it was read.
     pub async fn changed(&mut self) {
-        let changes: Vec<_> = self.watched.iter_mut().map(|(_, changes)| Box::pin(changes.next())).collect();
-        if changes.is_empty() {
-            std::future::pending::<()>().await;
-        }
-        futures::future::select_all(changes).await;
+        self.awaited.changed().await;
     }
 
     /// The values of an object; `None` if it is not there and need not be.
@@ -312,7 +305,7 @@ mod tests {
                 (key(ObjectKind::Secret, "s"), Ok(values(&[("k", "x")]))),
                 (missing.clone(), Err(ObjectError::Missing(missing))),
             ]),
-            watched: Vec::new(),
+            awaited: Awaited::default(),
         };
         let secret = |name: &str, key: &str, optional: bool| json!({"name": "S", "valueFrom": {"secretKeyRef": {"name": name, "key": key, "optional": optional}}});
         let from = json!([{"configMapRef": {"name": "m"}, "prefix": "P_"}, {"configMapRef": {"name": "m"}},

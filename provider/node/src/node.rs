@@ -23,6 +23,7 @@ use krator::Manifest;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -98,6 +99,8 @@ pub struct Node {
     thresholds: Thresholds,
     /// The disk was nearly full when it was looked at last.
     had_full_disk: bool,
+    /// It was told that the disk is nearly full and no image can be removed.
+    told_full: Arc<AtomicBool>,
     _lock: DataDirectoryLock,
 }
 
@@ -187,6 +190,7 @@ impl Node {
             image_gc_period: config.image_gc.period,
             thresholds: config.thresholds,
             had_full_disk: false,
+            told_full: Arc::default(),
             _lock: lock,
         })
     }
@@ -364,16 +368,19 @@ impl Node {
             let images = containers.filter_map(|container| reference::parse(container.image.as_ref()?).ok());
             used.extend(images.map(|reference| reference.whole()));
         }
-        let services = self.services.clone();
+        let (services, told_full) = (self.services.clone(), self.told_full.clone());
         tokio::task::spawn_blocking(move || match services.registry.collect_garbage(&used) {
-            Ok(None) => {}
+            Ok(None) => told_full.store(false, Ordering::Relaxed),
+            Ok(Some((_, modules))) if modules.is_empty() => {
+                if !told_full.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("the disk is nearly full, and no image can be removed: make room on it");
+                }
+            }
             Ok(Some((bytes, modules))) => {
                 modules.iter().for_each(|module| services.runtime.discard(module));
                 let message = format!("the disk is nearly full; removed {} images, {bytes} bytes", modules.len());
                 tracing::warn!("{message}");
-                if !modules.is_empty() {
-                    services.events.node(&services.node.name, EventType::Normal, "ImageGarbageCollection", message);
-                }
+                services.events.node(&services.node.name, EventType::Normal, "ImageGarbageCollection", message);
             }
             Err(error) => tracing::warn!(%error, "cannot remove unused images"),
         });

@@ -167,7 +167,7 @@ pub struct Changes(watch::Receiver<Known>);
 
 impl Changes {
     /// What was before does not count.
-    pub fn forget(&mut self) {
+    fn forget(&mut self) {
         self.0.mark_unchanged();
     }
 
@@ -176,6 +176,28 @@ impl Changes {
         if self.0.changed().await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+/// Objects that something waits for; they are watched as long as this is kept.
+#[derive(Debug, Default)]
+pub struct Awaited(Vec<(Arc<WatchedObject>, Changes)>);
+
+impl Awaited {
+    /// One more, whose changes from now on count.
+    pub fn add(&mut self, object: Arc<WatchedObject>) {
+        let mut changes = object.changes();
+        changes.forget();
+        self.0.push((object, changes));
+    }
+
+    /// Resolves when one of them has changed.
+    pub async fn changed(&mut self) {
+        let changes: Vec<_> = self.0.iter_mut().map(|(_, changes)| Box::pin(changes.next())).collect();
+        if changes.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        futures::future::select_all(changes).await;
     }
 }
 

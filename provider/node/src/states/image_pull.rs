@@ -35,7 +35,7 @@ impl State<PodState> for ImagePull {
             }
         }
         state.back_off = Default::default();
-        Transition::next(self, VolumeMount { message: String::new() })
+        Transition::next(self, VolumeMount::default())
     }
 
     async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {

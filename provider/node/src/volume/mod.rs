@@ -15,6 +15,7 @@ pub mod publish;
 use crate::container::PodContext;
 use crate::data_directory::make_directory;
 use crate::environment;
+use crate::objects::Awaited;
 use crate::pod::PodObject;
 use akri_krustlet_runtime::Preopen;
 use content::Content;
@@ -73,6 +74,8 @@ pub struct MountError {
     pub path: PathBuf,
     /// What is wrong.
     pub what: String,
+    /// It may be right when one of these changes.
+    pub awaited: Awaited,
 }
 
 /// Checks what can be checked without touching the host.
@@ -161,24 +164,23 @@ pub async fn mount(context: &Arc<PodContext>) -> Result<Volumes, MountError> {
     let (mut contents, mut limited) = (Vec::new(), Vec::new());
     for volume in pod.spec().volumes.iter().flatten().filter(|volume| !is_api_access(volume)) {
         let own = context.services.data.pod(pod.uid()).join("volumes").join(volume.name.replace('/', "_"));
+        let failed = |path: &Path, what, awaited| {
+            let (volume, path) = (volume.name.clone(), path.to_owned());
+            MountError { volume, path, what, awaited }
+        };
         let of_volume = if let Some(source) = &volume.host_path {
-            host_path::mount(source, pod.resolve(&source.path)).map_err(|(path, what)| MountError {
-                volume: volume.name.clone(),
-                path,
-                what,
-            })?
+            host_path::mount(source, pod.resolve(&source.path))
+                .map_err(|(path, what)| failed(&path, what, Awaited::default()))?
         } else if content::is_content(volume) {
-            let failed = |what| MountError { volume: volume.name.clone(), path: own.clone(), what };
-            let content = Content::of(volume, own.clone(), context).map_err(failed)?;
-            content.publish(context).await.map_err(failed)?;
+            let content =
+                Content::of(volume, own.clone(), context).map_err(|what| failed(&own, what, Awaited::default()))?;
+            let mut awaited = Awaited::default();
+            content.objects().for_each(|object| awaited.add(object.clone()));
+            content.publish(context).await.map_err(|what| failed(&own, what, awaited))?;
             contents.push(content);
             Mounted { path: own, kind: MountedKind::Content }
         } else {
-            make_directory(&own).map_err(|error| MountError {
-                volume: volume.name.clone(),
-                path: own.clone(),
-                what: error.to_string(),
-            })?;
+            make_directory(&own).map_err(|error| failed(&own, error.to_string(), Awaited::default()))?;
             let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.clone());
             limited.extend(limit.map(|limit| keeper::Limited {
                 volume: volume.name.clone(),
