@@ -39,20 +39,25 @@ fn main() {
     let parts: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     let mut rows = Vec::new();
+    // Each part is printed when it is there: a run takes long, and may be cut off.
+    let mut take = |part: Vec<Row>| {
+        eprintln!("{}", table(&part));
+        rows.extend(part);
+    };
     if wanted("discovery") {
-        rows.extend(runtime.block_on(discovery::measure()));
+        take(runtime.block_on(discovery::measure()));
     }
     if wanted("cluster") {
-        rows.extend(runtime.block_on(cluster::measure()));
+        take(runtime.block_on(cluster::measure()));
     }
     if wanted("pods") {
-        rows.extend(runtime.block_on(pods::measure()));
+        take(runtime.block_on(pods::measure()));
     }
     if wanted("devices") {
-        rows.push(runtime.block_on(devices::measure()));
+        take(vec![runtime.block_on(devices::measure())]);
     }
     if wanted("akri") {
-        rows.extend(runtime.block_on(akri::measure()));
+        take(runtime.block_on(akri::measure()));
     }
     let table = table(&rows);
     println!("\n{table}");

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -27,6 +28,8 @@ const BURST: f64 = 25.0;
 const REFILL: Duration = Duration::from_secs(300);
 /// An event that was last seen this long ago begins anew.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// Events, and objects that had some, that are remembered at most.
+const MOST_REMEMBERED: usize = 4096;
 /// Longest message, in bytes; the API's bound.
 const MOST_MESSAGE: usize = 1024;
 
@@ -112,19 +115,26 @@ fn reference(pod: &PodObject, field_path: Option<String>) -> ObjectReference {
     }
 }
 
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    uid: String,
-    field_path: Option<String>,
-    kind: EventType,
-    reason: Reason,
-    message: String,
-}
-
+/// An event that was sent.
 struct Sent {
-    name: String,
+    /// What of its name comes after the object's.
+    serial: Serial,
     count: i32,
     last: Instant,
+}
+
+/// Other for each event.
+#[derive(Clone, Copy)]
+struct Serial {
+    nanoseconds: i64,
+    number: u32,
+}
+
+impl Serial {
+    fn name(self, object: Option<&str>) -> String {
+        let object: String = object.unwrap_or_default().chars().take(200).collect();
+        format!("{object}.{:x}{:x}", self.nanoseconds, self.number)
+    }
 }
 
 /// How many events an object may still have.
@@ -145,35 +155,60 @@ impl Budget {
     }
 }
 
+/// What was sent lately, by a hash of what tells one from the other: a node that has many pods in an hour has many events.
+struct Remembered<T> {
+    entries: HashMap<u64, T>,
+    last: fn(&T) -> Instant,
+}
+
+impl<T> Remembered<T> {
+    fn new(last: fn(&T) -> Instant) -> Self {
+        Self { entries: HashMap::new(), last }
+    }
+
+    fn insert(&mut self, key: u64, entry: T) -> &mut T {
+        let last = self.last;
+        self.entries.retain(|_, entry| last(entry).elapsed() < FORGOTTEN);
+        if self.entries.len() >= MOST_REMEMBERED
+            && let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| last(entry)).map(|(key, _)| *key)
+        {
+            self.entries.remove(&oldest);
+        }
+        self.entries.entry(key).insert_entry(entry).into_mut()
+    }
+
+    fn get(&mut self, key: u64) -> Option<&mut T> {
+        let last = self.last;
+        self.entries.get_mut(&key).filter(|entry| last(entry).elapsed() < FORGOTTEN)
+    }
+}
+
 async fn send(client: Client, node: String, mut reports: mpsc::Receiver<Report>) {
-    let mut sent: HashMap<Key, Sent> = HashMap::new();
-    let mut budgets: HashMap<String, Budget> = HashMap::new();
-    let mut serial: u64 = 0;
+    let mut sent = Remembered::new(|sent: &Sent| sent.last);
+    let mut budgets = Remembered::new(|budget: &Budget| budget.at);
+    let hasher = std::hash::RandomState::new();
+    let mut number = 0;
     while let Some(report) = reports.recv().await {
-        let now = Instant::now();
-        sent.retain(|_, sent| sent.last.elapsed() < FORGOTTEN);
-        budgets.retain(|_, budget| budget.at.elapsed() < FORGOTTEN);
-        let uid = report.object.uid.clone().unwrap_or_default();
-        let budget = budgets.entry(uid.clone()).or_insert(Budget { left: BURST, at: now });
+        let (now, object) = (Instant::now(), &report.object);
+        let key = hasher.hash_one(&object.uid);
+        let budget = match budgets.get(key) {
+            Some(budget) => budget,
+            None => budgets.insert(key, Budget { left: BURST, at: now }),
+        };
         if !budget.take(now) {
             tracing::debug!(reason = %report.reason, "an event is dropped: the object has had too many");
             continue;
         }
-        let key = Key {
-            uid,
-            field_path: report.object.field_path.clone(),
-            kind: report.kind,
-            reason: report.reason.clone(),
-            message: report.message.clone(),
-        };
-        let namespace = report.object.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let key = hasher.hash_one((&object.uid, &object.field_path, report.kind, &report.reason, &report.message));
+        let namespace = object.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        if let Some(known) = sent.get_mut(&key) {
+        if let Some(known) = sent.get(key) {
             known.count += 1;
             known.last = now;
+            let name = known.serial.name(object.name.as_deref());
             let patch = serde_json::json!({"count": known.count, "lastTimestamp": report.at});
             let patched = with_patience(|| async {
-                let patched = events.patch(&known.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+                let patched = events.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
                 patched.map(|_| ())
             });
             if patched.await {
@@ -181,13 +216,12 @@ async fn send(client: Client, node: String, mut reports: mpsc::Receiver<Report>)
             }
             // It has expired there.
         }
-        serial += 1;
-        let object = report.object.name.clone().unwrap_or_default();
-        let stamp = jiff::Timestamp::now().as_nanosecond();
-        let name = format!("{}.{stamp:x}{serial:x}", object.chars().take(200).collect::<String>());
-        let event = event(&node, &name, &namespace, report);
+        number += 1;
+        let nanoseconds = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default();
+        let serial = Serial { nanoseconds, number };
+        let event = event(&node, &serial.name(object.name.as_deref()), &namespace, report);
         if with_patience(|| async { events.create(&PostParams::default(), &event).await.map(|_| ()) }).await {
-            sent.insert(key, Sent { name, count: 1, last: now });
+            sent.insert(key, Sent { serial, count: 1, last: now });
         }
     }
 }
@@ -247,5 +281,16 @@ mod tests {
         assert!(!budget.take(start + REFILL / 2));
         assert!(budget.take(start + REFILL));
         assert!(!budget.take(start + REFILL));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_the_oldest_goes_first() {
+        let start = Instant::now();
+        let mut remembered = Remembered::new(|budget: &Budget| budget.at);
+        for number in 0..=MOST_REMEMBERED as u64 {
+            remembered.insert(number, Budget { left: 1.0, at: start + Duration::from_millis(number) });
+        }
+        assert_eq!(remembered.entries.len(), MOST_REMEMBERED);
+        assert!(remembered.get(0).is_none() && remembered.get(1).is_some());
     }
 }
