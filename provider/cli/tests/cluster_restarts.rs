@@ -6,23 +6,11 @@ mod fixture;
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_proto::v0::DiscoverRequest;
 use fixture::cluster::{ClusterNode, Namespace, cluster};
-use fixture::{DEADLINE, next_ids, wait_for};
+use fixture::{DEADLINE, Random, next_ids, wait_for};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
-
-/// As good as a test needs it (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 /// A pod that counts its runs in a file of its name.
 fn counting(node: &ClusterNode, name: &str, policy: &str, millis: u64, code: u32) -> Value {

@@ -33,7 +33,9 @@ pub async fn measure() -> Vec<Row> {
     let bootstrap = proxy.kubeconfig(&cluster.bootstrap(), &node.path("bootstrap.conf"));
     node.run(&bootstrap);
     node.wait_until_ready(cluster);
-    let pods = Pods { api: Api::default_namespaced(client(cluster).await) };
+    // Other parts leave pods of nodes that are gone.
+    let namespace = cluster.namespace(NODE);
+    let pods = Pods { api: Api::namespaced(client(cluster).await, &namespace.name) };
     let mut rows = Vec::new();
     eprintln!("{CHURN} pods come and go ...");
     rows.push(churn(&pods, &node).await);

@@ -3,14 +3,16 @@
 use super::Initializing;
 use super::prelude::*;
 use crate::cluster::events::EventType;
-use crate::volume::{self, MountError};
+use crate::objects::Awaited;
+use crate::volume;
 
 /// Tried again until all volumes are there: when a ConfigMap or Secret that is missing changes, and with back-off.
 #[derive(Debug, Default, TransitionTo)]
 #[transition_to(Initializing, VolumeMount)]
 pub struct VolumeMount {
-    /// Why the attempt before this one failed.
-    pub failed: Option<MountError>,
+    /// Why the attempt before this one failed; empty at first.
+    message: String,
+    awaited: Awaited,
 }
 
 #[async_trait::async_trait]
@@ -21,14 +23,15 @@ impl State<PodState> for VolumeMount {
         state: &mut PodState,
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
-        if let Some(failed) = &mut self.failed {
+        if !self.message.is_empty() {
             let pause = state.back_off.next(tokio::time::Instant::now()).max(crate::back_off::FIRST);
             tokio::select! {
-                () = failed.awaited.changed() => {}
+                () = self.awaited.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        match volume::mount(&state.context).await {
+        let mut awaited = Awaited::default();
+        match volume::mount(&state.context, &mut awaited).await {
             Ok(volumes) => {
                 state.volumes = volumes;
                 Transition::next(self, Initializing)
@@ -37,16 +40,16 @@ impl State<PodState> for VolumeMount {
                 let context = &state.context;
                 tracing::error!(pod = context.pod.key(), "{error}");
                 let message = error.to_string();
-                context.services.events.pod(&context.pod, EventType::Warning, "FailedMount", message);
-                Transition::next(self, Self { failed: Some(error) })
+                context.services.events.pod(&context.pod, EventType::Warning, "FailedMount", message.clone());
+                Transition::next(self, Self { message, awaited })
             }
         }
     }
 
     async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(match &self.failed {
-            None => phase(Phase::Pending),
-            Some(failed) => explained(Phase::Pending, "FailedMount", &failed.to_string()),
-        })
+        if self.message.is_empty() {
+            return Ok(phase(Phase::Pending));
+        }
+        Ok(explained(Phase::Pending, "FailedMount", &self.message))
     }
 }

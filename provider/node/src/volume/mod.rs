@@ -74,8 +74,6 @@ pub struct MountError {
     pub path: PathBuf,
     /// What is wrong.
     pub what: String,
-    /// It may be right when one of these changes.
-    pub awaited: Awaited,
 }
 
 /// Checks what can be checked without touching the host.
@@ -157,30 +155,25 @@ pub enum MountedKind {
     Content,
 }
 
-/// Makes the volumes of a pod available.
-pub async fn mount(context: &Arc<PodContext>) -> Result<Volumes, MountError> {
+/// Makes the volumes of a pod available. `awaited` is given the objects that they are made of: when something fails, it may
+/// not when one of them has changed.
+pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<Volumes, MountError> {
     let pod = &context.pod;
     let mut mounted = BTreeMap::new();
     let (mut contents, mut limited) = (Vec::new(), Vec::new());
     for volume in pod.spec().volumes.iter().flatten().filter(|volume| !is_api_access(volume)) {
         let own = context.services.data.pod(pod.uid()).join("volumes").join(volume.name.replace('/', "_"));
-        let failed = |path: &Path, what, awaited| {
-            let (volume, path) = (volume.name.clone(), path.to_owned());
-            MountError { volume, path, what, awaited }
-        };
+        let failed = |path: &Path, what| MountError { volume: volume.name.clone(), path: path.to_owned(), what };
         let of_volume = if let Some(source) = &volume.host_path {
-            host_path::mount(source, pod.resolve(&source.path))
-                .map_err(|(path, what)| failed(&path, what, Awaited::default()))?
+            host_path::mount(source, pod.resolve(&source.path)).map_err(|(path, what)| failed(&path, what))?
         } else if content::is_content(volume) {
-            let content =
-                Content::of(volume, own.clone(), context).map_err(|what| failed(&own, what, Awaited::default()))?;
-            let mut awaited = Awaited::default();
+            let content = Content::of(volume, own.clone(), context).map_err(|what| failed(&own, what))?;
             content.objects().for_each(|object| awaited.add(object.clone()));
-            content.publish(context).await.map_err(|what| failed(&own, what, awaited))?;
+            content.publish(context).await.map_err(|what| failed(&own, what))?;
             contents.push(content);
             Mounted { path: own, kind: MountedKind::Content }
         } else {
-            make_directory(&own).map_err(|error| failed(&own, error.to_string(), Awaited::default()))?;
+            make_directory(&own).map_err(|error| failed(&own, error.to_string()))?;
             let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.clone());
             limited.extend(limit.map(|limit| keeper::Limited {
                 volume: volume.name.clone(),
