@@ -9,6 +9,7 @@ use fixture::cluster::{Cluster, ClusterNode, cluster};
 use fixture::wait_for;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A node with a handler of the name of the test, and the Agent.
 struct Scene {
@@ -16,19 +17,23 @@ struct Scene {
     node: ClusterNode,
     name: &'static str,
     cluster: &'static Cluster,
+    /// Each Agent has a finalizer on all Configurations, those of other tests too, and takes it along into its death.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Scene {
     fn start(name: &'static str, arguments: &[&str]) -> Option<Self> {
         fixture::akri::programs()?;
         let cluster = cluster()?;
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let labels = format!("test={name}");
         let mut node = ClusterNode::prepare(name).with(&["--node-labels", &labels]).with(arguments);
         std::fs::create_dir_all(node.path("akri")).unwrap();
         node.run(&cluster.bootstrap());
         node.wait_until_ready(cluster);
         let akri = Akri::start(cluster, &node);
-        let scene = Self { akri, node, name, cluster };
+        let scene = Self { akri, node, name, cluster, _alone: alone };
         scene.add_handler();
         Some(scene)
     }
