@@ -55,8 +55,8 @@ async fn a_full_disk_is_told_and_when_there_is_room_again_all_goes_on() {
     talks["spec"]["containers"][0]["env"][0]["value"] = json!("exit3");
     let mut pulled = node.fault_pod("pulled", "sleep");
     pulled["spec"]["containers"][0]["image"] = json!(image);
-    for name in ["stays", "floods"] {
-        namespace.apply(node.fault_pod(name, if name == "floods" { "flood" } else { "sleep" }));
+    for (name, fault) in [("stays", "sleep"), ("floods", "flood")] {
+        namespace.apply(node.fault_pod(name, fault));
         namespace.wait_until_ready(&node, name);
     }
     let filler = disk.fill();

@@ -3,7 +3,7 @@
 
 mod fixture;
 
-use fixture::cluster::{Cluster, ClusterNode, cluster};
+use fixture::cluster::{Cluster, ClusterNode, cluster, own_cluster};
 use fixture::proxy::{Proxy, Way};
 use fixture::{condition, wait_for};
 use rustix::process::Signal;
@@ -156,11 +156,8 @@ fn a_node_that_is_told_to_wait_does_so() {
 
 #[test]
 fn an_api_server_and_an_etcd_that_stall_or_start_again_lose_nothing() {
-    if cluster().is_none() {
-        return;
-    }
     // Its own, since all that use it are disturbed.
-    let cluster = &Cluster::start("8760h");
+    let Some(cluster) = &own_cluster("8760h") else { return };
     let (node, proxy) = join(cluster, "started-again", 1);
     let namespace = cluster.namespace("started-again");
     for name in ["stays", "deleted"] {

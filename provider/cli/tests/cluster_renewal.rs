@@ -3,26 +3,17 @@
 
 mod fixture;
 
-use fixture::cluster::{Cluster, ClusterNode};
+use fixture::cluster::{ClusterNode, own_cluster};
 use fixture::proxy::{Proxy, Way};
 use fixture::wait_for;
-use std::time::Duration;
+use rustix::process::Signal;
 
 /// Of each certificate.
-const LIFE: Duration = Duration::from_secs(15);
-
-/// `None` if the user asked to skip these tests.
-fn cluster() -> Option<Cluster> {
-    if std::env::var_os("SKIP_CLUSTER_TESTS").is_some() {
-        println!("skipped: SKIP_CLUSTER_TESTS is set");
-        return None;
-    }
-    Some(Cluster::start(&format!("{}s", LIFE.as_secs())))
-}
+const LIFE: &str = "15s";
 
 #[test]
 fn the_client_certificate_is_renewed_before_it_ends_and_nothing_is_interrupted() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = own_cluster(LIFE) else { return };
     let node = ClusterNode::join(&cluster, "renewing");
     let namespace = cluster.namespace("renewing");
     namespace.apply(node.fault_pod("before", "sleep"));
@@ -40,7 +31,7 @@ fn the_client_certificate_is_renewed_before_it_ends_and_nothing_is_interrupted()
 
 #[test]
 fn a_certificate_that_ended_while_the_api_server_was_away_is_replaced_with_the_bootstrap_token() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = own_cluster(LIFE) else { return };
     let proxy = Proxy::start(&cluster.server(), 1);
     let mut node = ClusterNode::prepare("ended");
     let bootstrap = proxy.kubeconfig(&cluster.bootstrap(), &node.path("bootstrap.conf"));
@@ -51,9 +42,26 @@ fn a_certificate_that_ended_while_the_api_server_was_away_is_replaced_with_the_b
     namespace.wait_until_ready(&node, "before");
     proxy.set(Way::Closed);
     node.wait_for_log("cannot ask for a certificate");
-    std::thread::sleep(LIFE);
-    proxy.set(Way::Open);
     node.wait_for_log("the node's client certificate has ended and there is no new one");
+    proxy.set(Way::Open);
+    node.wait_for_log("the node's client certificate is renewed");
+    namespace.apply(node.fault_pod("after", "sleep"));
+    namespace.wait_until_ready(&node, "after");
+    let before = namespace.pod("before").unwrap();
+    assert_eq!(before["status"]["containerStatuses"][0]["restartCount"], 0);
+}
+
+#[test]
+fn a_certificate_that_ended_while_its_successor_waited_for_approval_is_replaced() {
+    let Some(cluster) = own_cluster(LIFE) else { return };
+    let node = ClusterNode::join(&cluster, "waiting");
+    let namespace = cluster.namespace("waiting");
+    namespace.apply(node.fault_pod("before", "sleep"));
+    namespace.wait_until_ready(&node, "before");
+    // It approves and signs.
+    cluster.signal("kube-controller-manager", Signal::STOP);
+    node.wait_for_log("the node's client certificate has ended and there is no new one");
+    cluster.signal("kube-controller-manager", Signal::CONT);
     node.wait_for_log("the node's client certificate is renewed");
     namespace.apply(node.fault_pod("after", "sleep"));
     namespace.wait_until_ready(&node, "after");

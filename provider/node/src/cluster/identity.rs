@@ -125,34 +125,30 @@ impl Identity {
     async fn renewed(&self, certificate: &Certificate, bootstrap: &Path) -> Certificate {
         let mut pause = FIRST_RETRY;
         loop {
-            let until = certificate.not_after;
-            match self.try_renew(certificate, bootstrap).await {
+            let error = match self.try_renew(certificate, bootstrap).await {
                 Ok(renewed) => return renewed,
-                Err(error) if certificate.is_valid() => {
-                    tracing::error!(%until, %error, "cannot renew the node's client certificate; trying again");
-                }
-                Err(error) => {
-                    tracing::error!(
-                        %until, %error,
-                        "the node's client certificate has ended and there is no new one; trying again with the bootstrap token in {}, which has to be a valid one",
-                        bootstrap.display()
-                    );
-                }
-            }
+                Err(error) => error,
+            };
+            tracing::error!(until = %certificate.not_after, %error, "cannot renew the node's client certificate; trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MOST_RETRY);
         }
     }
 
-    /// As the node, or, if that can no longer be, as one that is new.
+    /// As the node, for as long as it can be that, and then as one that is new.
     async fn try_renew(&self, certificate: &Certificate, bootstrap: &Path) -> Result<Certificate, IdentityError> {
-        let again = match certificate.is_valid() {
-            true => None,
-            false => Some(Connection::from_kubeconfig(bootstrap).await?),
-        };
-        let connection = again.as_ref().unwrap_or(&self.connection);
-        let request = request(&self.node, &self.pki, connection);
-        Ok(request.certificate(&connection.client()).await?)
+        let request = request(&self.node, &self.pki, &self.connection);
+        let client = self.connection.client();
+        tokio::select! {
+            renewed = request.certificate(&client), if certificate.is_valid() => return Ok(renewed?),
+            () = super::sleep_until(certificate.not_after) => {}
+        }
+        tracing::warn!(
+            until = %certificate.not_after,
+            "the node's client certificate has ended and there is no new one; asking with the bootstrap token in {}, which has to be a valid one",
+            bootstrap.display()
+        );
+        Ok(request.certificate(&Connection::from_kubeconfig(bootstrap).await?.client()).await?)
     }
 }
 
