@@ -89,12 +89,12 @@ impl Cluster {
     }
 
     /// What one of its programs says.
-    pub fn log(&self, program: &str) -> PathBuf {
+    pub(crate) fn log(&self, program: &str) -> PathBuf {
         self.directory.join(format!("{program}.log"))
     }
 
     /// The process id of one of its programs.
-    pub fn pid(&self, program: &str) -> PathBuf {
+    pub(crate) fn pid(&self, program: &str) -> PathBuf {
         self.directory.join(format!("{program}.pid"))
     }
 

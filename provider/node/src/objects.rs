@@ -156,14 +156,14 @@ impl WatchedObject {
     }
 
     /// Its changes from now on, and perhaps one before.
-    pub fn changes(&self) -> Changes {
+    fn changes(&self) -> Changes {
         Changes(self.known.clone())
     }
 }
 
 /// Tells when an object changes.
 #[derive(Debug)]
-pub struct Changes(watch::Receiver<Known>);
+struct Changes(watch::Receiver<Known>);
 
 impl Changes {
     /// What was before does not count.
@@ -172,7 +172,7 @@ impl Changes {
     }
 
     /// Resolves when it has.
-    pub async fn next(&mut self) {
+    async fn next(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending().await
         }

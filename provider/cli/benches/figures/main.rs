@@ -78,8 +78,6 @@ const COSTS: &str = "\
 - Discover to first list: the native handler answers from the task that accepted the call. Here the request goes through a
   file to a guest on another thread of lower priority and back: four thread hand-overs and about ten file operations. In
   this loop of calls one after the other, the start of the next spare guest is in it, too.
-- Machines of one kind differ: on another one, twice as fast at the native handler, too, the same program answered in 0.89 ms
-  beside 0.22 ms and had the 1,000 handlers ready in 1.58 s.
 - Private memory at rest: 16 MB of it are clean pages of the program's own text, private because one process maps them; the
   dirty part is 2 to 3 MB. The compiler (used by the compile child only), the clients of a cluster and of registries (which a
   node without a cluster does not use) and the archived Kubernetes client of the kubelet crate are in the same program.

@@ -16,12 +16,8 @@ use std::time::{Duration, Instant};
 const NODE: &str = "figures-pods";
 const AT_ONCE: usize = 110;
 const RESTARTED: usize = 100;
-/// Of 60 s, or as long as `OUTAGE_SECONDS` says.
-fn outage_length() -> Duration {
-    let seconds = std::env::var("OUTAGE_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(60))
-}
-
+/// Seconds; `OUTAGE_SECONDS` says otherwise.
+const OUTAGE: u64 = 60;
 const ENDING: usize = 20;
 const CHURN: usize = 500;
 const BATCH: usize = 50;
@@ -43,7 +39,8 @@ pub async fn measure() -> Vec<Row> {
     rows.extend(at_once(&pods, &node, cluster).await);
     eprintln!("a node is killed ...");
     rows.push(restart(&pods, &mut node, &bootstrap).await);
-    rows.extend(outage(&pods, &node, &proxy, outage_length()).await);
+    let seconds = std::env::var("OUTAGE_SECONDS").map(|text| text.parse().expect("OUTAGE_SECONDS is a number"));
+    rows.extend(outage(&pods, &node, &proxy, Duration::from_secs(seconds.unwrap_or(OUTAGE))).await);
     assert_eq!(node.terminate(), Some(0));
     rows
 }

@@ -4,9 +4,8 @@ use super::RETRY;
 use super::content::Content;
 use crate::cluster::events::EventType;
 use crate::container::PodContext;
+use crate::objects::Awaited;
 use crate::quantity;
-use futures::FutureExt as _;
-use futures::future::select_all;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,11 +39,16 @@ impl Drop for Keeper {
 }
 
 impl Keeper {
-    /// `None` if there is nothing to do.
-    pub fn start(context: &Arc<PodContext>, contents: Vec<Content>, limited: Vec<Limited>) -> Option<Self> {
+    /// `None` if there is nothing to do. `objects` are those of the contents.
+    pub fn start(
+        context: &Arc<PodContext>,
+        contents: Vec<Content>,
+        objects: Awaited,
+        limited: Vec<Limited>,
+    ) -> Option<Self> {
         let mut tasks = Vec::new();
         if !contents.is_empty() {
-            tasks.push(tokio::spawn(keep_content(context.clone(), contents)));
+            tasks.push(tokio::spawn(keep_content(context.clone(), contents, objects)));
         }
         if !limited.is_empty() {
             tasks.push(tokio::spawn(keep_limits(context.clone(), limited)));
@@ -53,17 +57,14 @@ impl Keeper {
     }
 }
 
-async fn keep_content(context: Arc<PodContext>, contents: Vec<Content>) {
-    let mut objects: Vec<_> = contents.iter().flat_map(Content::objects).map(|object| object.changes()).collect();
+async fn keep_content(context: Arc<PodContext>, contents: Vec<Content>, mut objects: Awaited) {
     let mut pod = context.latest.subscribe();
     let mut complaint = String::new();
     let mut retry = None;
     loop {
         let due = contents.iter().filter_map(Content::due).chain(retry).min();
-        let changed = objects.iter_mut().map(|object| object.next().boxed());
-        let changed: Vec<_> = changed.chain([futures::future::pending().boxed()]).collect();
         tokio::select! {
-            _ = select_all(changed) => {}
+            () = objects.changed() => {}
             told = pod.changed() => {
                 if told.is_err() {
                     return;

@@ -184,7 +184,7 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
         };
         mounted.insert(volume.name.clone(), of_volume);
     }
-    Ok(Volumes { mounted, _keeper: keeper::Keeper::start(context, contents, limited) })
+    Ok(Volumes { mounted, _keeper: keeper::Keeper::start(context, contents, std::mem::take(awaited), limited) })
 }
 
 /// The directories of one container.
