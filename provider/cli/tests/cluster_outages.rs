@@ -31,6 +31,13 @@ fn with_volume(mut pod: Value, node: &ClusterNode, env: &[(&str, &str)]) -> Valu
     pod
 }
 
+/// A pod that ends when there is a file `shared/go`.
+fn job(node: &ClusterNode) -> Value {
+    let mut job = with_volume(node.fault_pod("job", "await-file"), node, &[("FAULT_FILE", "/v/go")]);
+    job["spec"]["restartPolicy"] = json!("Never");
+    job
+}
+
 fn container(pod: &Value) -> &Value {
     &pod["status"]["containerStatuses"][0]
 }
@@ -43,9 +50,7 @@ fn pods_run_on_without_the_api_server_and_what_changed_is_caught_up() {
     for name in ["stays", "deleted", "replaced"] {
         namespace.apply(node.fault_pod(name, "sleep"));
     }
-    let mut job = with_volume(node.fault_pod("job", "await-file"), &node, &[("FAULT_FILE", "/v/go")]);
-    job["spec"]["restartPolicy"] = json!("Never");
-    namespace.apply(job);
+    namespace.apply(job(&node));
     for name in ["stays", "deleted", "replaced", "job"] {
         namespace.wait_until_ready(&node, name);
     }
@@ -163,7 +168,8 @@ fn an_api_server_and_an_etcd_that_stall_or_start_again_lose_nothing() {
     for name in ["stays", "deleted"] {
         namespace.apply(node.fault_pod(name, "sleep"));
     }
-    for name in ["stays", "deleted"] {
+    namespace.apply(job(&node));
+    for name in ["stays", "deleted", "job"] {
         namespace.wait_until_ready(&node, name);
     }
     // The API server's answers are late now, a beat of the node among them.
@@ -172,7 +178,16 @@ fn an_api_server_and_an_etcd_that_stall_or_start_again_lose_nothing() {
     cluster.signal("etcd", Signal::CONT);
     namespace.apply(node.fault_pod("after-stall", "sleep"));
     namespace.wait_until_ready(&node, "after-stall");
-    cluster.restart("etcd");
+    // Without an etcd they are errors of the server, and what the node has to tell is told later.
+    let failed = || {
+        let requests = cluster.requests_of(&format!("system:node:{}", node.name));
+        requests.iter().filter(|request| request["responseStatus"]["code"].as_u64() >= Some(500)).count()
+    };
+    cluster.restart_after("etcd", || {
+        std::fs::write(node.path("shared/go"), "").unwrap();
+        assert!(wait_for(|| failed() > 0), "no error of the server; log:\n{}", node.log());
+    });
+    namespace.wait_for_pod(&node, "job", "done", |pod| pod["status"]["phase"] == "Succeeded");
     namespace.apply(node.fault_pod("after-etcd", "sleep"));
     namespace.wait_until_ready(&node, "after-etcd");
     // An API server that starts knows nothing of what was before: a watch from then has expired.
