@@ -2,9 +2,10 @@
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
 GUESTS := wasm-handlers/target/$(GUEST_TARGET)/release
+HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test bench guests build check docs deny toolchain programs
+.PHONY: help quickstart test differential bench guests build check docs deny toolchain programs workload
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,16 +13,24 @@ help: ## list the targets
 quickstart: guests build ## build everything, run a node with a WebAssembly handler, watch it find devices (ends by itself)
 	@PROGRAM=$(CURDIR)/target/debug/akri-krustlet GUESTS=$(CURDIR)/$(GUESTS) manifests/standalone/quickstart
 
-test: guests programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
+test: guests workload programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
-	cd wasm-handlers && $(CARGO) test --package debug-echo --target $$(rustc -vV | sed -n 's/^host: //p')
+	cd wasm-handlers && $(CARGO) test --package debug-echo --target $(HOST)
 
-bench: guests programs ## measure on a release build, print the table, write docs/benchmarks.md
+differential: guests workload programs ## compare this node with a real kubelet, pod by pod (needs root)
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --package akri-krustlet --test differential -- --nocapture
+
+bench: guests workload programs ## measure on a release build, print the table, write docs/benchmarks.md
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) bench --workspace --bench figures
 
 guests: toolchain ## build the WebAssembly guests
 	cd wasm-handlers && $(CARGO) build --release
+
+# The program that tests run on both kinds of node, as a static Linux program; `guests` builds it as a module.
+workload: toolchain
+	cd wasm-handlers && RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --package workload --target $(HOST)
 
 build: toolchain ## build the node (debug)
 	$(CARGO) build --package akri-krustlet
@@ -35,12 +44,16 @@ check: ## format and lints
 docs: ## build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-# What the tests of the cluster run on: a Kubernetes control plane, built once into the user's cache, and a registry.
+# What the tests of the cluster run on: a Kubernetes control plane, built once into the user's cache, and a registry; for root
+# also a Linux node, with Debian's runc.
 programs:
 ifndef SKIP_CLUSTER_TESTS
 	$(CARGO) run --quiet --package control-plane -- build
 	@command -v docker-registry >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq docker-registry; } \
 		|| { echo "docker-registry is missing: install it (Debian: apt-get install docker-registry) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
+	@test "$$(id -u)" != 0 || { command -v "$${RUNC:-runc}" && command -v ip; } >/dev/null || { apt-get update -qq && apt-get install -y -qq runc iproute2; } \
+		|| { echo "runc and ip are missing: install them (Debian: apt-get install runc iproute2) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
+	@test "$$(id -u)" != 0 || $(CARGO) run --quiet --package control-plane -- build --linux-node
 endif
 
 deny: ## check licences, sources and banned crates (builds cargo-deny if it is missing)

@@ -1,7 +1,7 @@
 //! `control-plane up|run|down DIR`.
 
 use anyhow::{Context as _, bail};
-use control_plane::{Cluster, Programs};
+use control_plane::{Cluster, Programs, linux_node};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
@@ -18,21 +18,33 @@ Usage:
   control-plane up DIR     start one in the background, with its files in DIR; or the one that DIR holds already
   control-plane down DIR   end it; `up` continues it later
   control-plane run DIR    run one until the standard input ends (what tests use)
+  control-plane image DIR IMAGE PROGRAM
+                           give its Linux node an image of one static program, for imagePullPolicy Never
   control-plane build      only build or find the programs; prints their directory's kubectl
 
-SIGNING_DURATION sets the life of the certificates that it signs (default 8760h).";
+Options:
+  --linux-node NAME        (up, run) an ordinary node, too: kubelet, containerd and runc in namespaces of their own
+  --linux-node             (build) the programs of such a node, too
+
+SIGNING_DURATION sets the life of the certificates that it signs (default 8760h). RUNC names another runc than that of PATH,
+WASM_SHIM a containerd shim that the Linux node offers as the runtime `wasm`.";
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<_> = std::env::args().skip(1).collect();
+    let linux_node = arguments.iter().position(|argument| argument == "--linux-node").map(|at| {
+        let is_name = arguments.first().is_some_and(|command| command != "build") && at + 1 < arguments.len();
+        let name = is_name.then(|| arguments.remove(at + 1));
+        arguments.remove(at);
+        name
+    });
+    let name = linux_node.clone().flatten();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let result = match arguments[..] {
-        ["up", directory] => up(Path::new(directory)),
-        ["down", directory] => down(Path::new(directory)),
-        ["run", directory] => run(Path::new(directory)),
-        ["build"] => Programs::find_or_build().and_then(|programs| {
-            println!("{}", programs.path("kubectl")?.display());
-            Ok(())
-        }),
+    let result = match (&arguments[..], &linux_node) {
+        (["up", directory], None | Some(Some(_))) => up(Path::new(directory), name.as_deref()),
+        (["run", directory], None | Some(Some(_))) => run(Path::new(directory), name.as_deref()),
+        (["down", directory], None) => down(Path::new(directory)),
+        (["image", directory, image, program], None) => add_image(Path::new(directory), image, Path::new(program)),
+        (["build"], None | Some(None)) => build(linux_node.is_some()),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -47,10 +59,28 @@ fn main() -> ExitCode {
     }
 }
 
+fn programs(with_linux_node: bool) -> anyhow::Result<Programs> {
+    let programs = Programs::find_or_build()?;
+    if with_linux_node { programs.with_linux_node() } else { Ok(programs) }
+}
+
+fn build(with_linux_node: bool) -> anyhow::Result<()> {
+    println!("{}", programs(with_linux_node)?.path("kubectl")?.display());
+    Ok(())
+}
+
+fn add_image(directory: &Path, image: &str, program: &Path) -> anyhow::Result<()> {
+    linux_node::add_image(&existing(directory)?, &programs(true)?, image, program)
+}
+
 /// Serves until whoever started this goes, however it goes: the pipe on the standard input tells. A signal ends it, too, and
 /// what it started; the API server alone would wait for an etcd that has gone.
-fn run(directory: &Path) -> anyhow::Result<()> {
-    let programs = Programs::find_or_build()?;
+fn run(directory: &Path, linux_node: Option<&str>) -> anyhow::Result<()> {
+    // Told before anything starts.
+    if linux_node.is_some() {
+        linux_node::is_possible().map_err(anyhow::Error::msg)?;
+    }
+    let programs = programs(linux_node.is_some())?;
     let mut cluster = Cluster::open(directory)?;
     if let Ok(duration) = std::env::var("SIGNING_DURATION") {
         cluster.signing_duration = duration;
@@ -60,6 +90,9 @@ fn run(directory: &Path) -> anyhow::Result<()> {
         signal_hook::flag::register(signal, signalled.clone())?;
     }
     let mut running = cluster.start(&programs)?;
+    if let Some(name) = linux_node {
+        running.add_linux_node(&programs, name)?;
+    }
     println!("ready");
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -76,8 +109,8 @@ fn run(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// Starts `run` in the background. What keeps it running is a FIFO in the directory that it holds open itself.
-fn up(directory: &Path) -> anyhow::Result<()> {
-    let programs = Programs::find_or_build()?;
+fn up(directory: &Path, linux_node: Option<&str>) -> anyhow::Result<()> {
+    let programs = programs(linux_node.is_some())?;
     let cluster = Cluster::open(directory)?;
     if let Some(pid) = running_pid(&cluster) {
         bail!("{} runs already (pid {pid}); end it with `control-plane down`", cluster.directory().display());
@@ -92,6 +125,7 @@ fn up(directory: &Path) -> anyhow::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("run")
         .arg(cluster.directory())
+        .args(linux_node.iter().flat_map(|name| ["--linux-node", name]))
         .stdin(held)
         .stdout(Stdio::piped())
         .stderr(log)
@@ -109,28 +143,40 @@ fn up(directory: &Path) -> anyhow::Result<()> {
     println!("Kubernetes runs after {:.1} s at {}", started.elapsed().as_secs_f64(), cluster.server());
     println!("  administrator: export KUBECONFIG={}", cluster.admin().display());
     println!("  kubectl:       {}", programs.path("kubectl")?.display());
+    if let Some(name) = linux_node {
+        println!("  a Linux node:  {name}");
+    }
     println!("  a new node:    akri-krustlet run --bootstrap-file {}", cluster.bootstrap().display());
     println!("  end it:        control-plane down {}", cluster.directory().display());
     Ok(())
 }
 
-fn down(directory: &Path) -> anyhow::Result<()> {
+fn existing(directory: &Path) -> anyhow::Result<Cluster> {
     if !directory.join("ports.json").exists() {
         bail!("{} holds no control plane", directory.display());
     }
-    let cluster = Cluster::open(directory)?;
+    Cluster::open(directory)
+}
+
+fn down(directory: &Path) -> anyhow::Result<()> {
+    let cluster = existing(directory)?;
     let Some(pid) = running_pid(&cluster) else {
         println!("not running");
         return Ok(());
     };
-    // It holds the FIFO open itself, so its whole process group is ended, the programs in it.
-    let group = rustix::process::Pid::from_raw(pid).context("malformed pid file")?;
-    rustix::process::kill_process_group(group, rustix::process::Signal::KILL)?;
-    let deadline = Instant::now() + Duration::from_secs(10);
+    // It ends what it started, and gives back what a Linux node has taken of the machine; if it cannot, its process group is
+    // ended, the programs in it.
+    let process = rustix::process::Pid::from_raw(pid).context("malformed pid file")?;
+    rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
+    let started = Instant::now();
+    let mut killed = false;
     // Until the last of them has let go of its port.
-    while rustix::process::test_kill_process_group(group).is_ok() {
-        if Instant::now() > deadline {
+    while rustix::process::test_kill_process_group(process).is_ok() {
+        if started.elapsed() > Duration::from_secs(60) {
             bail!("process {pid} does not end");
+        }
+        if started.elapsed() > Duration::from_secs(30) && !std::mem::replace(&mut killed, true) {
+            rustix::process::kill_process_group(process, rustix::process::Signal::KILL)?;
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,8 +1,10 @@
 //! The processes of a cluster.
 
 use crate::cluster::{Cluster, TOKEN};
-use crate::programs::Programs;
+use crate::linux_node::LinuxNode;
+use crate::programs::{self, Programs};
 use anyhow::{Context as _, anyhow, bail};
+use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 /// A running cluster. Dropping it ends its processes.
 #[derive(Debug)]
 pub struct Running {
+    linux_node: Option<LinuxNode>,
     processes: Vec<Process>,
     kubectl: PathBuf,
     cluster: Cluster,
@@ -33,7 +36,7 @@ const MOST_RESTARTS: u32 = 5;
 impl Running {
     pub(crate) fn start(cluster: &Cluster, programs: &Programs) -> anyhow::Result<Self> {
         let kubectl = programs.path("kubectl")?;
-        let mut running = Self { processes: Vec::new(), kubectl, cluster: cluster.clone() };
+        let mut running = Self { linux_node: None, processes: Vec::new(), kubectl, cluster: cluster.clone() };
         running.spawn("etcd", programs, etcd(cluster))?;
         running.spawn("kube-apiserver", programs, api_server(cluster))?;
         running.wait_until_ready()?;
@@ -44,8 +47,26 @@ impl Running {
         Ok(running)
     }
 
+    /// Starts an ordinary Linux node; returns when it is Ready. `programs` are those [with such a
+    /// node](Programs::with_linux_node).
+    pub fn add_linux_node(&mut self, programs: &Programs, name: &str) -> anyhow::Result<()> {
+        if let Some(node) = &self.linux_node {
+            bail!("the Linux node {} runs already", node.name());
+        }
+        self.apply(&bootstrap_roles())?;
+        self.linux_node = Some(LinuxNode::start(&self.cluster, programs, name)?);
+        let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+        self.wait_for(&format!("the Linux node {name} is not Ready"), |running| {
+            let answer = running.kubectl(&["get", "node", name, "-o", ready]).output()?;
+            Ok(answer.stdout == b"True")
+        })
+    }
+
     /// Starts again what has ended, as a service manager does. Fails if a program keeps ending.
     pub fn keep_up(&mut self) -> anyhow::Result<()> {
+        if let Some(node) = &mut self.linux_node {
+            node.keep_up()?;
+        }
         for process in &mut self.processes {
             let Some(status) = process.child.try_wait()? else { continue };
             if process.restarts == MOST_RESTARTS {
@@ -60,6 +81,9 @@ impl Running {
 
     /// Fails if one of its programs has ended.
     fn check(&mut self) -> anyhow::Result<()> {
+        if let Some(node) = &mut self.linux_node {
+            node.keep_up()?;
+        }
         for process in &mut self.processes {
             if let Some(status) = process.child.try_wait()? {
                 return Err(ended(&self.cluster, process.name, status));
@@ -109,7 +133,7 @@ impl Running {
     }
 
     fn add_bootstrap_token(&self) -> anyhow::Result<()> {
-        let secret = serde_json::json!({
+        let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
             "metadata": {"name": format!("bootstrap-token-{}", TOKEN.0), "namespace": "kube-system"},
             "stringData": {
@@ -117,18 +141,40 @@ impl Running {
                 "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
             },
         });
+        self.apply(&secret).context("cannot make the bootstrap token")
+    }
+
+    fn apply(&self, object: &Value) -> anyhow::Result<()> {
         let mut kubectl = self.kubectl(&["apply", "-f", "-"]);
         let mut child = kubectl.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        child.stdin.take().context("kubectl has no input")?.write_all(secret.to_string().as_bytes())?;
+        child.stdin.take().context("kubectl has no input")?.write_all(object.to_string().as_bytes())?;
         if !child.wait()?.success() {
-            bail!("cannot make the bootstrap token");
+            bail!("kubectl apply of {} failed", object["kind"]);
         }
         Ok(())
     }
 }
 
+/// Whoever has a bootstrap token gets a node's certificate, as kubeadm has it.
+fn bootstrap_roles() -> Value {
+    let binding = |name: &str, role: &str| {
+        let group = "rbac.authorization.k8s.io";
+        json!({
+            "apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": group, "kind": "Group", "name": "system:bootstrappers"}],
+        })
+    };
+    let approval = "system:certificates.k8s.io:certificatesigningrequests:nodeclient";
+    json!({"apiVersion": "v1", "kind": "List", "items": [
+        binding("linux-node-bootstrap", "system:node-bootstrapper"),
+        binding("linux-node-approve-bootstrap", approval),
+    ]})
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
+        drop(self.linux_node.take());
         // The API server would serve on for some seconds after SIGTERM; nothing of it is to be kept.
         for process in self.processes.iter_mut().rev() {
             let _ = process.child.kill();
@@ -141,7 +187,16 @@ impl Drop for Running {
 
 fn start(cluster: &Cluster, name: &str, program: &Path, arguments: &[String]) -> anyhow::Result<Child> {
     let log = std::fs::File::options().create(true).append(true).open(cluster.log(name))?;
-    let child = Command::new(program)
+    // Where there is setpriv, the kernel ends the program with this process, however that ends.
+    let mut command = match programs::on_path("setpriv") {
+        Some(setpriv) => Command::new(setpriv),
+        None => Command::new("env"),
+    };
+    if command.get_program() != "env" {
+        command.args(["--pdeathsig", "KILL"]);
+    }
+    let child = command
+        .arg(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -187,6 +242,8 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--enable-bootstrap-token-auth".to_owned(),
         "--allow-privileged".to_owned(),
+        // Nobody here resolves the names of nodes.
+        "--kubelet-preferred-address-types=InternalIP,Hostname".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-key-file={}", pki("service-accounts.crt")),
         format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
