@@ -21,9 +21,15 @@ differential: guests workload programs ## compare this node with a real kubelet,
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --package akri-krustlet --test differential -- --nocapture
 
+# `make bench -- peers` measures one part only, and writes nothing.
+PARTS := discovery cluster pods devices akri peers
+.PHONY: $(PARTS)
+$(PARTS):
+	@$(if $(filter bench,$(MAKECMDGOALS)),:,$(MAKE) --no-print-directory bench -- $@)
+
 bench: guests workload programs ## measure on a release build, print the table, write docs/benchmarks.md
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) bench --workspace --bench figures
+	$(CARGO) bench --workspace --bench figures -- $(filter $(PARTS),$(MAKECMDGOALS))
 
 guests: toolchain ## build the WebAssembly guests
 	cd wasm-handlers && $(CARGO) build --release

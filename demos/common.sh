@@ -4,6 +4,7 @@ set -euo pipefail
 
 repository=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
 cluster=own
+linux_node=
 started_at=$(date +%s%N)
 processes=()
 work=
@@ -98,8 +99,9 @@ build() {
     say "building the node and the guests"
     make --silent -C "$repository" guests build
     (cd "$repository" && cargo build --quiet --package control-plane)
-    program=$repository/target/debug/akri-krustlet
-    control_plane=$repository/target/debug/control-plane
+    local target=${CARGO_TARGET_DIR:-$repository/target}
+    program=$target/debug/akri-krustlet
+    control_plane=$target/debug/control-plane
     work=$(mktemp -d)
     trap finish EXIT
 }
@@ -112,10 +114,11 @@ start_cluster() {
         broker_image=$IMAGES/debug-echo-broker:v0.1.0
     else
         say "a Kubernetes control plane starts"
-        "$control_plane" up "$work/cluster" >"$work/control-plane.log" || fail "the control plane did not start" control-plane.log
+        "$control_plane" up "$work/cluster" ${linux_node:+--linux-node "$linux_node"} >"$work/control-plane.log" 2>&1 ||
+            fail "the control plane did not start" control-plane.log
         export KUBECONFIG=$work/cluster/admin.conf
         BOOTSTRAP_FILE=$work/cluster/bootstrap.conf
-        local guests=$repository/wasm-handlers/target/wasm32-wasip1/release
+        local guests=${CARGO_TARGET_DIR:-$repository/wasm-handlers/target}/wasm32-wasip1/release
         handler_image=fs://$guests/debug-echo.wasm
         broker_image=fs://$guests/debug-echo-broker.wasm
         PATH=$(dirname "$("$control_plane" build)"):$PATH
@@ -148,11 +151,18 @@ in_mount_namespace() {
         "$kubelet" "$@"
 }
 
+# The view of the machine that the Linux node of the control plane has, in which /var/lib/kubelet is its own.
+in_linux_node() {
+    exec nsenter --mount="/proc/$(cat "$work/cluster/linux-node.pid")/ns/mnt" "$@"
+}
+
 # start_akri NODE: the Agent is that of this node, and its handlers are those of wasm-node.
 start_akri() {
     say "Akri's Agent (of node $1) and Controller start"
     kubelet=$work/$1/kubelet
-    start agent.log in_mount_namespace env AGENT_NODE_NAME="$1" DISCOVERY_HANDLERS_DIRECTORY="$work/wasm-node/akri" \
+    local where=in_mount_namespace
+    [ "$1" != "$linux_node" ] || where=in_linux_node
+    start agent.log "$where" env AGENT_NODE_NAME="$1" DISCOVERY_HANDLERS_DIRECTORY="$work/wasm-node/akri" \
         METRICS_PORT="$((20000 + RANDOM % 10000))" RUST_LOG="${RUST_LOG:-info}" "$AKRI_BIN/agent"
     start controller.log env METRICS_PORT="$((20000 + RANDOM % 10000))" RUST_LOG="${RUST_LOG:-info}" "$AKRI_BIN/controller"
     await "the Agent's registration socket" test -S "$work/wasm-node/akri/agent-registration.sock"

@@ -45,11 +45,13 @@ pub enum AdmissionError {
         #[source]
         source: SettingsError,
     },
-    /// A limit makes no sense.
-    #[error("container {container}: resources.limits.{resource}: {message}")]
-    Limit {
+    /// An amount makes no sense.
+    #[error("container {container}: resources.{list}.{resource}: {message}")]
+    Amount {
         /// The container.
         container: String,
+        /// `limits` or `requests`.
+        list: &'static str,
         /// `memory` or `cpu`.
         resource: &'static str,
         /// What is wrong.
@@ -100,23 +102,29 @@ pub fn handler_settings(
         .map_err(|source| AdmissionError::Handler { container: container.name.clone(), source })
 }
 
-/// A container's limits: its own where it names them, the runtime's defaults elsewhere.
+/// A container's limits: its own where it names them, the runtime's defaults elsewhere. Zero is no limit.
 pub fn limits(container: &Container) -> Result<ContainerLimits, AdmissionError> {
     let mut limits = ContainerLimits::default();
-    let named = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let quantity = |resource: &'static str| {
-        let failed = |message| AdmissionError::Limit { container: container.name.clone(), resource, message };
-        let Some(quantity) = named.and_then(|limits| limits.get(resource)) else { return Ok(None) };
-        match quantity::parse(&quantity.0) {
-            Ok(value) if value > 0.0 => Ok(Some(value)),
-            Ok(_) => Err(failed(format!("{} is not positive", quantity.0))),
+    let resources = container.resources.clone().unwrap_or_default();
+    let read = |list: &'static str, resource: &'static str| -> Result<_, AdmissionError> {
+        let failed = |message| AdmissionError::Amount { container: container.name.clone(), list, resource, message };
+        let amounts = if list == "limits" { &resources.limits } else { &resources.requests };
+        let Some(amount) = amounts.as_ref().and_then(|amounts| amounts.get(resource)) else { return Ok(None) };
+        match quantity::parse(&amount.0) {
+            Ok(read) if read.is_negative() => Err(failed(format!("{} is less than 0", amount.0))),
+            Ok(read) => Ok((!read.is_zero()).then_some(read)),
             Err(error) => Err(failed(error.to_string())),
         }
     };
-    if let Some(bytes) = quantity("memory")? {
-        limits.memory = bytes as usize;
+    if let Some(bytes) = read("limits", "memory")? {
+        limits.memory = usize::try_from(bytes.ceil()).unwrap_or(usize::MAX);
     }
-    limits.cpu_millis = quantity("cpu")?.map(|cores| (cores * 1000.0).ceil() as u32);
+    let cpu = read("limits", "cpu")?;
+    limits.cpu_millis = cpu.map(|cores| u32::try_from(cores.millis()).unwrap_or(u32::MAX));
+    // Requests do not bound a guest; one that cannot be read would be counted as none.
+    for resource in ["cpu", "memory", "ephemeral-storage"] {
+        read("requests", resource)?;
+    }
     Ok(limits)
 }
 
@@ -139,7 +147,8 @@ mod tests {
         for (container, message) in [
             (json!({"name": "A"}), "container name \"A\""),
             (json!({"name": "c", "resources": {"limits": {"memory": "lots"}}}), "not a quantity"),
-            (json!({"name": "c", "resources": {"limits": {"cpu": "-1"}}}), "not positive"),
+            (json!({"name": "c", "resources": {"limits": {"cpu": "-1"}}}), "less than 0"),
+            (json!({"name": "c", "resources": {"requests": {"cpu": "much"}}}), "resources.requests.cpu"),
             (json!({"name": "c", "env": [{"name": "DISCOVERY_HANDLER_NAME", "value": "a/b"}]}), "names its socket"),
             (json!({"name": "c", "env": [{"name": "A", "valueFrom": {}}]}), "no source that this node reads"),
         ] {

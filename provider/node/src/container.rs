@@ -10,6 +10,7 @@ use crate::pod::{PodObject, RestartPolicy};
 use crate::provider::Services;
 use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, StatusReporter};
 use crate::termination::{StopReason, Termination};
+use crate::termination_message::TerminationMessage;
 use crate::volume::{self, Volumes};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
@@ -146,10 +147,11 @@ pub async fn supervise(
         let started = Instant::now();
         let running = context.termination.enter();
         let life = Life { restart, sources: &sources, claim: claim.as_ref() };
-        let run = async { run_once(context, volumes, kind, &container, &image?, life).await };
+        let run = run_once(context, volumes, kind, &container, &image, life);
         let succeeded = match run.await {
             Ok(outcome) => {
-                context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome));
+                let message = last_words(context, &container, restart, &outcome).await;
+                context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome, message));
                 log_end(context, name, &outcome);
                 outcome == Outcome::Exited(0)
             }
@@ -185,24 +187,30 @@ pub async fn supervise(
                 .update_container(kind, name, |status| status::waiting(status, "CrashLoopBackOff", &message));
             let message = format!("Back-off restarting failed container {name} in pod {}", context.pod.key());
             context.event(kind, name, EventType::Warning, "BackOff", message);
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // Whoever corrects the image does not wait for the old one's pause.
+                () = context.image_changed(kind, &container) => back_off = BackOff::default(),
+            }
+            if let Some(latest) = find(&context.latest(), kind, name) {
+                container.clone_from(latest);
+            }
         }
         restart += 1;
     }
 }
 
-/// The image for the container's next life. One that a registry does not give is tried again until it does, or until the
-/// container names another one.
-async fn obtain_image(
-    context: &PodContext,
-    kind: ContainerKind,
-    container: &mut Container,
-) -> Result<LoadedImage, String> {
+/// The image for the container's next life. One that cannot be had is tried again until it can, or until the container names
+/// another one.
+async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut Container) -> LoadedImage {
     let mut back_off = BackOff::default();
     loop {
         // A file may have been replaced by a newer one; an image of a registry is what the pod was started with.
-        if let Some(image) = context.image(container).filter(|image| image.reference.is_some()) {
-            return Ok(image);
+        let always = container.image_pull_policy.as_deref() == Some("Always");
+        if let Some(image) = context.image(container).filter(|image| image.reference.is_some() && !always) {
+            let message = image::already_present(&image.name);
+            context.event(kind, &container.name, EventType::Normal, "Pulled", message);
+            return image;
         }
         let pod = context.latest();
         if let Some(latest) = find(&pod, kind, &container.name) {
@@ -212,16 +220,31 @@ async fn obtain_image(
         match image::load(&context.services, &pod, kind, container).await {
             Ok(image) => {
                 context.keep_image(&container.name, image.clone());
-                return Ok(image);
+                return image;
             }
-            Err(error) if container.image.as_deref().is_some_and(image::is_file) => return Err(error.to_string()),
             Err(error) => {
                 let pause = back_off.next(started).max(crate::back_off::FIRST);
                 let failure = ImageFailure::of(context, kind, container, &error);
-                failure.wait(context, pause).await;
+                if failure.wait(context, pause).await {
+                    back_off = BackOff::default();
+                }
             }
         }
     }
+}
+
+/// Where the file with a container's termination message is.
+fn termination_message(context: &PodContext, container: &Container) -> Option<TerminationMessage> {
+    let directory = context.services.data.pod(context.pod.uid()).join("termination").join(&container.name);
+    TerminationMessage::of(container, &directory)
+}
+
+/// What a container that ended has to say about it.
+async fn last_words(context: &PodContext, container: &Container, restart: u32, outcome: &Outcome) -> Option<String> {
+    let message = termination_message(context, container)?;
+    let log = context.services.data.container_logs(&context.pod, &container.name);
+    let failed = *outcome != Outcome::Exited(0);
+    tokio::task::spawn_blocking(move || message.read(&log, restart, failed)).await.ok()?
 }
 
 fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {
@@ -321,6 +344,11 @@ async fn run_once(
     let volume::ContainerVolumes { mut preopens, exchange } =
         volume::preopens(container, volumes, &variables, exchange_directory, &files)?;
     preopens.extend(devices.preopens);
+    // A handler's guests come and go while it runs.
+    if let Some(message) = termination_message(context, container).filter(|_| handler.is_none()) {
+        let failed = |error| format!("cannot make the file of the termination message: {error}");
+        preopens.extend(message.prepare(&preopens).map_err(failed)?);
+    }
     let guest = GuestSpec {
         args: arguments(container, &variables),
         env: variables,
@@ -377,7 +405,7 @@ fn report_running(context: &PodContext, kind: ContainerKind, container: &Contain
     let name = &container.name;
     context.event(kind, name, EventType::Normal, "Created", format!("Container created: {name}"));
     context.reporter.update_container(kind, name, |status| {
-        status::running(status, restart, context.pod.uid(), image);
+        status::running(status, container, restart, context.pod.uid(), image);
     });
     context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
 }

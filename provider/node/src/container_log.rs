@@ -90,7 +90,11 @@ impl ContainerLogReader {
         let (object, status) = find(&request, &data)?;
         let (pod, container) = (request.pod.clone(), request.container.clone());
         let current = u32::try_from(status.restart_count).unwrap_or(0);
+        // Between two runs, the last state is that of the run that is counted last.
+        let pauses = status.state.as_ref().is_some_and(|state| state.waiting.is_some())
+            && status.last_state.as_ref().is_some_and(|last| last.terminated.is_some());
         let restart = match request.previous {
+            true if pauses => current,
             true => current.checked_sub(1).ok_or(ContainerLogError::NoPrevious { pod, container })?,
             false => current,
         };
@@ -98,6 +102,10 @@ impl ContainerLogReader {
         let waiting = || {
             let state = status.state.as_ref().and_then(|state| state.waiting.as_ref());
             let reason = state.and_then(|waiting| waiting.reason.clone()).unwrap_or_else(|| "no output".to_owned());
+            let reason = match reason.as_str() {
+                "ErrImagePull" | "ImagePullBackOff" => "trying and failing to pull image".to_owned(),
+                _ => reason,
+            };
             ContainerLogError::Waiting { pod: request.pod.clone(), container: request.container.clone(), reason }
         };
         let logs = match Logs::open(&directory, restart, request.options) {

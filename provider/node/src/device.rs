@@ -21,7 +21,7 @@ pub fn request(pod: &PodObject) -> PodRequest {
         let mut all = resources.limits.unwrap_or_default();
         all.extend(resources.requests.unwrap_or_default());
         let devices = all.into_iter().filter(|(name, _)| is_extended(name));
-        let count = |quantity: &str| quantity::parse(quantity).map_or(0, |count| count.ceil().max(0.0) as u64);
+        let count = |quantity: &str| quantity::parse(quantity).map_or(0, |count| count.ceil());
         ContainerRequest {
             name: container.name.clone(),
             init,

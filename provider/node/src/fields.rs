@@ -91,18 +91,17 @@ pub fn resource(selector: &ResourceFieldSelector, container: &Container, node: &
     }
     let parse = |text: &str| quantity::parse(text).map_err(|error| error.to_string());
     let named = amounts.and_then(|amounts| amounts.get(name)).map(|amount| parse(&amount.0)).transpose()?;
-    let default = match (list, name) {
-        ("limits", "cpu") => node.allocatable.cpu_millis as f64 / 1000.0,
-        ("limits", "memory") => node.allocatable.memory as f64,
-        ("limits", "ephemeral-storage") => node.allocatable.ephemeral_storage as f64,
-        _ => 0.0,
-    };
-    let amount = named.filter(|amount| *amount > 0.0).unwrap_or(default);
+    let one = quantity::parse("1").map_err(|error| error.to_string())?;
     let divisor = selector.divisor.as_ref().map(|divisor| parse(&divisor.0)).transpose()?;
-    let divisor = divisor.filter(|divisor| *divisor > 0.0).unwrap_or(1.0);
-    // Thousandths, as a kubelet counts CPU; what is left over is the error of a binary fraction.
-    let (amount, divisor) = ((amount * 1000.0).round(), (divisor * 1000.0).round().max(1.0));
-    Ok(((amount / divisor - 1e-9).ceil().max(0.0) as u64).to_string())
+    let divisor = divisor.filter(|divisor| !divisor.is_zero()).unwrap_or(one);
+    let amount = match (named.filter(|amount| !amount.is_zero()), list, name) {
+        (Some(amount), ..) => amount,
+        (None, "limits", "cpu") => parse(&format!("{}m", node.allocatable.cpu_millis))?,
+        (None, "limits", "memory") => parse(&node.allocatable.memory.to_string())?,
+        (None, "limits", "ephemeral-storage") => parse(&node.allocatable.ephemeral_storage.to_string())?,
+        (None, ..) => return Ok("0".to_owned()),
+    };
+    Ok(amount.divided(divisor).unwrap_or(0).to_string())
 }
 
 #[cfg(test)]

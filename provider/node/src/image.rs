@@ -159,8 +159,13 @@ impl ImageFailure {
     pub fn of(context: &PodContext, kind: ContainerKind, container: &Container, error: &ImageError) -> Self {
         let (reason, message) = (error.reason(), error.to_string());
         tracing::error!(pod = context.pod.key(), container = container.name, "{message}");
-        for message in [format!("Failed to pull image: {message}"), format!("Error: {reason}")] {
-            context.event(kind, &container.name, EventType::Warning, "Failed", message);
+        let (event, told) = match reason {
+            "InvalidImageName" => ("InspectFailed", message.clone()),
+            "ErrImageNeverPull" => ("ErrImageNeverPull", message.clone()),
+            _ => ("Failed", format!("Failed to pull image: {message}")),
+        };
+        for (event, told) in [(event, told), ("Failed", format!("Error: {reason}"))] {
+            context.event(kind, &container.name, EventType::Warning, event, told);
         }
         Self { kind, container: container.clone(), reason, message }
     }
@@ -182,11 +187,12 @@ impl ImageFailure {
         // Long enough to be seen; then what the node is doing about it, as a kubelet tells it.
         let seen = pause.min(Duration::from_secs(1));
         tokio::time::sleep(seen).await;
-        let image = container.image.as_deref().unwrap_or_default();
-        let backing_off = if *reason == "ErrImagePull" { "ImagePullBackOff" } else { reason };
-        tell(backing_off, &format!("Back-off pulling image \"{image}\": {reason}: {message}"));
-        let event = format!("Back-off pulling image \"{image}\"");
-        context.event(*kind, &container.name, EventType::Normal, "BackOff", event);
+        if ["ErrImagePull", "ImageInspectError"].contains(reason) {
+            let image = container.image.as_deref().unwrap_or_default();
+            let message = format!("Back-off pulling image \"{image}\"");
+            tell("ImagePullBackOff", &format!("{message}: {reason}: {}", self.message));
+            context.event(*kind, &container.name, EventType::Normal, "BackOff", message);
+        }
         tokio::time::sleep(pause - seen).await;
     }
 }
@@ -212,6 +218,11 @@ pub async fn load(
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
     let program = load_file(services, pod, &image, path).await?;
     Ok(LoadedImage { name: image, program, id: found.id, reference: Some(found.reference) })
+}
+
+/// What the event of an image says that need not be pulled.
+pub fn already_present(image: &str) -> String {
+    format!("Container image \"{image}\" already present on machine")
 }
 
 /// True for images that are files, which are read again whenever their container starts.
@@ -240,7 +251,7 @@ async fn available(
     match (policy, found) {
         ("Never", None) => return Err(ImageError::Never { image: image.to_owned() }),
         ("Never" | "IfNotPresent", Some(found)) => {
-            event("Pulled", format!("Container image \"{image}\" already present on machine"));
+            event("Pulled", already_present(image));
             return Ok(found);
         }
         _ => {}

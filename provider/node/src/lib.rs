@@ -31,6 +31,7 @@ pub mod states;
 pub mod status;
 pub mod support;
 pub mod termination;
+mod termination_message;
 pub mod volume;
 
 pub use data_directory::DataDirectory;

@@ -95,6 +95,8 @@ pub struct Node {
     services: Arc<Services>,
     pods: HashMap<String, KnownPod>,
     tasks: JoinSet<String>,
+    /// The pods of the tasks, by UID.
+    tasks_of: HashMap<tokio::task::Id, String>,
     image_gc_period: Duration,
     thresholds: Thresholds,
     /// The disk was nearly full when it was looked at last.
@@ -125,10 +127,12 @@ async fn overdue(context: Arc<PodContext>) {
             }
         };
         tokio::select! {
-            () = reached => return,
+            () = reached => break,
             _ = latest.changed() => {}
         }
     }
+    let message = "Pod was active on the node longer than the specified deadline";
+    context.services.events.pod(&context.pod, EventType::Normal, "DeadlineExceeded", message);
 }
 
 /// Counted from the pod's start.
@@ -187,6 +191,7 @@ impl Node {
             services,
             pods: HashMap::new(),
             tasks: JoinSet::new(),
+            tasks_of: HashMap::new(),
             image_gc_period: config.image_gc.period,
             thresholds: config.thresholds,
             had_full_disk: false,
@@ -222,7 +227,7 @@ impl Node {
                 () = shutdown.cancelled() => break,
                 _ = garbage.tick() => self.collect_garbage(),
                 _ = pressure.tick() => self.relieve(),
-                Some(ended) = self.tasks.join_next() => self.task_ended(ended),
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
@@ -256,8 +261,11 @@ impl Node {
             if known.pod.is_changed(&pod) {
                 known.context.update(&pod);
                 known.pod = pod.clone();
-                self.store(&pod);
+                let stored = self.services.data.store_pod(&pod);
+                report_store(&pod, stored);
             }
+            known.context.reporter.observed(&pod);
+            self.services.sink.seen(&pod, &|| known.context.reporter.current());
             if pod.is_deleted() {
                 self.terminate(&pod);
             }
@@ -275,17 +283,16 @@ impl Node {
         let context = state.context.clone();
         let (provider, of_task, ended) = (self.provider.clone(), context.clone(), uid.clone());
         let overdue = overdue(context.clone());
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             drive(&*provider, &mut state, &manifest, &of_task.reporter, &of_task.termination, overdue).await;
             ended
         });
+        self.tasks_of.insert(task.id(), uid.clone());
         self.pods.insert(uid, KnownPod { pod, updates, context, running: true });
     }
 
     fn store(&self, pod: &PodObject) {
-        if let Err(error) = self.services.data.store_pod(pod) {
-            tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
-        }
+        report_store(pod, self.services.data.store_pod(pod));
     }
 
     /// The API server has been asked to delete a pod that is here.
@@ -386,12 +393,16 @@ impl Node {
         });
     }
 
-    fn task_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+    fn task_ended(&mut self, ended: Result<(tokio::task::Id, String), tokio::task::JoinError>) {
         let uid = match ended {
-            Ok(uid) => uid,
+            Ok((task, uid)) => {
+                self.tasks_of.remove(&task);
+                uid
+            }
             Err(error) => {
-                tracing::error!(%error, "a pod's task failed; please report this");
-                return;
+                let Some(uid) = self.tasks_of.remove(&error.id()) else { return };
+                self.task_panicked(&uid, &error);
+                uid
             }
         };
         let Some(known) = self.pods.get_mut(&uid) else { return };
@@ -403,6 +414,20 @@ impl Node {
             (Some(StopReason::Deleted), Some(known)) => self.services.sink.ended(&known.pod),
             _ => {}
         }
+    }
+
+    /// A defect of the node: the pod fails, and nothing of it is kept.
+    fn task_panicked(&self, uid: &str, error: &tokio::task::JoinError) {
+        let Some(known) = self.pods.get(uid) else { return };
+        let message = format!("the node's task for this pod failed: {error}; please report this");
+        tracing::error!(pod = known.pod.key(), "{message}");
+        self.services.events.pod(&known.pod, EventType::Warning, "NodeFault", message.clone());
+        known.context.reporter.set_all_terminated();
+        known.context.reporter.update(|status| {
+            status.phase = Some("Failed".to_owned());
+            status.reason = Some("NodeFault".to_owned());
+            status.message = Some(message);
+        });
     }
 
     /// What the pod had of the node is free: it does not run, and never will again.
@@ -454,6 +479,12 @@ impl Node {
         if let Some(devices) = &self.services.devices {
             devices.retain(|uid| kept.contains(uid));
         }
+    }
+}
+
+fn report_store(pod: &PodObject, stored: std::io::Result<()>) {
+    if let Err(error) = stored {
+        tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
     }
 }
 

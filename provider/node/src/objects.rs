@@ -5,7 +5,7 @@
 //! - One watch for each object, however many pods refer to it, as long as one of them does.
 //! - What has been read stays while the API server is away.
 
-use crate::cluster::connection::describe;
+use crate::cluster::connection::{describe, watch_back_off};
 use futures::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -226,7 +226,7 @@ where
 {
     // A node may list and watch an object by its name only.
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = watcher(api, config).backoff(watcher::DefaultBackoff::default()).boxed();
+    let mut events = watcher(api, config).backoff(watch_back_off()).boxed();
     let mut listed = false;
     let set = |new: Known| {
         known.send_if_modified(|known| {

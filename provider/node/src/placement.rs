@@ -63,7 +63,7 @@ fn fits(requested: &Requests, others: &[&Requests], node: &Node) -> Result<(), R
     }
     for name in COUNTED {
         let Some(wanted) = requested.get(name).filter(|wanted| **wanted > 0) else { continue };
-        let used = others.iter().filter_map(|requests| requests.get(name)).sum::<u64>();
+        let used = total(others.iter().filter_map(|requests| requests.get(name).copied()));
         if let Some(capacity) = amount(name).filter(|capacity| used.saturating_add(*wanted) > *capacity) {
             return Err(out_of(name, *wanted, used, capacity));
         }
@@ -83,7 +83,7 @@ fn requests(pod: &PodObject) -> Requests {
     COUNTED
         .into_iter()
         .map(|name| {
-            let containers: u64 = pod.spec().containers.iter().filter_map(|container| of(container, name)).sum();
+            let containers = total(pod.spec().containers.iter().filter_map(|container| of(container, name)));
             let init = pod.init_containers().iter().filter_map(|container| of(container, name)).max().unwrap_or(0);
             (name.to_owned(), containers.max(init).saturating_add(overhead(name).unwrap_or(0)))
         })
@@ -91,8 +91,13 @@ fn requests(pod: &PodObject) -> Requests {
 }
 
 fn amount(name: &str, quantity: &str) -> Option<u64> {
-    let scale = if name == "cpu" { 1000.0 } else { 1.0 };
-    Some((quantity::parse(quantity).ok()? * scale).ceil().max(0.0) as u64)
+    let quantity = quantity::parse(quantity).ok()?;
+    Some(if name == "cpu" { quantity.millis() } else { quantity.ceil() })
+}
+
+/// The sum of amounts, each of which may be as large as can be.
+fn total(amounts: impl Iterator<Item = u64>) -> u64 {
+    amounts.fold(0, u64::saturating_add)
 }
 
 fn belongs(pod: &PodObject, node: &Node) -> Result<(), Rejection> {

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use wasmtime::{AsContextMut, Caller, Engine, Extern, Linker, Result};
 use wasmtime_wasi::HostMonotonicClock;
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wiggle::GuestMemory;
@@ -129,6 +130,10 @@ pub(crate) fn linker(engine: &Engine) -> Result<Linker<GuestState>> {
     let mut linker = Linker::new(engine);
     p1::add_to_linker_async(&mut linker, |state: &mut GuestState| &mut state.wasi)?;
     linker.allow_shadowing(true);
+    // The codes of a process are a byte; wasmtime-wasi takes those below 126 only.
+    linker.func_wrap(MODULE, "proc_exit", |_: Caller<'_, GuestState>, code: i32| -> Result<()> {
+        Err(I32Exit(code & 0xff).into())
+    })?;
     link_files(&mut linker)?;
     link_writes(&mut linker)?;
     linker.func_wrap_async(

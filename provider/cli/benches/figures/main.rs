@@ -3,6 +3,8 @@
 //!
 //! `NATIVE_DEBUG_ECHO` may name Akri's native debug-echo-discovery-handler; it is then measured in the same run. Otherwise
 //! its column holds what was measured of Akri 0.13.26 on a machine of the same kind, marked with `*`.
+//! The figures of `peers` need root: they are beside a real kubelet with containerd and runc, and beside another runtime of containerd
+//! where `WASM_SHIM` names its shim.
 //! `AKRI_BIN` and `AKRI_CRDS` name Akri's Agent and Controller; without them the figures of the whole chain are left out.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a figure that cannot be taken ends the run")]
 
@@ -12,6 +14,7 @@ mod devices;
 mod discovery;
 #[path = "../../tests/fixture/mod.rs"]
 mod fixture;
+mod peers;
 mod pods;
 mod process;
 
@@ -58,6 +61,9 @@ fn main() {
     }
     if wanted("akri") {
         take(runtime.block_on(akri::measure()));
+    }
+    if wanted("peers") {
+        take(runtime.block_on(peers::measure()));
     }
     let table = table(&rows);
     println!("\n{table}");
@@ -122,6 +128,8 @@ fn introduction() -> String {
         Machine: {}, {cores} cores, {} {}.\n\n\
         *native* is Akri's debug-echo-discovery-handler, measured in the same run if `NATIVE_DEBUG_ECHO` names it; figures\n\
         marked with `*` were measured before, of Akri 0.13.26 on such a machine, and figures of 2021 are those of its gRPC proxy.\n\
+        In rows about pods of a Linux node, it is that node: kubelet, containerd and runc, and another runtime of containerd\n\
+        beside them if `WASM_SHIM` names its shim.\n\
         Private memory is private clean and dirty pages and page tables. Times are between two events of a client on the\n\
         same machine, connection included.\n",
         cpu.trim_start_matches([' ', '\t', ':']),

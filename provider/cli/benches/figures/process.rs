@@ -5,20 +5,24 @@ use std::time::Duration;
 /// Bytes.
 pub struct Memory {
     pub resident: u64,
+    /// Each page divided by the number of processes that have it.
+    pub proportional: u64,
     pub private: u64,
     pub dirty: u64,
 }
 
 pub fn memory_of(pid: u32) -> Memory {
     let field = |file: &str, names: &[&str]| -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        // A process of somebody else may end meanwhile.
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let value = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
         text.lines().filter(|line| names.contains(&line.split(':').next().unwrap())).map(value).sum::<u64>() * 1024
     };
     let tables = field("status", &["VmPTE"]);
     let dirty = field("smaps_rollup", &["Private_Dirty"]) + tables;
     let clean = field("smaps_rollup", &["Private_Clean"]);
-    Memory { resident: field("smaps_rollup", &["Rss"]), private: dirty + clean, dirty }
+    let proportional = field("smaps_rollup", &["Pss"]) + tables;
+    Memory { resident: field("smaps_rollup", &["Rss"]), proportional, private: dirty + clean, dirty }
 }
 
 pub fn cpu_time_of(pid: u32) -> Duration {
@@ -26,6 +30,15 @@ pub fn cpu_time_of(pid: u32) -> Duration {
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 10)
+}
+
+/// The processes in a process's namespace.
+pub fn processes_beside(pid: u32) -> Vec<u32> {
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let wanted = namespace(pid);
+    let all =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid| namespace(*pid) == wanted).collect()
 }
 
 pub fn threads_of(pid: u32) -> usize {

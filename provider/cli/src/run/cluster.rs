@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 /// Flags that matter in a cluster only.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClusterArguments {
-    /// The host's name, as the Node object tells it [default: the host's name]
+    /// The value of the Node's label kubernetes.io/hostname, and its address of that type [default: the node's name]
     #[arg(long, env = "KRUSTLET_HOSTNAME", value_name = "NAME")]
     hostname: Option<String>,
     /// Where the node's HTTPS endpoint listens [default: all addresses]
@@ -73,7 +73,8 @@ pub(super) async fn run(
     };
     let settings = NodeSettings {
         name: name.clone(),
-        hostname: flags.hostname.clone().unwrap_or_else(host_name),
+        hostname: flags.hostname.clone().unwrap_or_else(|| name.clone()),
+        machine: host_name(),
         addresses: addresses.clone(),
         port: flags.port,
         labels,
@@ -89,8 +90,8 @@ pub(super) async fn run(
     let mut config = node_config(arguments, &name, &addresses, &data)?;
     config.facts.allocatable = config.facts.allocatable.without(&settings.reserved);
     config.allow_local_modules = flags.allow_local_modules;
-    config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events));
-    let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone()))).await?;
+    config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));
+    let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone(), events))).await?;
 
     let serving = Serving {
         node: name.clone(),
@@ -163,9 +164,9 @@ fn reserved(resources: &[String]) -> anyhow::Result<Capacity> {
             .with_context(|| format!("--system-reserved {resource}: expected NAME=QUANTITY"))?;
         let amount = quantity::parse(amount).with_context(|| format!("--system-reserved {resource}"))?;
         match name {
-            "cpu" => reserved.cpu_millis = (amount * 1000.0).ceil() as u64,
-            "memory" => reserved.memory = amount as u64,
-            "ephemeral-storage" => reserved.ephemeral_storage = amount as u64,
+            "cpu" => reserved.cpu_millis = amount.millis(),
+            "memory" => reserved.memory = amount.ceil(),
+            "ephemeral-storage" => reserved.ephemeral_storage = amount.ceil(),
             _ => bail!("--system-reserved {resource}: expected cpu, memory or ephemeral-storage"),
         }
     }

@@ -8,6 +8,8 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use kube::client::Body;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::DefaultBackoff;
 use kube::{Client, Config};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -190,6 +192,31 @@ impl tower::Service<Request<Body>> for CurrentClient {
             }
         }
         .boxed()
+    }
+}
+
+/// Longest pause before a watch that failed is tried again: what changed in an outage is to be caught up soon after it.
+const LONGEST_WATCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// The pauses of a watch that fails.
+pub struct WatchBackoff(DefaultBackoff);
+
+/// Pauses as client-go's, up to 5 s.
+pub fn watch_back_off() -> WatchBackoff {
+    WatchBackoff(DefaultBackoff::default())
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_WATCH_PAUSE))
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.0.reset();
     }
 }
 

@@ -13,30 +13,33 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use std::collections::HashMap;
-use std::hash::BuildHasher as _;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Why, in one word; most are known beforehand.
 type Reason = std::borrow::Cow<'static, str>;
 
-/// Events that wait to be sent, at most.
-const QUEUE: usize = 1000;
+/// Events that wait to be sent, at most, by each of those that send.
+const QUEUE: usize = 250;
+/// Events are sent so many at a time, those of one object in order.
+const SENDERS: usize = 4;
 /// Events of one object that may come at once.
 const BURST: f64 = 25.0;
 /// Time in which one more may come.
 const REFILL: Duration = Duration::from_secs(300);
 /// An event that was last seen this long ago begins anew.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
-/// Events, and objects that had some, that are remembered at most.
-const MOST_REMEMBERED: usize = 4096;
+/// Events, and objects that had some, that each sender remembers at most.
+const MOST_REMEMBERED: usize = 1024;
 /// Longest message, in bytes; the API's bound.
 const MOST_MESSAGE: usize = 1024;
 
 /// Takes events. Cheap to clone; of a node without a cluster, it drops them.
 #[derive(Clone, Debug, Default)]
 pub struct EventRecorder {
-    queue: Option<mpsc::Sender<Report>>,
+    queues: Arc<[mpsc::Sender<Report>]>,
 }
 
 /// Whether somebody should look.
@@ -60,9 +63,12 @@ struct Report {
 impl EventRecorder {
     /// A recorder that sends with `client`; `node` is the events' source.
     pub fn start(client: Client, node: &str) -> Self {
-        let (queue, reports) = mpsc::channel(QUEUE);
-        tokio::spawn(send(client, node.to_owned(), reports));
-        Self { queue: Some(queue) }
+        let start = |_| {
+            let (queue, reports) = mpsc::channel(QUEUE);
+            tokio::spawn(send(client.clone(), node.to_owned(), reports));
+            queue
+        };
+        Self { queues: (0..SENDERS).map(start).collect() }
     }
 
     /// An event of a pod.
@@ -95,7 +101,12 @@ impl EventRecorder {
     }
 
     fn report(&self, object: ObjectReference, kind: EventType, reason: Reason, mut message: String) {
-        let Some(queue) = &self.queue else { return };
+        if self.queues.is_empty() {
+            return;
+        }
+        let mut hasher = std::hash::DefaultHasher::new();
+        object.uid.hash(&mut hasher);
+        let queue = &self.queues[hasher.finish() as usize % self.queues.len()];
         message.truncate(message.floor_char_boundary(MOST_MESSAGE));
         if queue.try_send(Report { object, kind, reason, message, at: crate::status::now() }).is_err() {
             tracing::debug!("an event is dropped: too many wait for the API server");

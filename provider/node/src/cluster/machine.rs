@@ -73,7 +73,9 @@ impl std::str::FromStr for Thresholds {
                 part.split_once('<').ok_or_else(|| format!("{part}: expected SIGNAL<AMOUNT or SIGNAL<PERCENT%"))?;
             let least = match least.strip_suffix('%') {
                 Some(percent) => percent.parse().map(Least::Percent).map_err(|error| format!("{part}: {error}"))?,
-                None => quantity::parse(least).map(Least::Amount).map_err(|error| format!("{part}: {error}"))?,
+                None => quantity::parse(least)
+                    .map(|least| Least::Amount(least.as_f64()))
+                    .map_err(|error| format!("{part}: {error}"))?,
             };
             match signal {
                 "memory.available" => thresholds.memory = least,

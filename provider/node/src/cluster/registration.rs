@@ -8,7 +8,7 @@
 //!    pods are admitted.
 //! 4. On shutdown the Node is marked not ready. Pods are never deleted.
 
-use super::connection::{Connection, code, describe};
+use super::connection::{Connection, code, describe, watch_back_off};
 use super::machine::{Capacity, Pressure, Thresholds, os_image, read};
 use crate::provider::WasmProvider;
 use akri_krustlet_devices::Amount;
@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference, Time};
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::WatchStreamExt as _;
 use kubelet::provider::Provider as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -54,8 +54,10 @@ const HOST: &str = "akri-krustlet/host";
 pub struct NodeSettings {
     /// Its name.
     pub name: String,
-    /// The host's name.
+    /// The name by which its pods know it, `kubernetes.io/hostname`.
     pub hostname: String,
+    /// The machine's own name, for people.
+    pub machine: String,
     /// Its addresses, the first one first.
     pub addresses: Vec<IpAddr>,
     /// Port of its HTTPS endpoint.
@@ -166,12 +168,12 @@ impl Registration {
 
     /// Keeps the Node until `shutdown`, then marks it not ready.
     pub async fn run(self, shutdown: CancellationToken) {
-        let own = kube::runtime::watcher::watch_object(self.nodes(), &self.settings.name)
-            .backoff(watcher::DefaultBackoff::default());
+        let own = kube::runtime::watcher::watch_object(self.nodes(), &self.settings.name).backoff(watch_back_off());
         pin_mut!(own);
         let mut beat = tokio::time::interval(RENEWAL);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut heart = Heart { lease: None, sent: None, sent_at: Instant::now(), outage: false };
+        let mut heart =
+            Heart { lease: None, sent: None, sent_at: Instant::now(), version: 0, stale: false, outage: false };
         let mut failing_watch = false;
         let mut amounts = self.provider.devices().map(|devices| devices.amounts());
         loop {
@@ -186,7 +188,14 @@ impl Registration {
                 change = own.next() => match change {
                     Some(Ok(Some(node))) => {
                         failing_watch = false;
+                        // Others write conditions too: the controller that takes the node for dead, for one.
+                        let is_news = version(&node) > heart.version;
+                        heart.stale = is_news && heart.sent.is_some() && self.differs(&node);
                         self.node.send_replace(Some(Arc::new(node)));
+                        if heart.stale {
+                            tracing::info!("the API server has other conditions of this node; they are set right");
+                            self.beat(&mut heart, false).await;
+                        }
                     }
                     Some(Ok(None)) => {
                         failing_watch = false;
@@ -244,9 +253,11 @@ impl Registration {
         if heart.sent.is_none() {
             self.register(&status).await?;
         }
-        if heart.sent.as_ref() != Some(&comparable) || heart.sent_at.elapsed() >= STATUS {
-            self.send_status(&status).await?;
-            (heart.sent, heart.sent_at) = (Some(comparable), Instant::now());
+        // After an outage, whatever was made of the status meanwhile.
+        let is_due = heart.stale || heart.outage || heart.sent_at.elapsed() >= STATUS;
+        if is_due || heart.sent.as_ref() != Some(&comparable) {
+            heart.version = self.send_status(&status).await?;
+            (heart.sent, heart.sent_at, heart.stale) = (Some(comparable), Instant::now(), false);
         }
         if renews {
             heart.lease = Some(self.renew(heart.lease.take()).await?);
@@ -290,7 +301,19 @@ impl Registration {
         Ok(())
     }
 
-    async fn send_status(&self, status: &NodeStatus) -> Result<(), kube::Error> {
+    /// Whether a condition of ours has another status or reason there.
+    fn differs(&self, node: &Node) -> bool {
+        let known = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let is_known = |ours: &NodeCondition| {
+            known
+                .iter()
+                .any(|known| (&known.type_, &known.status, &known.reason) == (&ours.type_, &ours.status, &ours.reason))
+        };
+        !self.status().conditions.iter().flatten().all(is_known)
+    }
+
+    /// The version of the Node that has the status.
+    async fn send_status(&self, status: &NodeStatus) -> Result<u64, kube::Error> {
         let mut value = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
         let conditions = status.conditions.clone().unwrap_or_default();
         value["conditions"] = serde_json::to_value(self.merged(conditions)).map_err(kube::Error::SerdeError)?;
@@ -300,11 +323,12 @@ impl Registration {
             value["allocatable"][name] = Value::Null;
         }
         let patch = json!({ "status": value });
-        self.nodes().patch_status(&self.settings.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        let node =
+            self.nodes().patch_status(&self.settings.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
         if let Some(devices) = self.provider.devices() {
             devices.removal_is_told(&removed);
         }
-        Ok(())
+        Ok(version(&node))
     }
 
     /// Resources of device plugins that went, which the Node must not go on to show.
@@ -391,7 +415,7 @@ impl Registration {
 
     fn lease_annotations(&self) -> BTreeMap<String, String> {
         let address = self.settings.addresses.first().map(IpAddr::to_string).unwrap_or_default();
-        let host = format!("{} ({address})", self.settings.hostname);
+        let host = format!("{} ({address})", self.settings.machine);
         BTreeMap::from([(INSTANCE.to_owned(), self.settings.instance.clone()), (HOST.to_owned(), host)])
     }
 
@@ -496,7 +520,16 @@ struct Heart {
     /// The status that was sent last, without its times.
     sent: Option<Value>,
     sent_at: Instant,
+    /// Of the Node, since.
+    version: u64,
+    /// The API server has another status than that.
+    stale: bool,
     outage: bool,
+}
+
+/// Versions of one object can be compared as numbers.
+fn version(node: &Node) -> u64 {
+    node.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 fn annotation(lease: &Lease, name: &str) -> String {

@@ -1,13 +1,13 @@
 //! Certificates by CertificateSigningRequest.
 
 use super::certificate::{Certificate, CertificateError, PendingKey};
-use super::connection::{code, describe};
+use super::connection::{code, describe, watch_back_off};
 use futures::{StreamExt as _, pin_mut};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::WatchStreamExt as _;
 use rcgen::{CertificateParams, DistinguishedName, DnType, PublicKeyData as _};
 use sha2::{Digest as _, Sha256};
 use std::net::IpAddr;
@@ -167,8 +167,7 @@ impl SigningRequest {
         name: &str,
         pending: &PendingKey,
     ) -> Result<Option<Certificate>, SigningError> {
-        let changes =
-            kube::runtime::watcher::watch_object(api.clone(), name).backoff(watcher::DefaultBackoff::default());
+        let changes = kube::runtime::watcher::watch_object(api.clone(), name).backoff(watch_back_off());
         pin_mut!(changes);
         let remind = tokio::time::sleep(AUTOMATIC);
         pin_mut!(remind);

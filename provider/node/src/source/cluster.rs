@@ -6,6 +6,7 @@
 //! - A node that starts while the API server does not answer takes up the pods that it remembers.
 
 use super::{PodEvent, PodSource};
+use crate::cluster::connection::watch_back_off;
 use crate::data_directory::DataDirectory;
 use crate::pod::PodObject;
 use futures::StreamExt as _;
@@ -51,7 +52,7 @@ impl ClusterSource {
         // Objects of any content, so that one that is malformed does not make the whole list fail.
         let pods: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
         let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-        Self::of(watcher(pods, config).backoff(watcher::DefaultBackoff::default()).boxed(), data)
+        Self::of(watcher(pods, config).backoff(watch_back_off()).boxed(), data)
     }
 
     fn of(changes: Changes, data: DataDirectory) -> Self {

@@ -20,6 +20,7 @@ impl State<PodState> for Initializing {
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
         let context = state.context.clone();
+        context.reporter.set_ready_to_start();
         // An init container that succeeded is never run again, whatever the policy says of containers.
         let policy = match context.pod.restart_policy() {
             RestartPolicy::Never => RestartPolicy::Never,

@@ -1,18 +1,16 @@
 //! The states of a pod, one file each.
 //!
 //! ```text
-//! Registered ──> Resources ──> ImagePull <──> ImagePullBackOff
-//!     │              │             │
-//!     v              v             v
-//!  Rejected <────────┘        VolumeMount ──> Initializing ──> Running
-//!                                                  │              │
-//!     Terminated: from any of them,                └──> Completed <┘
-//!     when the pod is deleted
+//! Registered ──> Resources ──> VolumeMount ──> Initializing ──> Running
+//!     │              │                              │              │
+//!     v              v                              └──> Completed <┘
+//!  Rejected <────────┘
+//!                      Terminated: from any of them, when the pod is to end
 //! ```
+//!
+//! Images are had by each container for itself, when its turn comes: one that is missing keeps no other from running.
 
 mod completed;
-mod image_pull;
-mod image_pull_back_off;
 mod initializing;
 mod registered;
 mod rejected;
@@ -22,8 +20,6 @@ mod terminated;
 mod volume_mount;
 
 pub use completed::Completed;
-pub use image_pull::ImagePull;
-pub use image_pull_back_off::ImagePullBackOff;
 pub use initializing::Initializing;
 pub use registered::Registered;
 pub use rejected::Rejected;

@@ -1,12 +1,12 @@
 //! The pod gets its devices.
 
 use super::prelude::*;
-use super::{ImagePull, Rejected};
+use super::{Rejected, VolumeMount};
 use crate::device;
 
 /// All that its containers ask for, or the pod is refused.
 #[derive(Debug, TransitionTo)]
-#[transition_to(ImagePull, Rejected)]
+#[transition_to(VolumeMount, Rejected)]
 pub struct Resources;
 
 #[async_trait::async_trait]
@@ -18,7 +18,7 @@ impl State<PodState> for Resources {
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
         match device::allocate(&state.context).await {
-            Ok(()) => Transition::next(self, ImagePull),
+            Ok(()) => Transition::next(self, VolumeMount::default()),
             Err(message) => Transition::next(self, Rejected { reason: "UnexpectedAdmissionError".to_owned(), message }),
         }
     }

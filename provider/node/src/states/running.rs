@@ -29,6 +29,7 @@ impl State<PodState> for Running {
     }
 
     async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(phase(Phase::Running))
+        // The reporter says Running when the last container has been started.
+        Ok(phase(Phase::Pending))
     }
 }

@@ -22,6 +22,7 @@ impl State<PodState> for Terminated {
     }
 
     async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        state.context.reporter.set_all_terminated();
         Ok(final_status(state, state.context.reporter.has_succeeded()))
     }
 }

@@ -1,14 +1,16 @@
 //! Statuses to the API server.
 
 use super::{FileSink, StatusSink};
+use crate::cluster::EventRecorder;
 use crate::cluster::connection::{code, describe};
+use crate::cluster::events::EventType;
 use crate::data_directory::DataDirectory;
 use crate::pod::PodObject;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -24,8 +26,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// # Guarantees
 /// - Of several statuses that come while one is being sent, the last one is sent.
 /// - A status that the API server has already, from whichever run of the node, is not sent.
+/// - What others have made of the status meanwhile is set right: it is compared with what the watch shows.
 /// - A patch names the pod's UID: it never reaches another pod of the same name.
-/// - What fails for the moment is tried until it succeeds or the pod is gone.
+/// - What fails for the moment is tried until it succeeds or the pod is gone. What the API server refuses is told by an event and
+///   tried again, without the field that it names, if it names one.
 /// - Every status is in the data directory before it is sent.
 pub struct ApiSink {
     files: FileSink,
@@ -34,13 +38,17 @@ pub struct ApiSink {
 
 struct Sender {
     client: Client,
+    events: EventRecorder,
     pods: Mutex<HashMap<String, Entry>>,
     permits: Semaphore,
 }
 
 struct Entry {
-    /// The status that the API server has, as far as we know.
+    /// The status that the API server has, as far as we know, and in which version of the pod.
     known: Value,
+    version: u64,
+    /// Fields that the API server has refused.
+    refused: BTreeSet<String>,
     /// The one that it should have.
     wanted: Option<Value>,
     /// The pod is being deleted and its containers have ended.
@@ -49,9 +57,9 @@ struct Entry {
 }
 
 impl ApiSink {
-    /// A sink that keeps statuses in `data` as well.
-    pub fn new(client: Client, data: DataDirectory) -> Self {
-        let sender = Sender { client, pods: Mutex::default(), permits: Semaphore::new(CONCURRENT) };
+    /// A sink that keeps statuses in `data` as well, and tells by `events` what the API server refuses.
+    pub fn new(client: Client, data: DataDirectory, events: EventRecorder) -> Self {
+        let sender = Sender { client, events, pods: Mutex::default(), permits: Semaphore::new(CONCURRENT) };
         Self { files: FileSink::new(data), sender: Arc::new(sender) }
     }
 }
@@ -67,6 +75,30 @@ impl StatusSink for ApiSink {
         self.files.report(pod, status);
         let status = serde_json::to_value(status).unwrap_or_default();
         self.sender.change(pod, |entry| entry.wanted = Some(status));
+    }
+
+    fn seen(&self, pod: &PodObject, wanted: &dyn Fn() -> PodStatus) {
+        let differs = {
+            let mut pods = self.sender.pods();
+            let Some(entry) = pods.get_mut(pod.uid()) else { return };
+            let version = version(&pod.api);
+            // The watch may tell late what we have changed since.
+            if version <= entry.version {
+                return;
+            }
+            entry.version = version;
+            entry.known = serde_json::to_value(&pod.api.status).unwrap_or_default();
+            entry.wanted.is_none()
+        };
+        if !differs {
+            return;
+        }
+        let wanted = serde_json::to_value(wanted()).unwrap_or_default();
+        self.sender.change(pod, |entry| {
+            if entry.wanted.is_none() && patch(&entry.known, &wanted, &entry.refused).is_some() {
+                entry.wanted = Some(wanted);
+            }
+        });
     }
 
     fn ended(&self, pod: &PodObject) {
@@ -87,12 +119,14 @@ impl Sender {
         let mut pods = self.pods();
         let entry = pods.entry(pod.uid().to_owned()).or_insert_with(|| Entry {
             known: serde_json::to_value(&pod.api.status).unwrap_or_default(),
+            version: version(&pod.api),
+            refused: BTreeSet::new(),
             wanted: None,
             ended: false,
             sending: false,
         });
         change(entry);
-        if !std::mem::replace(&mut entry.sending, true) {
+        if (entry.wanted.is_some() || entry.ended) && !std::mem::replace(&mut entry.sending, true) {
             tokio::spawn(send(self.clone(), pod.clone()));
         }
     }
@@ -102,7 +136,7 @@ impl Sender {
         let mut pods = self.pods();
         let entry = pods.get_mut(uid)?;
         if let Some(wanted) = entry.wanted.take()
-            && let Some(patch) = patch(&entry.known, &wanted)
+            && let Some(patch) = patch(&entry.known, &wanted, &entry.refused)
         {
             return Some(Work::Patch { patch, wanted });
         }
@@ -113,9 +147,21 @@ impl Sender {
         None
     }
 
-    fn sent(&self, uid: &str, status: Value) {
-        if let Some(entry) = self.pods().get_mut(uid) {
-            entry.known = status;
+    /// The API server has taken a patch, and this is the pod since.
+    fn sent(&self, uid: &str, pod: &Pod) {
+        if let Some(entry) = self.pods().get_mut(uid)
+            && version(pod) >= entry.version
+        {
+            entry.version = version(pod);
+            entry.known = serde_json::to_value(&pod.status).unwrap_or_default();
+        }
+    }
+
+    /// The API server does not take these fields; true if that is news.
+    fn refuse(&self, uid: &str, fields: impl Iterator<Item = String>) -> bool {
+        match self.pods().get_mut(uid) {
+            Some(entry) => fields.filter(|field| entry.refused.insert(field.clone())).count() > 0,
+            None => false,
         }
     }
 
@@ -148,43 +194,44 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
             match &work {
                 Work::Patch { patch, .. } => {
                     let body = json!({"metadata": {"uid": uid}, "status": patch});
-                    let patched = api.patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(body)).await;
-                    patched.map(|_| ())
+                    api.patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(body)).await.map(Some)
                 }
                 Work::Delete => {
                     let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
                     let parameters =
                         DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }.grace_period(0);
-                    api.delete(pod.name(), &parameters).await.map(|_| ())
+                    api.delete(pod.name(), &parameters).await.map(|_| None)
                 }
             }
         };
-        let error = match (result, work) {
-            (Ok(()), Work::Patch { wanted, .. }) => {
-                sender.sent(&uid, wanted);
+        let error = match result {
+            Ok(patched) => {
+                match patched {
+                    Some(patched) => sender.sent(&uid, &patched),
+                    None => tracing::debug!(pod = pod.key(), "deletion confirmed"),
+                }
                 pause = FIRST_PAUSE;
                 continue;
             }
-            (Ok(()), Work::Delete) => {
-                tracing::debug!(pod = pod.key(), "deletion confirmed");
-                continue;
-            }
-            (Err(error), work) => {
-                let final_code = code(&error).filter(|code| [400, 403, 404, 409, 422].contains(code));
-                if final_code.is_none() {
-                    sender.put_back(&uid, work);
-                }
-                (error, final_code)
-            }
+            Err(error) => error,
         };
-        match error {
+        match code(&error) {
             // The pod is gone, or another one has its name; the watch tells.
-            (_, Some(404 | 409)) => {}
-            (error, Some(_)) => {
-                tracing::error!(pod = pod.key(), "the API server refuses the pod's status: {}", describe(&error));
+            Some(404 | 409) => {}
+            Some(400 | 403 | 422) => {
+                let message = describe(&error);
+                tracing::error!(pod = pod.key(), "the API server refuses the pod's status: {message}");
+                let told = format!("the API server refuses the pod's status: {message}");
+                sender.events.pod(&pod, EventType::Warning, "FailedToUpdateStatus", told);
+                let named = sender.refuse(&uid, refused_fields(&error));
+                sender.put_back(&uid, work);
+                if !named {
+                    tokio::time::sleep(LONGEST_PAUSE).await;
+                }
             }
-            (error, None) => {
+            _ => {
                 tracing::debug!(pod = pod.key(), "the pod's status is not sent yet: {}", describe(&error));
+                sender.put_back(&uid, work);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -192,16 +239,33 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
     }
 }
 
+/// The fields of the status that a refusal names: `qosClass` of `status.qosClass`.
+fn refused_fields(error: &kube::Error) -> impl Iterator<Item = String> {
+    let kube::Error::Api(status) = error else { return Vec::new().into_iter() };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let fields = causes.filter_map(|cause| {
+        let field = cause.field.strip_prefix("status.")?;
+        Some(field.split(['.', '[']).next().unwrap_or(field).to_owned())
+    });
+    fields.collect::<Vec<_>>().into_iter()
+}
+
+/// Versions of one object can be compared as numbers.
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
 /// What makes `known` into `wanted`, as a strategic merge patch: conditions are merged by their type, so that those of others
-/// stay; other lists and all else are replaced. `None` if nothing is different.
-fn patch(known: &Value, wanted: &Value) -> Option<Value> {
+/// stay; other lists and all else are replaced. `None` if nothing is different but what is `refused`. The quality-of-service class is
+/// the API server's own.
+fn patch(known: &Value, wanted: &Value, refused: &BTreeSet<String>) -> Option<Value> {
     static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
     let known = known.as_object().unwrap_or(&EMPTY);
     let wanted = wanted.as_object()?;
     let mut patch = Map::new();
     for (field, value) in wanted {
         let old = known.get(field);
-        if old == Some(value) {
+        if old == Some(value) || field == "qosClass" || refused.contains(field) {
             continue;
         }
         let empty = value.as_array().is_some_and(Vec::is_empty);
@@ -254,12 +318,15 @@ mod tests {
     fn only_what_changed_is_sent_and_conditions_of_others_stay() {
         let known = json!({"phase": "Pending", "reason": "X", "podIPs": [{"ip": "a"}],
             "conditions": [{"type": "A", "status": "True"}, {"type": "Other", "status": "True"}]});
-        assert_eq!(patch(&known, &known), None);
+        assert_eq!(patch(&known, &known, &BTreeSet::new()), None);
         let wanted = json!({"phase": "Running", "podIPs": [{"ip": "b"}], "initContainerStatuses": [],
             "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]});
         let expected = json!({"phase": "Running", "reason": null, "podIPs": [{"$patch": "replace"}, {"ip": "b"}],
             "conditions": [{"type": "B", "status": "True", "reason": null, "message": null}]});
-        assert_eq!(patch(&known, &wanted), Some(expected));
-        assert!(patch(&Value::Null, &wanted).is_some());
+        assert_eq!(patch(&known, &wanted, &BTreeSet::new()), Some(expected));
+        assert!(patch(&Value::Null, &wanted, &BTreeSet::new()).is_some());
+        let but_phase = patch(&known, &wanted, &BTreeSet::from(["phase".to_owned()])).unwrap();
+        assert!(but_phase.get("phase").is_none() && but_phase.get("podIPs").is_some());
+        assert_eq!(patch(&json!({}), &json!({"qosClass": "Burstable"}), &BTreeSet::new()), None);
     }
 }

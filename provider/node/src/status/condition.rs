@@ -1,63 +1,85 @@
 //! Pod conditions, derived from the rest of the status as a kubelet derives them.
 
 use super::now;
-use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, PodStatus};
 
-/// Brings the conditions that follow from phase and containers up to date.
-pub(super) fn complete(status: &mut PodStatus, has_init_containers: bool) {
+/// The pod's volumes are there and its containers can be started; a kubelet has made the pod's sandbox then.
+pub(crate) const READY_TO_START: &str = "PodReadyToStartContainers";
+
+/// Brings what follows from phase and containers up to date.
+pub(super) fn complete(status: &mut PodStatus) {
     let phase = status.phase.clone().unwrap_or_default();
     if phase.is_empty() {
         return;
     }
     let succeeded = phase == "Succeeded";
     let ended = succeeded || phase == "Failed";
-    let containers = status.container_statuses.clone().unwrap_or_default();
-    let init_containers = status.init_container_statuses.clone().unwrap_or_default();
     for container in status.container_statuses.iter_mut().flatten() {
         container.ready = is_running(container);
         container.started = Some(container.ready);
     }
-
-    let init_failed = init_containers.iter().find(|container| !exited_well(container));
-    let initialized = !has_init_containers || init_failed.is_none();
-    let not_ready: Vec<_> =
-        containers.iter().filter(|container| !is_running(container)).map(|container| container.name.as_str()).collect();
-    let started = ended || containers.iter().chain(&init_containers).any(|container| container.container_id.is_some());
+    for container in status.init_container_statuses.iter_mut().flatten() {
+        container.ready = exited_well(container);
+        container.started = Some(is_running(container));
+    }
+    let names = |containers: &Option<Vec<ContainerStatus>>, is_it: fn(&ContainerStatus) -> bool| {
+        let names = containers.iter().flatten().filter(|container| is_it(container));
+        names.map(|container| container.name.clone()).collect::<Vec<_>>().join(" ")
+    };
+    let incomplete = names(&status.init_container_statuses, |container| !container.ready);
+    let unready = names(&status.container_statuses, |container| !container.ready);
+    let was_started = status.container_statuses.iter().flatten().any(has_been_started);
 
     set(status, "PodScheduled", true, "", "");
-    set(status, "PodReadyToStartContainers", started && !ended, "", "");
-    match (succeeded, initialized) {
-        (true, _) => set(status, "Initialized", true, "PodCompleted", ""),
-        (false, true) => set(status, "Initialized", true, "", ""),
-        (false, false) => {
-            let name = init_failed.map_or("", |container| container.name.as_str());
-            set(
-                status,
-                "Initialized",
-                false,
-                "ContainersNotInitialized",
-                &format!("init container {name} has not completed"),
-            );
-        }
+    let ready_to_start = !ended && is_true(status, READY_TO_START);
+    set(status, READY_TO_START, ready_to_start, "", "");
+    if succeeded {
+        set(status, "Initialized", true, "PodCompleted", "");
+    } else if incomplete.is_empty() || was_started {
+        set(status, "Initialized", true, "", "");
+    } else {
+        let message = format!("containers with incomplete status: [{incomplete}]");
+        set(status, "Initialized", false, "ContainersNotInitialized", &message);
     }
     for kind in ["ContainersReady", "Ready"] {
-        match (succeeded, ended, not_ready.is_empty() && initialized) {
-            (true, ..) => set(status, kind, false, "PodCompleted", ""),
-            (false, true, _) => set(status, kind, false, "PodFailed", ""),
-            (false, false, true) => set(status, kind, true, "", ""),
-            (false, false, false) => {
-                let message = format!("containers with unready status: [{}]", not_ready.join(" "));
-                set(status, kind, false, "ContainersNotReady", &message);
-            }
+        if succeeded {
+            set(status, kind, false, "PodCompleted", "");
+        } else if ended {
+            set(status, kind, false, "PodFailed", "");
+        } else if unready.is_empty() {
+            set(status, kind, true, "", "");
+        } else {
+            set(status, kind, false, "ContainersNotReady", &format!("containers with unready status: [{unready}]"));
         }
     }
+}
+
+/// The phase of a pod that has not ended: Running from when its last container has been started for the first time.
+pub(super) fn phase(status: &PodStatus) -> &'static str {
+    let initialized = status.init_container_statuses.iter().flatten().all(exited_well);
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    let started = !containers.is_empty() && containers.iter().all(has_been_started);
+    let any_started = containers.iter().any(has_been_started);
+    if started && (initialized || any_started) { "Running" } else { "Pending" }
+}
+
+/// It runs, or ran before.
+fn has_been_started(container: &ContainerStatus) -> bool {
+    let ran = |state: &Option<ContainerState>| {
+        state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    };
+    ran(&container.state) || ran(&container.last_state)
+}
+
+fn is_true(status: &PodStatus, kind: &str) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == kind && condition.status == "True")
 }
 
 fn is_running(container: &ContainerStatus) -> bool {
     container.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
-fn exited_well(container: &ContainerStatus) -> bool {
+pub(super) fn exited_well(container: &ContainerStatus) -> bool {
     let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
     ended.is_some_and(|terminated| terminated.exit_code == 0)
 }
@@ -66,6 +88,7 @@ fn exited_well(container: &ContainerStatus) -> bool {
 pub(super) fn set(status: &mut PodStatus, kind: &str, is_true: bool, reason: &str, message: &str) {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let value = if is_true { "True" } else { "False" };
+    let observed_generation = status.observed_generation;
     let conditions = status.conditions.get_or_insert_default();
     match conditions.iter_mut().find(|condition| condition.type_ == kind) {
         Some(condition) => {
@@ -75,6 +98,7 @@ pub(super) fn set(status: &mut PodStatus, kind: &str, is_true: bool, reason: &st
             }
             condition.reason = text(reason);
             condition.message = text(message);
+            condition.observed_generation = observed_generation;
         }
         None => conditions.push(PodCondition {
             type_: kind.to_owned(),
@@ -82,7 +106,63 @@ pub(super) fn set(status: &mut PodStatus, kind: &str, is_true: bool, reason: &st
             reason: text(reason),
             message: text(message),
             last_transition_time: Some(now()),
+            observed_generation,
             ..PodCondition::default()
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn completed(status: Value) -> Value {
+        let mut status: PodStatus = serde_json::from_value(status).unwrap();
+        complete(&mut status);
+        let conditions = status.conditions.into_iter().flatten();
+        conditions
+            .map(|condition| {
+                let text =
+                    format!("{} {}", condition.status, condition.message.or(condition.reason).unwrap_or_default());
+                (condition.type_, json!(text.trim()))
+            })
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
+    fn container(name: &str, state: Value) -> Value {
+        json!({"name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+    }
+
+    #[test]
+    fn conditions_follow_from_the_containers() {
+        let (running, waiting) = (json!({"running": {}}), json!({"waiting": {"reason": "ImagePullBackOff"}}));
+        let exited = |code: i32| json!({"terminated": {"exitCode": code}});
+        let some = completed(json!({"phase": "Pending",
+            "containerStatuses": [container("a", running.clone()), container("b", waiting.clone())]}));
+        assert_eq!(some["Ready"], "False containers with unready status: [b]");
+        assert_eq!(some["Initialized"], "True");
+        let init = completed(json!({"phase": "Pending", "containerStatuses": [container("a", waiting.clone())],
+            "initContainerStatuses": [container("x", exited(0)), container("y", exited(3)), container("z", waiting.clone())]}));
+        assert_eq!(init["Initialized"], "False containers with incomplete status: [y z]");
+        let failed = completed(json!({"phase": "Failed", "containerStatuses": [container("a", exited(3))]}));
+        assert_eq!(
+            (&failed["Ready"], &failed["PodReadyToStartContainers"]),
+            (&json!("False PodFailed"), &json!("False"))
+        );
+    }
+
+    #[test]
+    fn a_pod_runs_from_when_its_last_container_has_been_started() {
+        let phase = |status: Value| phase(&serde_json::from_value(status).unwrap());
+        let (running, waiting) = (json!({"running": {}}), json!({"waiting": {"reason": "x"}}));
+        let one = container("a", running.clone());
+        let other = container("b", waiting.clone());
+        assert_eq!(phase(json!({"containerStatuses": [one.clone(), other]})), "Pending");
+        let mut backs_off = container("b", waiting);
+        backs_off["lastState"] = json!({"terminated": {"exitCode": 1}});
+        assert_eq!(phase(json!({"containerStatuses": [one, backs_off]})), "Running");
+        assert_eq!(phase(json!({})), "Pending");
     }
 }

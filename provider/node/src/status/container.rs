@@ -5,6 +5,7 @@ use crate::image::LoadedImage;
 use akri_krustlet_runtime::{Digest, Outcome};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ResourceRequirements, VolumeMountStatus,
 };
 
 /// Which list of the pod a container is in.
@@ -44,9 +45,20 @@ pub fn waiting(status: &mut ContainerStatus, reason: &str, message: &str) {
     status.state = Some(waiting_state(reason, message));
 }
 
-/// The container runs for the `restart`th time again.
-pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image: &LoadedImage) {
+/// The container, with this specification, runs for the `restart`th time again.
+pub fn running(status: &mut ContainerStatus, container: &Container, restart: u32, pod_uid: &str, image: &LoadedImage) {
     keep_last(status);
+    let resources = container.resources.clone().unwrap_or_default();
+    status.allocated_resources = resources.requests.clone().filter(|requests| !requests.is_empty());
+    status.resources = Some(ResourceRequirements { claims: None, ..resources });
+    let mounts = container.volume_mounts.iter().flatten().map(|mount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only,
+        recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| "Disabled".to_owned()),
+        ..VolumeMountStatus::default()
+    });
+    status.volume_mounts = container.volume_mounts.as_ref().map(|_| mounts.collect());
     let id = Digest::of(format!("{pod_uid}/{}/{restart}", status.name).as_bytes());
     status.container_id = Some(format!("wasmtime://{}", id.hex()));
     status.image.clone_from(&image.name);
@@ -58,8 +70,8 @@ pub fn running(status: &mut ContainerStatus, restart: u32, pod_uid: &str, image:
     });
 }
 
-/// The container ended.
-pub fn terminated(status: &mut ContainerStatus, outcome: &Outcome) {
+/// The container ended. What it left as its last words is its message, else what it died of.
+pub fn terminated(status: &mut ContainerStatus, outcome: &Outcome, termination_message: Option<String>) {
     let (exit_code, reason, message) = match outcome {
         Outcome::Exited(0) => (0, "Completed", None),
         Outcome::Exited(code) => (*code, "Error", None),
@@ -69,9 +81,30 @@ pub fn terminated(status: &mut ContainerStatus, outcome: &Outcome) {
             let message = format!("the container's guests need more memory than its limit of {} KiB", limit >> 10);
             (137, "OOMKilled", Some(message))
         }
-        Outcome::Interrupted => (137, "Error", Some("interrupted by the node".to_owned())),
+        Outcome::Interrupted => (137, "Error", None),
     };
-    end(status, exit_code, reason, message);
+    end(status, exit_code, reason, termination_message.or(message));
+}
+
+/// Nothing of the pod runs any more; a container that was not started will never be.
+pub(super) fn never_started(status: &mut ContainerStatus) {
+    if status.state.as_ref().is_none_or(|state| state.terminated.is_none() && state.running.is_none()) {
+        // One that was about to be started again ended as it did.
+        if let Some(last) = status.last_state.as_ref().filter(|last| last.terminated.is_some()) {
+            status.state = Some(last.clone());
+            return;
+        }
+        let message = "The container could not be located when the pod was terminated";
+        status.state = Some(ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some(message.to_owned()),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        });
+    }
 }
 
 /// The container could not be started: its module cannot be run, a directory of it cannot be opened.

@@ -11,8 +11,11 @@ pub use container::{ContainerKind, failed_start, running, terminated, waiting};
 pub use sink::{FileSink, StatusSink};
 
 use crate::pod::PodObject;
-use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus};
+use crate::quantity;
+use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Now, in the precision of the API: whole seconds.
@@ -35,7 +38,9 @@ impl StatusReporter {
     pub fn new(pod: PodObject, earlier: Option<PodStatus>, addresses: &[String], sink: Arc<dyn StatusSink>) -> Self {
         let mut status = earlier.unwrap_or_default();
         status.start_time.get_or_insert_with(now);
-        status.qos_class.get_or_insert_with(|| qos_class(&pod).to_owned());
+        // The API server has computed it and refuses any other one.
+        let told = pod.api.status.as_ref().and_then(|status| status.qos_class.clone());
+        status.qos_class = Some(told.unwrap_or_else(|| qos_class(&pod).to_owned()));
         status.host_ip = addresses.first().cloned();
         status.host_ips = Some(addresses.iter().map(|ip| HostIP { ip: ip.clone() }).collect());
         // A guest has no network of its own: its pod's addresses are the node's.
@@ -62,9 +67,30 @@ impl StatusReporter {
         &self.pod
     }
 
-    /// The node has taken notice of a change to the pod.
+    /// The node has taken notice of this generation of the pod.
     pub fn observed(&self, pod: &PodObject) {
         self.update(|status| status.observed_generation = pod.api.metadata.generation);
+    }
+
+    /// The pod's volumes are there: its containers can be started.
+    pub fn set_ready_to_start(&self) {
+        self.set_condition(condition::READY_TO_START, true, "", "");
+    }
+
+    /// Nothing of the pod runs, or ever will: what should have been started and was not is said to be lost, as a kubelet says it.
+    pub fn set_all_terminated(&self) {
+        self.update(|status| {
+            let mut initialized = true;
+            for container in status.init_container_statuses.iter_mut().flatten() {
+                if initialized {
+                    container::never_started(container);
+                }
+                initialized &= condition::exited_well(container);
+            }
+            if initialized {
+                status.container_statuses.iter_mut().flatten().for_each(container::never_started);
+            }
+        });
     }
 
     /// The status as it is now.
@@ -125,7 +151,10 @@ impl StatusReporter {
         let mut status = self.lock();
         let before = status.clone();
         change(&mut status);
-        condition::complete(&mut status, !self.pod.init_containers().is_empty());
+        if !matches!(status.phase.as_deref(), None | Some("Succeeded" | "Failed")) {
+            status.phase = Some(condition::phase(&status).to_owned());
+        }
+        condition::complete(&mut status);
         if *status != before {
             self.sink.report(&self.pod, &status);
         }
@@ -146,22 +175,59 @@ fn statuses_mut(status: &mut PodStatus, kind: ContainerKind) -> &mut Vec<Contain
     }
 }
 
-/// The quality-of-service class that the API defines.
+/// The quality-of-service class that the API defines. Zero is as good as nothing.
 pub(crate) fn qos_class(pod: &PodObject) -> &'static str {
+    let of_pod = pod.spec().resources.iter();
+    let of_containers = pod.init_containers().iter().chain(&pod.spec().containers);
+    let resources: Vec<_> = match of_pod.clone().next() {
+        Some(_) => of_pod.cloned().collect(),
+        None => of_containers.map(|container| container.resources.clone().unwrap_or_default()).collect(),
+    };
     let mut any = false;
     let mut guaranteed = true;
-    for container in pod.init_containers().iter().chain(&pod.spec().containers) {
-        let resources = container.resources.clone().unwrap_or_default();
-        let (limits, requests) = (resources.limits.unwrap_or_default(), resources.requests.unwrap_or_default());
+    for ResourceRequirements { limits, requests, .. } in resources {
         for name in ["cpu", "memory"] {
-            any |= limits.contains_key(name) || requests.contains_key(name);
-            guaranteed &=
-                limits.contains_key(name) && requests.get(name).is_none_or(|request| Some(request) == limits.get(name));
+            let of = |amounts: &Option<BTreeMap<String, Quantity>>| {
+                let amount = quantity::parse(&amounts.as_ref()?.get(name)?.0).ok()?;
+                (!amount.is_zero()).then_some(amount)
+            };
+            let (limit, request) = (of(&limits), of(&requests));
+            any |= limit.is_some() || request.is_some();
+            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
         }
     }
     match (any, guaranteed) {
         (false, _) => "BestEffort",
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn the_quality_of_service_is_that_which_the_api_server_computes() {
+        let class = |resources: Value| {
+            let pod = json!({"spec": {"containers": [{"name": "c", "resources": resources}]}});
+            qos_class(&PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None })
+        };
+        for (resources, expected) in [
+            (json!({}), "BestEffort"),
+            (json!({"requests": {"cpu": "0"}}), "BestEffort"),
+            (json!({"limits": {"cpu": "0", "memory": "0m"}}), "BestEffort"),
+            (json!({"requests": {"example.com/thing": "1"}}), "BestEffort"),
+            (json!({"limits": {"memory": "1Gi"}}), "Burstable"),
+            (
+                json!({"limits": {"cpu": "0.1", "memory": "64Mi"}, "requests": {"cpu": "100m", "memory": "65536Ki"}}),
+                "Guaranteed",
+            ),
+            (json!({"limits": {"cpu": "1", "memory": "64Mi"}, "requests": {"cpu": "0"}}), "Guaranteed"),
+            (json!({"limits": {"cpu": "1", "memory": "64Mi"}, "requests": {"cpu": "500m"}}), "Burstable"),
+        ] {
+            assert_eq!(class(resources.clone()), expected, "{resources}");
+        }
     }
 }

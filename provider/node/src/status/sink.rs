@@ -9,6 +9,9 @@ pub trait StatusSink: std::fmt::Debug + Send + Sync {
     /// A pod has this status now. Called with a changed, complete status; must not wait.
     fn report(&self, pod: &PodObject, status: &PodStatus);
 
+    /// The API has this of the pod now; `wanted` is what it should have. Must not wait.
+    fn seen(&self, _pod: &PodObject, _wanted: &dyn Fn() -> PodStatus) {}
+
     /// The pod is being deleted and nothing of it runs any more. Must not wait.
     fn ended(&self, _pod: &PodObject) {}
 

@@ -107,7 +107,7 @@ async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
             let Ok(limit) = quantity::parse(&volume.limit) else { continue };
             let path = volume.path.clone();
             let used = tokio::task::spawn_blocking(move || size(&path)).await.unwrap_or(0);
-            if limit > 0.0 && used as f64 > limit {
+            if !limit.is_zero() && used > limit.ceil() {
                 let Limited { volume, limit, .. } = volume;
                 context.evict(format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{limit}\"."));
                 return;

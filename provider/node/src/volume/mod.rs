@@ -111,8 +111,8 @@ fn unsupported(mount: &VolumeMount) -> Option<&'static str> {
     {
         return Some("subPath must be relative and without `..`");
     }
-    if !mount.mount_path.starts_with('/') || mount.mount_path.split('/').any(|part| part == "..") {
-        return Some("the mount path must be absolute and without `..`");
+    if mount.mount_path.is_empty() || mount.mount_path.split('/').any(|part| part == "..") {
+        return Some("the mount path must not be empty, and be without `..`");
     }
     None
 }
@@ -208,10 +208,9 @@ pub fn preopens(
     let mut single = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let Some(mounted) = volumes.mounted.get(&mount.name) else { continue };
-        let guest = match mount.mount_path.trim_end_matches('/') {
-            "" => "/",
-            path => path,
-        };
+        // A relative path is one from the root, as for a kubelet.
+        let guest = format!("/{}", mount.mount_path.trim_matches('/'));
+        let guest = guest.as_str();
         let sub_path = sub_path(mount, variables)?;
         let failed = |what: String| format!("mount of volume {} at {guest}: {what}", mount.name);
         if Some(guest) == exchange_directory {

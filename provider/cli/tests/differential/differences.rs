@@ -1,0 +1,134 @@
+//! docs/differences.md: the differences that are known, one a row, held against those that were seen.
+
+use crate::observation::Facts;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What stands for a fact that one of the nodes does not have.
+const ABSENT: &str = "(absent)";
+
+/// A fact of a spec that is not the same on both nodes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Difference {
+    pub spec: String,
+    pub fact: String,
+    pub linux: String,
+    pub wasm: String,
+}
+
+impl fmt::Display for Difference {
+    /// A row, as the file has it, up to what a person has to say.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+        let Self { spec, fact, linux, wasm } = self;
+        write!(f, "| {spec} | {fact} | {} | {} | ", cell(linux), cell(wasm))
+    }
+}
+
+/// The facts that are not the same.
+pub fn compare(spec: &str, linux: &Facts, wasm: &Facts) -> Vec<Difference> {
+    let names: std::collections::BTreeSet<_> = linux.keys().chain(wasm.keys()).collect();
+    let of = |facts: &Facts, name: &str| facts.get(name).cloned().unwrap_or_else(|| ABSENT.to_owned());
+    let differences = names.into_iter().map(|name| Difference {
+        spec: spec.to_owned(),
+        fact: name.clone(),
+        linux: of(linux, name),
+        wasm: of(wasm, name),
+    });
+    differences.filter(|difference| difference.linux != difference.wasm).collect()
+}
+
+/// The rows of the file.
+#[derive(Debug)]
+pub struct Known {
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    line: usize,
+    specs: Vec<String>,
+    facts: Vec<String>,
+    linux: String,
+    wasm: String,
+    used: bool,
+}
+
+impl Known {
+    pub fn read() -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/differences.md");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::parse(&text)
+    }
+
+    /// Rows are those of tables of six columns; their headings and rulers are left out.
+    fn parse(text: &str) -> Self {
+        let rows = text.lines().enumerate().filter_map(|(index, line)| {
+            let line_text = line.strip_prefix('|')?.strip_suffix('|')?.replace("\\|", "\u{1}");
+            let cells: Vec<_> = line_text.split('|').map(|cell| cell.trim().replace('\u{1}', "|")).collect();
+            let [specs, facts, linux, wasm, meant, why] = &cells[..] else { return None };
+            if specs == "spec" || specs.starts_with("--") {
+                return None;
+            }
+            assert!(["yes", "no"].contains(&meant.as_str()), "line {}: meant is yes or no", index + 1);
+            assert!(!why.is_empty(), "line {}: why?", index + 1);
+            let list = |cell: &str| cell.split(',').map(|part| part.trim().to_owned()).collect();
+            let (specs, facts) = (list(specs), list(facts));
+            Some(Row { line: index + 1, specs, facts, linux: linux.clone(), wasm: wasm.clone(), used: false })
+        });
+        Self { rows: rows.collect() }
+    }
+
+    /// True if a row has the difference.
+    pub fn take(&mut self, difference: &Difference) -> bool {
+        let Difference { spec, fact, linux, wasm } = difference;
+        let (linux, wasm) = (linux.replace('\n', " "), wasm.replace('\n', " "));
+        let mut known = false;
+        for row in &mut self.rows {
+            let matches = row.specs.iter().any(|glob| matches(glob, spec))
+                && row.facts.iter().any(|glob| matches(glob, fact))
+                && matches(&row.linux, &linux)
+                && matches(&row.wasm, &wasm);
+            row.used |= matches;
+            known |= matches;
+        }
+        known
+    }
+
+    /// Numbers of the lines that no difference was taken by.
+    pub fn untrue(&self) -> Vec<usize> {
+        self.rows.iter().filter(|row| !row.used).map(|row| row.line).collect()
+    }
+}
+
+/// `*` stands for any text.
+pub fn matches(glob: &str, text: &str) -> bool {
+    let mut parts = glob.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let mut parts: Vec<_> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.split_once(part) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[test]
+fn a_difference_is_known_by_its_row_and_a_row_without_one_is_untrue() {
+    let text = "| spec | fact | Linux node | this node | meant | why |\n|---|---|---|---|---|---|\n\
+                | a*, b | event * | once | (absent) | yes | x |\n| c | d | * | 1 \\| 2 | no | y |\n";
+    let mut known = Known::parse(text);
+    let facts = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Facts>()
+    };
+    let differences = compare("abc", &facts(&[("event X", "once"), ("same", "1")]), &facts(&[("same", "1")]));
+    assert_eq!(differences.len(), 1);
+    assert!(known.take(&differences[0]));
+    assert_eq!(known.untrue(), [4]);
+    let other = compare("c", &facts(&[("d", "")]), &facts(&[("d", "1 | 2")]));
+    assert!(known.take(&other[0]) && known.untrue().is_empty());
+    assert!(!known.take(&compare("b", &facts(&[("event X", "once")]), &facts(&[("event X", "repeated")]))[0]));
+}

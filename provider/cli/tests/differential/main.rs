@@ -1,0 +1,98 @@
+//! The same pods on a real Linux node (kubelet, containerd, runc) and on this one, in one cluster at the same time: what is seen of
+//! them from outside is the same, or the difference is a row of docs/differences.md. Needs root; `make differential` runs it alone.
+//!
+//! `SPECS=init-*,logs` takes only those specs, and does not hold the file's rows against them. `SEED` repeats the random ones.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
+
+mod differences;
+#[path = "../fixture/mod.rs"]
+mod fixture;
+mod observation;
+mod side;
+mod spec;
+mod specs;
+
+use differences::{Difference, Known, compare};
+use futures::StreamExt as _;
+use observation::Recorder;
+use side::Kind;
+use spec::Spec;
+use std::sync::Arc;
+
+/// Specs under way at a time: two cores start some containers a second.
+const CONCURRENT: usize = 24;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_kinds_of_node_do_the_same_but_for_what_is_written_down() {
+    let Some(scene) = side::scene().await else { return };
+    let scene = Arc::new(scene);
+    let recorder = Recorder::start(&scene.client);
+    let wanted = std::env::var("SPECS").ok();
+    let is_wanted = |spec: &Spec| {
+        let globs = wanted.as_deref().unwrap_or("*");
+        globs.split(',').any(|glob| differences::matches(glob, &spec.name))
+    };
+    let mut seen = Vec::new();
+    let mut count = 0;
+    // Those of the second group concern all pods of a node: one after the other.
+    let groups = [(specs::of_pods(), CONCURRENT), (specs::of_nodes(), 1)];
+    let names: Vec<_> = groups.iter().flat_map(|(specs, _)| specs).map(|spec| &spec.name).collect();
+    for name in &names {
+        // A spec deletes the pods that are named after it.
+        let named: Vec<_> = names.iter().filter(|other| observation::belongs(other, name)).collect();
+        assert_eq!(named.len(), 1, "{named:?}");
+    }
+    for (specs, concurrent) in groups {
+        let specs: Vec<_> = specs.into_iter().filter(is_wanted).collect();
+        count += specs.len();
+        let runs = specs.iter().map(|spec| run(spec, &scene, &recorder));
+        let differences: Vec<_> = futures::stream::iter(runs).buffer_unordered(concurrent).collect().await;
+        seen.extend(differences.into_iter().flatten());
+    }
+    seen.sort();
+    let mut known = Known::read();
+    let unknown: Vec<_> = seen.iter().filter(|difference| !known.take(difference)).collect();
+    println!("{count} specs, {} differences, {} of them not in docs/differences.md", seen.len(), unknown.len());
+    for difference in &unknown {
+        println!("{difference}");
+    }
+    if wanted.is_none() {
+        let missing: Vec<_> = honoured().into_iter().filter(|field| !recorder.has_seen(field)).collect();
+        assert!(missing.is_empty(), "honoured by docs/pod-support.md, and in no spec: {missing:?}");
+    }
+    let untrue = if wanted.is_none() { known.untrue() } else { Vec::new() };
+    assert!(unknown.is_empty(), "differences that docs/differences.md does not have, see above");
+    assert!(untrue.is_empty(), "rows of docs/differences.md that are not true any more, by their lines: {untrue:?}");
+}
+
+/// Fields of a pod that docs/pod-support.md calls honoured, as paths from the pod.
+fn honoured() -> Vec<String> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/pod-support.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut of = "";
+    let mut fields = Vec::new();
+    for line in text.lines() {
+        match line {
+            "## Fields of `spec`" => of = "spec",
+            "## Fields of each container" => of = "spec.containers[]",
+            _ => {}
+        }
+        if let Some((field, "honoured")) = line.strip_prefix("| `").and_then(|line| {
+            let (field, rest) = line.split_once("` | ")?;
+            Some((field, rest.split(' ').next()?))
+        }) {
+            fields.push(format!("{of}.{field}"));
+        }
+    }
+    assert!(fields.len() > 20, "{fields:?}");
+    fields
+}
+
+async fn run(spec: &Spec, scene: &Arc<side::Scene>, recorder: &Recorder) -> Vec<Difference> {
+    let started = std::time::Instant::now();
+    let (linux, wasm) = futures::join!(spec.run(scene, recorder, Kind::Linux), spec.run(scene, recorder, Kind::Wasm));
+    let differences = compare(&spec.name, &linux, &wasm);
+    let took = started.elapsed().as_secs_f64();
+    eprintln!("{}: {} facts, {} differences, {took:.1} s", spec.name, linux.len().max(wasm.len()), differences.len());
+    differences
+}
