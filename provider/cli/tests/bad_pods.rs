@@ -12,11 +12,12 @@ fn pod_with_image(name: &str, image: &str) -> String {
 /// The message of a pod that waits because of its image.
 fn image_message(node: &Node, name: &str, reason: &str) -> String {
     let waiting = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["state"]["waiting"].clone();
-    // What failed is told first, then that it is tried again.
+    // What failed is told first, then that it is tried again; a name that is none stays so.
     let pod = node.wait_for_pod(name, "waiting for its image", |pod| {
         let waiting = waiting(pod);
         let again = waiting["reason"] == "ImagePullBackOff" || waiting["reason"] == reason;
-        again && waiting["message"].as_str().is_some_and(|message| message.contains(reason))
+        let is_told = |message: &str| message.contains(reason) || reason == "InvalidImageName";
+        again && waiting["message"].as_str().is_some_and(is_told)
     });
     waiting(&pod)["message"].as_str().unwrap().to_owned()
 }
