@@ -70,6 +70,16 @@ fn a_status_is_complete() {
     for reason in ["Created", "Started"] {
         namespace.wait_for_event(node, "whole", reason);
     }
+    // Pending and Running; what the API server has already is not sent again.
+    namespace.kubectl_ok(&["label", "pod", "whole", "seen=again"]);
+    namespace.kubectl_ok(&["delete", "pod", "whole", "--timeout=60s"]);
+    let patches = cluster.requests_of("system:node:shared").into_iter().filter(|request| {
+        let object = &request["objectRef"];
+        request["verb"] == "patch" && object["subresource"] == "status" && object["name"] == "whole"
+    });
+    let patches = patches.count();
+    // One more for the end, and one for the deletion that the node has taken notice of.
+    assert!((1..=4).contains(&patches), "{patches} patches of the status");
 }
 
 #[test]

@@ -31,11 +31,12 @@ impl TerminationMessage {
     pub fn of(container: &Container, directory: &Path) -> Option<Self> {
         let path =
             container.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(DEFAULT_PATH);
-        let (parent, name) = path.trim_end_matches('/').rsplit_once('/')?;
-        if !path.starts_with('/') || name.is_empty() || path.split('/').any(|part| part == "..") {
+        let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let (name, parents) = parts.split_last()?;
+        if !path.starts_with('/') || parts.iter().any(|part| [".", ".."].contains(part)) {
             return None;
         }
-        let guest_directory = if parent.is_empty() { "/" } else { parent }.to_owned();
+        let guest_directory = format!("/{}", parents.join("/"));
         let falls_back_to_log = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         Some(Self { file: directory.join(name), guest_directory, falls_back_to_log })
     }
@@ -119,14 +120,14 @@ mod tests {
     #[test]
     fn a_path_that_is_none_has_no_message_and_a_volume_hides_it() {
         let directory = tempfile::tempdir().unwrap();
-        for path in ["relative", "/a/../b", "/"] {
+        for path in ["relative", "/a/../b", "/", "//", "/dev/.", "/.."] {
             assert!(
                 message(json!({"name": "c", "terminationMessagePath": path}), directory.path()).is_none(),
                 "{path}"
             );
         }
         let message =
-            message(json!({"name": "c", "terminationMessagePath": "/v/m"}), &directory.path().join("m")).unwrap();
+            message(json!({"name": "c", "terminationMessagePath": "//v//m"}), &directory.path().join("m")).unwrap();
         assert!(message.prepare(&[Preopen::new("/x", "/v")]).unwrap().is_none());
     }
 }

@@ -279,8 +279,8 @@ impl Run {
 pub fn took(duration: Duration) -> String {
     match duration.as_secs() {
         0..=4 => "at once",
-        5..=13 => "about 10 s",
-        14..=24 => "about 20 s",
+        5..=18 => "about 10 s",
+        19..=24 => "about 20 s",
         25..=40 => "about 30 s",
         _ => "longer",
     }

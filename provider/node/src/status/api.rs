@@ -265,7 +265,7 @@ fn patch(known: &Value, wanted: &Value, refused: &BTreeSet<String>) -> Option<Va
     let mut patch = Map::new();
     for (field, value) in wanted {
         let old = known.get(field);
-        if old == Some(value) || field == "qosClass" || refused.contains(field) {
+        if field == "qosClass" || refused.contains(field) || old.map(without_empty) == Some(without_empty(value)) {
             continue;
         }
         let empty = value.as_array().is_some_and(Vec::is_empty);
@@ -274,9 +274,12 @@ fn patch(known: &Value, wanted: &Value, refused: &BTreeSet<String>) -> Option<Va
         }
         match (field.as_str(), value) {
             ("conditions", Value::Array(conditions)) => {
-                let old = old.and_then(Value::as_array).cloned().unwrap_or_default();
-                let changed: Vec<_> =
-                    conditions.iter().filter(|condition| !old.contains(condition)).map(with_nulls).collect();
+                let old: Vec<_> = old.and_then(Value::as_array).into_iter().flatten().map(without_empty).collect();
+                let changed: Vec<_> = conditions
+                    .iter()
+                    .filter(|condition| !old.contains(&without_empty(condition)))
+                    .map(with_nulls)
+                    .collect();
                 if !changed.is_empty() {
                     patch.insert(field.clone(), Value::Array(changed));
                 }
@@ -297,6 +300,24 @@ fn patch(known: &Value, wanted: &Value, refused: &BTreeSet<String>) -> Option<Va
         }
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// The API server says `lastState: {}` where there is none: what is empty makes no difference.
+fn without_empty(value: &Value) -> Value {
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Object(object) => object.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Object(object) => {
+            let kept = object.iter().map(|(name, value)| (name.clone(), without_empty(value)));
+            Value::Object(kept.filter(|(_, value)| !is_empty(value)).collect())
+        }
+        Value::Array(list) => list.iter().map(without_empty).collect(),
+        other => other.clone(),
+    }
 }
 
 /// A condition whose reason or message went says so.
@@ -327,6 +348,8 @@ mod tests {
         assert!(patch(&Value::Null, &wanted, &BTreeSet::new()).is_some());
         let but_phase = patch(&known, &wanted, &BTreeSet::from(["phase".to_owned()])).unwrap();
         assert!(but_phase.get("phase").is_none() && but_phase.get("podIPs").is_some());
+        let (sent, told) = (json!({"x": [{"state": {"waiting": {}}}]}), json!({"x": [{"lastState": {}, "state": {}}]}));
+        assert_eq!(patch(&told, &sent, &BTreeSet::new()), None, "what is empty makes no difference");
         assert_eq!(patch(&json!({}), &json!({"qosClass": "Burstable"}), &BTreeSet::new()), None);
     }
 }

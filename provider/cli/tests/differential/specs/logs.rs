@@ -27,6 +27,9 @@ pub fn specs() -> Vec<Spec> {
                 &["--prefix"],
                 &["--follow"],
                 &["--all-containers"],
+                &["--ignore-errors"],
+                &["--insecure-skip-tls-verify-backend"],
+                &["--pod-running-timeout=1s"],
                 &["--tail=2", "--limit-bytes=4"],
             ] {
                 run.kubectl_fact(&[&["logs", &name], flags].concat()).await;

@@ -143,8 +143,15 @@ pub fn specs() -> Vec<Spec> {
             run.until(&Until::Gone).await
         }),
         scenario("node-drained", |run| async move {
-            run.create(&run.pod(&["forever"])).await?;
+            let mut pod = run.pod(&["forever"]);
+            pod["metadata"]["labels"] = json!({"app": run.name});
+            run.create(&pod).await?;
             run.until(&Until::Ready).await?;
+            // One that lets it go.
+            let budget = json!({"minAvailable": 0, "selector": {"matchLabels": {"app": run.name}}});
+            run.apply(json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": run.name},
+                "spec": budget}))
+                .await;
             let output = run
                 .kubectl(&[
                     "drain",
@@ -165,12 +172,13 @@ pub fn specs() -> Vec<Spec> {
 
 /// Pods in each state that a node can come back to.
 async fn many(run: &Arc<Run>) -> Result<Vec<String>, String> {
-    let states: [(&str, &[&str], &str, Until); 5] = [
+    let states: [(&str, &[&str], &str, Until); 6] = [
         ("runs", &["forever"], "Always", Until::Ready),
         ("crashes", &[SEEN, "exit:3"], "Always", Until::Restarted(1)),
         ("ended-well", &[SEEN, "exit:0"], "Never", Until::Ended),
         ("ended-badly", &[SEEN, "exit:3"], "Never", Until::Ended),
         ("no-image", &["forever"], "Always", Until::Waiting("ImagePullBackOff")),
+        ("in-init", &["forever"], "Always", Until::Waiting("PodInitializing")),
     ];
     let mut pods = Vec::new();
     for (state, what, policy, _) in &states {
@@ -181,6 +189,9 @@ async fn many(run: &Arc<Run>) -> Result<Vec<String>, String> {
         super::policy(&mut pod, policy);
         if *state == "no-image" {
             pod["spec"]["containers"][0]["image"] = json!(run.scene.image(run.kind, "missing:v1"));
+        }
+        if *state == "in-init" {
+            pod["spec"]["initContainers"] = json!([run.container("first", &["forever"])]);
         }
         run.create(&pod).await?;
         pods.push(name);
