@@ -13,10 +13,10 @@
 //!   them with new UIDs, killing every broker.
 //! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
 //!   once, not once per occurrence.
-//! - After the first list and after each change, the current list is sent again for 30 s, every 200 ms at first. The Agent
-//!   applies a list that comes too soon onto an Instance that it is deleting, when it or the handler was restarted or a device
-//!   comes back, and forgets it; a deletion waits for device plugins that register, a second each. The repetition after
-//!   it heals that. Apart from this, an unchanged list is not sent again.
+//! - After the first list and after each change, the current list is sent again, every 200 ms at first, then ever more seldom, at
+//!   last every five minutes. The Agent applies a list that comes too soon onto an Instance that it is deleting, when it or
+//!   the handler was restarted or a device comes back, and forgets it; a deletion waits for device plugins that register, a
+//!   second each. The repetition after it heals that, however long it took.
 
 use crate::container::{ContainerError, HandlerContainer, ServingGuest};
 use crate::device::Answer;
@@ -34,18 +34,22 @@ use tokio::time::Instant;
 use tonic::Status;
 
 /// The pause before a list is sent again, after what time since it was new. With many devices they are longer: each list costs
-/// the Agent a request to the API server for each device.
-fn repetition(age: Duration, devices: usize) -> Option<Duration> {
+/// the Agent a request to the API server for each device. They never end: a busy Agent may forget a list minutes later.
+fn repetition(age: Duration, devices: usize) -> Duration {
     let devices = u32::try_from(devices).unwrap_or(u32::MAX);
     let at_least = |pause: Duration, each: Duration| pause.max(each.saturating_mul(devices));
     match age.as_millis() {
-        0..100 => Some(Duration::from_millis(50)),
-        100..250 => Some(Duration::from_millis(150)),
-        250..5_000 => Some(at_least(Duration::from_millis(200), Duration::from_millis(25))),
-        5_000..30_000 => Some(at_least(Duration::from_secs(1), Duration::from_millis(50))),
-        _ => None,
+        0..100 => Duration::from_millis(50),
+        100..250 => Duration::from_millis(150),
+        250..5_000 => at_least(Duration::from_millis(200), Duration::from_millis(25)),
+        5_000..30_000 => at_least(Duration::from_secs(1), Duration::from_millis(50)),
+        30_000..120_000 => at_least(Duration::from_secs(5), Duration::from_millis(50)),
+        _ => at_least((age / 4).min(LONGEST_REPETITION), Duration::from_millis(50)),
     }
 }
+
+/// Longest pause before a list is sent again, of a few devices.
+const LONGEST_REPETITION: Duration = Duration::from_secs(300);
 
 /// Pause before a failed guest is replaced: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -434,7 +438,7 @@ impl Output {
     async fn tend(&mut self) -> Never {
         loop {
             let devices = self.last.as_ref().map_or(0, |list| list.devices.len());
-            let repetition = self.repeated.and_then(|(new, sent)| Some(sent + repetition(sent - new, devices)?));
+            let repetition = self.repeated.map(|(new, sent)| sent + repetition(sent - new, devices));
             let due = async {
                 match repetition {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -476,7 +480,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_list_is_repeated_until_the_agent_must_have_taken_it() {
+    async fn a_list_is_repeated_for_ever_and_ever_more_seldom() {
         let (mut output, mut stream) = output();
         output.send(list("a"));
         let start = Instant::now();
@@ -490,7 +494,7 @@ mod tests {
         tokio::select! {
             _ = output.tend() => unreachable!(),
             () = read() => {}
-            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+            () = tokio::time::sleep(Duration::from_secs(7200)) => {}
         }
         assert_eq!(times[..6], [0, 50, 100, 250, 450, 650]);
         let longest = |from: u128, to: u128| {
@@ -498,7 +502,8 @@ mod tests {
             pairs.map(|pair| pair[1] - pair[0]).max()
         };
         assert_eq!((longest(0, 5_000), longest(5_000, 31_000)), (Some(200), Some(1000)));
-        assert!((30_000..31_100).contains(times.last().unwrap()), "{times:?}");
+        assert_eq!((longest(31_000, 120_000), longest(120_000, 7_200_000)), (Some(5000), Some(300_000)));
+        assert!(*times.last().unwrap() > 6_900_000 && times.len() < 150, "{times:?}");
         output.send(list("a"));
         assert!(stream.try_recv().is_err(), "an identical list is not sent");
         output.send(list("b"));

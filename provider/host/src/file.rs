@@ -1,6 +1,9 @@
-//! Files that are either the old or the new one, whatever happens.
+//! Files that are either the old or the new one, whatever happens; directories that go, whatever is in them.
 
-use std::io::Write as _;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, renameat, statat, unlinkat};
+use std::ffi::{CStr, CString};
+use std::io::{Error, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -27,6 +30,69 @@ fn write(path: &Path, content: &[u8], mode: u32, durable: bool) -> std::io::Resu
     placed
 }
 
+/// Removes a directory and all that is in it; one that is not there is gone already.
+///
+/// Somebody hostile may have filled it: no link is followed, and however deep the tree is, it costs two descriptors and no stack.
+/// Directories below the first level are moved up before they are emptied. Blocks.
+pub fn remove_tree(directory: &Path) -> std::io::Result<()> {
+    let root = match open_directory(CWD, directory) {
+        Ok(root) => root,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    remove_files(root.as_fd(), |name| {
+        found.push(name.to_owned());
+        Ok(())
+    })?;
+    let mut number = 0u64;
+    while let Some(name) = found.pop() {
+        let below = open_directory(root.as_fd(), &name)?;
+        remove_files(below.as_fd(), |inner| {
+            // Names that are there already are somebody else's.
+            loop {
+                let free = CString::new(format!(".removed-{number}")).map_err(Error::other)?;
+                number += 1;
+                if statat(&root, &free, AtFlags::SYMLINK_NOFOLLOW).is_err() {
+                    renameat(&below, inner, &root, &free)?;
+                    found.push(free);
+                    return Ok(());
+                }
+            }
+        })?;
+        unlinkat(&root, &name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(unlinkat(CWD, directory, AtFlags::REMOVEDIR)?)
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: impl rustix::path::Arg) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(at, path, flags, Mode::empty())?)
+}
+
+/// Removes what is no directory, and hands over the names of directories.
+fn remove_files(
+    directory: BorrowedFd<'_>,
+    mut of_directory: impl FnMut(&CStr) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => FileType::from_raw_mode(statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode),
+            kind => kind,
+        };
+        match kind {
+            FileType::Directory => of_directory(name)?,
+            _ => unlinkat(directory, name, AtFlags::empty())?,
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +111,28 @@ mod tests {
         std::fs::create_dir(directory.path().join("directory")).unwrap();
         assert!(write_atomically(&directory.path().join("directory"), b"", 0o600).is_err());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_tree_goes_however_deep_it_is_and_what_its_links_name_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("root");
+        std::fs::create_dir_all(root.join(".removed-0/x")).unwrap();
+        std::fs::write(place.path().join("kept"), "").unwrap();
+        std::fs::create_dir(place.path().join("kept-directory")).unwrap();
+        std::fs::write(place.path().join("kept-directory/file"), "").unwrap();
+        std::os::unix::fs::symlink(place.path().join("kept"), root.join("link")).unwrap();
+        std::os::unix::fs::symlink(place.path().join("kept-directory"), root.join("directory-link")).unwrap();
+        // Deeper than a recursive walk has stack or descriptors for.
+        let mut deep = open_directory(CWD, &root).unwrap();
+        for _ in 0..20_000 {
+            rustix::fs::mkdirat(&deep, "d", Mode::from_raw_mode(0o755)).unwrap();
+            deep = open_directory(deep.as_fd(), "d").unwrap();
+        }
+        drop(deep);
+        remove_tree(&root).unwrap();
+        assert!(!root.exists());
+        assert!(place.path().join("kept").exists() && place.path().join("kept-directory/file").exists());
+        remove_tree(&root).unwrap();
     }
 }

@@ -236,7 +236,8 @@ async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut
 /// Where the file with a container's termination message is.
 fn termination_message(context: &PodContext, container: &Container) -> Option<TerminationMessage> {
     let directory = context.services.data.pod(context.pod.uid()).join("termination").join(&container.name);
-    TerminationMessage::of(container, &directory)
+    let containers = context.pod.init_containers().len() + context.pod.spec().containers.len();
+    TerminationMessage::of(container, containers, directory)
 }
 
 /// What a container that ended has to say about it.
@@ -346,8 +347,11 @@ async fn run_once(
     preopens.extend(devices.preopens);
     // A handler's guests come and go while it runs.
     if let Some(message) = termination_message(context, container).filter(|_| handler.is_none()) {
+        let mounted = preopens.clone();
+        let prepared = tokio::task::spawn_blocking(move || message.prepare(&mounted)).await;
+        let prepared = prepared.map_err(std::io::Error::other).and_then(|prepared| prepared);
         let failed = |error| format!("cannot make the file of the termination message: {error}");
-        preopens.extend(message.prepare(&preopens).map_err(failed)?);
+        preopens.extend(prepared.map_err(failed)?);
     }
     let guest = GuestSpec {
         args: arguments(container, &variables),

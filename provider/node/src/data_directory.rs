@@ -205,10 +205,7 @@ impl DataDirectory {
         let (Some(name), Some(uid)) = (&metadata.name, &metadata.uid) else { return Ok(()) };
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
         for directory in [self.pod_logs(namespace, name, uid), self.pod(uid)] {
-            match std::fs::remove_dir_all(directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            akri_krustlet_host::file::remove_tree(&directory)?;
         }
         Ok(())
     }

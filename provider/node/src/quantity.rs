@@ -15,6 +15,8 @@ pub struct Quantity(i128);
 const NANOS: i128 = 1_000_000_000;
 /// More digits than this change nothing in an amount that is bounded.
 const MOST_DIGITS: usize = 100;
+/// Beyond it, an amount is as large or as small as can be.
+const MOST_EXPONENT: i32 = 1000;
 
 /// Reads a quantity.
 pub fn parse(text: &str) -> Result<Quantity, QuantityError> {
@@ -57,7 +59,8 @@ fn read(text: &str) -> Option<Quantity> {
             if unsigned.is_empty() || !are_digits(unsigned) {
                 return None;
             }
-            (digits.parse::<i32>().unwrap_or(if digits.starts_with('-') { i32::MIN / 2 } else { i32::MAX / 2 }), 0)
+            let beyond = if digits.starts_with('-') { -MOST_EXPONENT } else { MOST_EXPONENT };
+            (digits.parse::<i32>().unwrap_or(beyond).clamp(-MOST_EXPONENT, MOST_EXPONENT), 0)
         }
     };
     let digits = format!("{whole}{fraction}");
@@ -162,6 +165,8 @@ mod tests {
             ("1k", 1_000_000),
             ("1n", 1),
             ("1e-30", 1),
+            ("1.1e-2147483648", 1),
+            ("1.1e-99999999999", 1),
             ("0", 0),
             ("0e99999999999", 0),
             ("-1", 0),
@@ -169,8 +174,14 @@ mod tests {
         ] {
             assert_eq!(millis(text), expected, "{text}");
         }
-        for text in ["1e30", "1e99999999999", "9223372036854775807", "8Ei", "99999999999999999999999999999999999999999"]
-        {
+        for text in [
+            "1e30",
+            "1e99999999999",
+            "1e2147483647",
+            "9223372036854775807",
+            "8Ei",
+            "99999999999999999999999999999999999999999",
+        ] {
             assert_eq!(parse(text), Ok(Quantity::MOST), "{text}");
         }
         for text in ["", "Mi", "12 Mi", "nan", "1Xi", "0x10", "1e", "1e+", "--1", "1.2.3", "."] {

@@ -1,8 +1,8 @@
 //! An ordinary node beside the control plane: a real kubelet with containerd and runc, in a view of the machine of its own.
 //!
 //! # Flow
-//! 1. [`Share::take`]: a number that is free on this machine, from which names and addresses follow; what an earlier node left is
-//!    swept.
+//! 1. It takes a share of the machine: a number that is free, from which names and addresses follow; what an earlier node left
+//!    is swept.
 //! 2. containerd and the kubelet start in a mount and a process namespace. The kubelet has `/var/lib/kubelet` and `/var/log` there,
 //!    which are directories of the cluster.
 //! 3. The kubelet joins by the cluster's bootstrap token; [`LinuxNode::start`] returns when the Node is Ready.
@@ -40,6 +40,8 @@ pub struct LinuxNode {
     namespaces: Child,
 }
 
+/// The directory of a node's files, in the cluster's.
+const FILES: &str = "linux-node";
 /// The programs that a node consists of, which have logs and files with their process ids.
 const PROGRAMS: [&str; 2] = ["containerd", "kubelet"];
 /// How long containerd may take until it answers.
@@ -90,7 +92,7 @@ impl LinuxNode {
     /// Starts the node and waits until it is Ready. `programs` are those [with a Linux node](Programs::with_linux_node).
     pub fn start(cluster: &Cluster, programs: &Programs, name: &str) -> anyhow::Result<Self> {
         is_possible().map_err(anyhow::Error::msg)?;
-        let files = cluster.directory().join("linux-node");
+        let files = cluster.directory().join(FILES);
         let share = Share::take(&files)?;
         let programs_directory = programs.path("containerd")?.with_file_name("");
         let paths = Paths { files, run: share.run(), programs: programs_directory };
@@ -219,7 +221,7 @@ impl Drop for LinuxNode {
 
 /// Makes an image for the Linux node of a cluster that another process runs.
 pub fn add_image(cluster: &Cluster, programs: &Programs, image: &str, program: &Path) -> anyhow::Result<()> {
-    let files = cluster.directory().join("linux-node");
+    let files = cluster.directory().join(FILES);
     let socket = std::fs::read_to_string(files.join("socket")).with_context(|| {
         format!("{} has no Linux node; start it with --linux-node NAME", cluster.directory().display())
     })?;

@@ -24,7 +24,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 #[derive(Debug)]
 pub struct Share {
     number: u8,
-    _lock: File,
+    lock: File,
 }
 
 impl Share {
@@ -43,11 +43,16 @@ impl Share {
             }
             let mut left = String::new();
             lock.read_to_string(&mut left)?;
-            sweep(number, Path::new(&left))?;
+            if let Err(error) = sweep(number, Path::new(&left)) {
+                eprintln!("what an earlier Linux node has left stays for now: {error:#}");
+                continue;
+            }
+            // What it names is gone, and may be another node's by the time of the next sweep.
+            lock.set_len(0)?;
             if taken.is_none() {
                 std::fs::write(&path, files.as_os_str().as_encoded_bytes())?;
                 std::fs::create_dir_all(run(number))?;
-                taken = Some(Self { number, _lock: lock });
+                taken = Some(Self { number, lock });
             }
         }
         taken.with_context(|| format!("{MOST} Linux nodes run on this machine already"))
@@ -106,7 +111,8 @@ impl Share {
 
     /// Takes away what is left of the node, whose processes have been ended.
     pub fn give_back(&self, files: &Path) -> anyhow::Result<()> {
-        sweep(self.number, files)
+        sweep(self.number, files)?;
+        Ok(self.lock.set_len(0)?)
     }
 }
 
@@ -164,7 +170,9 @@ fn sweep(number: u8, files: &Path) -> anyhow::Result<()> {
         }
     }
     for directory in [run(number), files.to_owned()] {
-        if directory.is_absolute() && directory.exists() {
+        // The path of the files was read from a file: nothing else is removed.
+        let is_ours = directory == run(number) || directory.ends_with(super::FILES);
+        if is_ours && directory.is_absolute() && directory.exists() {
             std::fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
         }
     }

@@ -291,10 +291,6 @@ fn of_container(
     };
     insert("state", current);
     insert("last state", last);
-    let pauses = pauses(history, list, name.trim_start_matches("init "));
-    if !pauses.is_empty() {
-        insert("pauses before its next runs", pauses.join(", "));
-    }
     for field in ["ready", "started", "restartCount"] {
         insert(field, container[field].to_string());
     }
@@ -328,25 +324,17 @@ fn of_container(
     insert("waiting reasons", reasons.into_iter().collect::<Vec<_>>().join(", "));
 }
 
-/// How long a container waited for each run after its first, as its states say; runs that nobody saw are left out.
-fn pauses(history: &History, list: &str, name: &str) -> Vec<String> {
-    let mut starts = BTreeMap::new();
-    let mut ends = BTreeMap::new();
-    let time = |value: &Value| value.as_str()?.parse::<jiff::Timestamp>().ok();
-    for (_, pod) in &history.versions {
-        let Some(container) = find(&pod["status"][list], "name", name) else { continue };
-        let run = container["restartCount"].as_i64().unwrap_or(0);
-        let (state, last) = (&container["state"], &container["lastState"]);
-        starts.extend(time(&state["running"]["startedAt"]).map(|at| (run, at)));
-        ends.extend(time(&state["terminated"]["finishedAt"]).map(|at| (run, at)));
-        // While it runs, the last state is that of the run before.
-        if state["running"].is_object() {
-            ends.extend(time(&last["terminated"]["finishedAt"]).map(|at| (run - 1, at)));
-        }
+impl History {
+    /// How long the first container waited for a run, as its states say.
+    pub fn pause_before(&self, run: i64) -> Option<Duration> {
+        let time = |value: &Value| value.as_str()?.parse::<jiff::Timestamp>().ok();
+        let containers = self.versions.iter().map(|(_, pod)| &pod["status"]["containerStatuses"][0]);
+        let mut of_run = containers.filter(|container| container["restartCount"] == run);
+        let running = of_run.find(|container| container["state"]["running"].is_object())?;
+        let started = time(&running["state"]["running"]["startedAt"])?;
+        let ended = time(&running["lastState"]["terminated"]["finishedAt"])?;
+        Duration::try_from(started.duration_since(ended)).ok()
     }
-    let pairs = starts.iter().filter_map(|(run, start)| Some((ends.get(&(run - 1))?, start)));
-    let pauses = pairs.map(|(end, start)| Duration::try_from(start.duration_since(*end)).unwrap_or_default());
-    pauses.map(crate::spec::took).collect()
 }
 
 fn find<'a>(list: &'a Value, key: &str, wanted: &str) -> Option<&'a Value> {

@@ -50,6 +50,8 @@ pub enum Until {
     Ready,
     /// A container (or init container) waits for this reason.
     Waiting(&'static str),
+    /// An init container runs.
+    Initializing,
     /// It has ended, or waits in CrashLoopBackOff, after so many restarts.
     Restarted(i64),
     /// So many of its containers have ended.
@@ -71,6 +73,10 @@ impl Until {
             Self::Ended => ["Succeeded", "Failed"].iter().any(|phase| status["phase"] == *phase),
             Self::Ready => crate::fixture::condition(pod, "Ready") == Some(true),
             Self::Waiting(reason) => containers.any(|container| container["state"]["waiting"]["reason"] == *reason),
+            Self::Initializing => {
+                let init = status["initContainerStatuses"].as_array().into_iter().flatten();
+                init.into_iter().any(|container| container["state"]["running"].is_object())
+            }
             Self::Restarted(restarts) => containers.any(|container| {
                 let state = &container["state"];
                 container["restartCount"].as_i64() >= Some(*restarts)

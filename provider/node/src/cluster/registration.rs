@@ -42,6 +42,9 @@ const LEASE_SECONDS: i32 = 40;
 /// How often an unchanged status is sent; a kubelet's default.
 const STATUS: Duration = Duration::from_secs(300);
 
+/// A status that was sent this long ago was not overwritten by a race.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// Changes of devices within this time are told at once.
 const COALESCED: Duration = Duration::from_millis(100);
 
@@ -192,7 +195,8 @@ impl Registration {
                         let is_news = version(&node) > heart.version;
                         heart.stale = is_news && heart.sent.is_some() && self.differs(&node);
                         self.node.send_replace(Some(Arc::new(node)));
-                        if heart.stale {
+                        // At once, but not in a race with whoever writes them: then with the next renewal.
+                        if heart.stale && heart.sent_at.elapsed() >= SETTLED {
                             tracing::info!("the API server has other conditions of this node; they are set right");
                             self.beat(&mut heart, false).await;
                         }

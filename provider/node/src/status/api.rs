@@ -20,6 +20,8 @@ const CONCURRENT: usize = 16;
 /// Pause after a request that failed, and the longest one, doubled in between.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often the last status of a pod that is being deleted is tried.
+const MOST_FAILURES: u32 = 3;
 
 /// Patches `status` of pods, and confirms deletions.
 ///
@@ -49,6 +51,8 @@ struct Entry {
     version: u64,
     /// Fields that the API server has refused.
     refused: BTreeSet<String>,
+    /// How often in a row it answered that it does not take it.
+    failures: u32,
     /// The one that it should have.
     wanted: Option<Value>,
     /// The pod is being deleted and its containers have ended.
@@ -121,6 +125,7 @@ impl Sender {
             known: serde_json::to_value(&pod.api.status).unwrap_or_default(),
             version: version(&pod.api),
             refused: BTreeSet::new(),
+            failures: 0,
             wanted: None,
             ended: false,
             sending: false,
@@ -135,6 +140,10 @@ impl Sender {
     fn next(&self, uid: &str) -> Option<Work> {
         let mut pods = self.pods();
         let entry = pods.get_mut(uid)?;
+        // A pod that is to go does not wait for a status that the API server does not take.
+        if entry.ended && entry.failures >= MOST_FAILURES {
+            entry.wanted = None;
+        }
         if let Some(wanted) = entry.wanted.take()
             && let Some(patch) = patch(&entry.known, &wanted, &entry.refused)
         {
@@ -153,7 +162,14 @@ impl Sender {
             && version(pod) >= entry.version
         {
             entry.version = version(pod);
+            entry.failures = 0;
             entry.known = serde_json::to_value(&pod.status).unwrap_or_default();
+        }
+    }
+
+    fn failed(&self, uid: &str) {
+        if let Some(entry) = self.pods().get_mut(uid) {
+            entry.failures += 1;
         }
     }
 
@@ -215,6 +231,9 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
             }
             Err(error) => error,
         };
+        if code(&error).is_some() {
+            sender.failed(&uid);
+        }
         match code(&error) {
             // The pod is gone, or another one has its name; the watch tells.
             Some(404 | 409) => {}

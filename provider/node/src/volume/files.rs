@@ -49,12 +49,7 @@ impl FileMount {
 
 /// Puts the files into directories below `private`, one for each directory of the guest.
 pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, String> {
-    match std::fs::remove_dir_all(private) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(format!("{}: {error}", private.display()));
-        }
-        _ => {}
-    }
+    akri_krustlet_host::file::remove_tree(private).map_err(|error| format!("{}: {error}", private.display()))?;
     let mut preopens: BTreeMap<String, Preopen> = BTreeMap::new();
     for file in files {
         let next = private.join(preopens.len().to_string());

@@ -209,7 +209,8 @@ pub fn preopens(
     for mount in container.volume_mounts.iter().flatten() {
         let Some(mounted) = volumes.mounted.get(&mount.name) else { continue };
         // A relative path is one from the root, as for a kubelet.
-        let guest = format!("/{}", mount.mount_path.trim_matches('/'));
+        let parts: Vec<_> = mount.mount_path.split('/').filter(|part| !["", "."].contains(part)).collect();
+        let guest = format!("/{}", parts.join("/"));
         let guest = guest.as_str();
         let sub_path = sub_path(mount, variables)?;
         let failed = |what: String| format!("mount of volume {} at {guest}: {what}", mount.name);

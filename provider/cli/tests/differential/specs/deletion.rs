@@ -47,7 +47,7 @@ pub fn specs() -> Vec<Spec> {
             pod["spec"]["terminationGracePeriodSeconds"] = json!(60);
         }),
         deleted("deleted-in-back-off", Until::Restarted(1), None, |_, pod| steps(pod, &[SEEN, "exit:3"])),
-        deleted("deleted-in-init", Until::Waiting("PodInitializing"), None, |run, pod| {
+        deleted("deleted-in-init", Until::Initializing, None, |run, pod| {
             pod["spec"]["initContainers"] = json!([run.container("first", &["forever"])]);
         }),
         deleted("deleted-waiting-for-config", Until::Waiting("CreateContainerConfigError"), None, |_, pod| {

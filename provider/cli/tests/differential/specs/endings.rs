@@ -1,7 +1,7 @@
 //! Restart policies, and the ways in which a container ends; init containers likewise.
 
 use super::{SEEN, ends, policy, push, steps};
-use crate::spec::{Spec, Until, pod};
+use crate::spec::{Spec, Until, pod, scenario, took};
 use serde_json::json;
 
 /// Name of an end, and the step that brings it about.
@@ -37,7 +37,14 @@ pub fn specs() -> Vec<Spec> {
         }
     }
     for (name, end) in [("exit-0", "exit:0"), ("exit-3", "exit:3"), ("fault", "fault")] {
-        specs.push(pod(format!("always-{name}"), Until::Restarted(2), move |_, pod| steps(pod, &[SEEN, end])));
+        specs.push(scenario(format!("always-{name}"), move |run| async move {
+            run.create(&run.pod(&[SEEN, end])).await?;
+            run.until(&Until::Restarted(2)).await?;
+            // The first restart comes at once, this one after a pause.
+            let pause = run.recorder.history(run.kind, &run.name).pause_before(2);
+            run.fact("pause before the second restart", pause.map_or("not seen".to_owned(), took));
+            Ok(())
+        }));
     }
     specs.push(pod("recovers-at-third-run", Until::Ended, |_, pod| {
         super::volume(pod, "kept", json!({"emptyDir": {}}), json!({"mountPath": "/kept"}));
@@ -90,7 +97,7 @@ fn init() -> Vec<Spec> {
             ends(pod, "exit:0");
             pod["spec"]["initContainers"] = json!([run.container("first", &[SEEN, "fault"])]);
         }),
-        pod("init-runs-long", Until::Waiting("PodInitializing"), |run, pod| {
+        pod("init-runs-long", Until::Initializing, |run, pod| {
             steps(pod, &["forever"]);
             pod["spec"]["initContainers"] = json!([run.container("first", &["forever"])]);
         }),

@@ -178,7 +178,7 @@ async fn many(run: &Arc<Run>) -> Result<Vec<String>, String> {
         ("ended-well", &[SEEN, "exit:0"], "Never", Until::Ended),
         ("ended-badly", &[SEEN, "exit:3"], "Never", Until::Ended),
         ("no-image", &["forever"], "Always", Until::Waiting("ImagePullBackOff")),
-        ("in-init", &["forever"], "Always", Until::Waiting("PodInitializing")),
+        ("in-init", &["forever"], "Always", Until::Initializing),
     ];
     let mut pods = Vec::new();
     for (state, what, policy, _) in &states {
