@@ -65,6 +65,9 @@ fn programs(with_linux_node: bool) -> anyhow::Result<Programs> {
 }
 
 fn build(with_linux_node: bool) -> anyhow::Result<()> {
+    if with_linux_node {
+        linux_node::is_possible().map_err(anyhow::Error::msg)?;
+    }
     println!("{}", programs(with_linux_node)?.path("kubectl")?.display());
     Ok(())
 }

@@ -52,14 +52,16 @@ impl TerminationMessage {
         Some(Self { directory, name: (*name).to_owned(), guest_directory, most, falls_back_to_log })
     }
 
-    /// Makes the file, empty, for a container that starts, and gives it its directory. A volume that is mounted there has the file
-    /// instead, and the message is not read. Blocks.
+    /// Makes the file, empty, for a container that starts, and gives it its directory. A volume that is mounted there, or around
+    /// it, has the file instead, and the message is not read. Blocks.
     ///
     /// The directory is bounded like a handler's own, unless the container has a volume that it can fill anyway: the bound counts
     /// what a guest writes anywhere.
     pub fn prepare(&self, mounted: &[Preopen]) -> Result<Option<Preopen>> {
         remove_tree(&self.directory)?;
-        if mounted.iter().any(|preopen| preopen.guest == self.guest_directory) {
+        // A directory of its own would hide that of a volume around it.
+        let directory = Path::new(&self.guest_directory);
+        if mounted.iter().any(|preopen| directory.starts_with(&preopen.guest)) {
             return Ok(None);
         }
         std::fs::create_dir_all(&self.directory)?;
@@ -72,7 +74,9 @@ impl TerminationMessage {
     pub fn read(&self, log: &Path, restart: u32, failed: bool) -> Option<String> {
         let written = self.read_file().filter(|text| !text.is_empty());
         let mut text = match written {
-            None if failed && self.falls_back_to_log => end_of_log(&log.join(format!("{restart}.log")))?,
+            None if failed && self.falls_back_to_log => {
+                end_of_log(&log.join(format!("{restart}.log"))).filter(|text| !text.is_empty())?
+            }
             written => written?,
         };
         text.truncate(text.floor_char_boundary(self.most));
@@ -154,7 +158,10 @@ mod tests {
         }
         let message =
             message(json!({"name": "c", "terminationMessagePath": "//v//m"}), &directory.path().join("m")).unwrap();
-        assert!(message.prepare(&[Preopen::new("/x", "/v")]).unwrap().is_none());
+        for mounted in ["/v", "/"] {
+            assert!(message.prepare(&[Preopen::new("/x", mounted)]).unwrap().is_none(), "{mounted}");
+        }
+        assert!(message.prepare(&[Preopen::new("/x", "/vw")]).unwrap().is_some());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!    is swept.
 //! 2. containerd and the kubelet start in a mount and a process namespace. The kubelet has `/var/lib/kubelet` and `/var/log` there,
 //!    which are directories of the cluster.
-//! 3. The kubelet joins by the cluster's bootstrap token; [`LinuxNode::start`] returns when the Node is Ready.
+//! 3. The kubelet joins by the cluster's bootstrap token; [`crate::Running::add_linux_node`] returns when the Node is Ready.
 //!
 //! # Guarantees
 //! - A kubelet, a containerd, networks and kernel settings of the machine are left alone.
@@ -89,7 +89,7 @@ pub fn is_possible() -> Result<(), String> {
 }
 
 impl LinuxNode {
-    /// Starts the node and waits until it is Ready. `programs` are those [with a Linux node](Programs::with_linux_node).
+    /// Starts the node, whose kubelet joins the cluster then. `programs` are those [with a Linux node](Programs::with_linux_node).
     pub fn start(cluster: &Cluster, programs: &Programs, name: &str) -> anyhow::Result<Self> {
         is_possible().map_err(anyhow::Error::msg)?;
         let files = cluster.directory().join(FILES);

@@ -32,7 +32,6 @@ async fn both_kinds_of_node_do_the_same_but_for_what_is_written_down() {
         let globs = wanted.as_deref().unwrap_or("*");
         globs.split(',').any(|glob| differences::matches(glob, &spec.name))
     };
-    let mut seen = Vec::new();
     let mut count = 0;
     // Those of the second group concern all pods of a node: one after the other.
     let groups = [(specs::of_pods(), CONCURRENT), (specs::of_nodes(), 1)];
@@ -42,17 +41,32 @@ async fn both_kinds_of_node_do_the_same_but_for_what_is_written_down() {
         let named: Vec<_> = names.iter().filter(|other| observation::belongs(other, name)).collect();
         assert_eq!(named.len(), 1, "{named:?}");
     }
+    let mut known = Known::read();
+    let (mut number, mut unknown) = (0, Vec::new());
     for (specs, concurrent) in groups {
         let specs: Vec<_> = specs.into_iter().filter(is_wanted).collect();
+        let (scene, recorder) = (&scene, &recorder);
+        let runs = specs.iter().map(|spec| async move { (spec, run(spec, scene, recorder, &spec.name).await) });
+        let seen: Vec<_> = futures::stream::iter(runs).buffer_unordered(concurrent).collect().await;
         count += specs.len();
-        let runs = specs.iter().map(|spec| run(spec, &scene, &recorder));
-        let differences: Vec<_> = futures::stream::iter(runs).buffer_unordered(concurrent).collect().await;
-        seen.extend(differences.into_iter().flatten());
+        for (spec, differences) in seen {
+            number += differences.len();
+            let news: Vec<_> = differences.into_iter().filter(|difference| !known.take(difference)).collect();
+            if news.is_empty() {
+                continue;
+            }
+            // A kubelet that is busy with many pods tells some things late, or not at all: what is a difference is one again
+            // when the spec is alone.
+            let again = run(spec, scene, recorder, &format!("{}-again", spec.name)).await;
+            let again: Vec<_> = again.into_iter().filter(|difference| !known.take(difference)).collect();
+            let is_again = |news: &Difference| again.iter().any(|again| again.fact == news.fact);
+            let (news, passing): (Vec<_>, Vec<_>) = news.into_iter().partition(is_again);
+            passing.iter().for_each(|difference| println!("seen once only: {difference}"));
+            unknown.extend(news);
+        }
     }
-    seen.sort();
-    let mut known = Known::read();
-    let unknown: Vec<_> = seen.iter().filter(|difference| !known.take(difference)).collect();
-    println!("{count} specs, {} differences, {} of them not in docs/differences.md", seen.len(), unknown.len());
+    unknown.sort();
+    println!("{count} specs, {number} differences, {} of them not in docs/differences.md", unknown.len());
     for difference in &unknown {
         println!("{difference}");
     }
@@ -88,11 +102,12 @@ fn honoured() -> Vec<String> {
     fields
 }
 
-async fn run(spec: &Spec, scene: &Arc<side::Scene>, recorder: &Recorder) -> Vec<Difference> {
+async fn run(spec: &Spec, scene: &Arc<side::Scene>, recorder: &Recorder, name: &str) -> Vec<Difference> {
     let started = std::time::Instant::now();
-    let (linux, wasm) = futures::join!(spec.run(scene, recorder, Kind::Linux), spec.run(scene, recorder, Kind::Wasm));
+    let (linux, wasm) =
+        futures::join!(spec.run(scene, recorder, Kind::Linux, name), spec.run(scene, recorder, Kind::Wasm, name));
     let differences = compare(&spec.name, &linux, &wasm);
     let took = started.elapsed().as_secs_f64();
-    eprintln!("{}: {} facts, {} differences, {took:.1} s", spec.name, linux.len().max(wasm.len()), differences.len());
+    eprintln!("{name}: {} facts, {} differences, {took:.1} s", linux.len().max(wasm.len()), differences.len());
     differences
 }

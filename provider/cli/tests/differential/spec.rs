@@ -97,15 +97,17 @@ pub struct Run {
     pub scene: Arc<Scene>,
     pub recorder: Recorder,
     pub kind: Kind,
+    /// Of its pod and of what belongs to that.
     pub name: String,
+    spec: String,
     facts: Mutex<Facts>,
 }
 
 impl Spec {
-    /// Takes the course on one node; all that is compared.
-    pub async fn run(&self, scene: &Arc<Scene>, recorder: &Recorder, kind: Kind) -> Facts {
-        let (name, facts) = (self.name.clone(), Mutex::default());
-        let run = Arc::new(Run { scene: scene.clone(), recorder: recorder.clone(), kind, name, facts });
+    /// Takes the course on one node, with a pod of this name; all that is compared.
+    pub async fn run(&self, scene: &Arc<Scene>, recorder: &Recorder, kind: Kind, name: &str) -> Facts {
+        let (name, spec, facts) = (name.to_owned(), self.name.clone(), Mutex::default());
+        let run = Arc::new(Run { scene: scene.clone(), recorder: recorder.clone(), kind, name, spec, facts });
         if let Err(what) = (self.scenario)(run.clone()).await {
             run.fact("what did not happen", what);
         }
@@ -113,7 +115,7 @@ impl Spec {
             run.observe(&run.name, "").await;
         }
         // Nobody waits for what this one keeps running.
-        for pod in recorder.pods(kind, &self.name) {
+        for pod in recorder.pods(kind, &run.name) {
             let now = DeleteParams::default().grace_period(0);
             let _ = run.pods().delete(&pod, &now).await;
         }
@@ -151,13 +153,15 @@ impl Run {
     }
 
     pub fn fact(&self, name: &str, value: impl Into<String>) {
-        self.facts.lock().unwrap().insert(name.to_owned(), self.normalise(&value.into()));
+        let name = name.replace(&self.name, &self.spec);
+        self.facts.lock().unwrap().insert(name, self.normalise(&value.into()));
     }
 
     /// Without what cannot be the same on both nodes.
     pub fn normalise(&self, text: &str) -> String {
         let kind = self.kind.name();
         let text = text.replace(&format!("{}/{kind}/", self.scene.registry.address), "REGISTRY/");
+        let text = text.replace(&self.name, &self.spec);
         let mut normalised = String::new();
         for (index, part) in text.split("sha256:").enumerate() {
             if index > 0 {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -49,8 +49,10 @@ struct Entry {
     /// The status that the API server has, as far as we know, and in which version of the pod.
     known: Value,
     version: u64,
-    /// Fields that the API server has refused.
-    refused: BTreeSet<String>,
+    /// Fields that the API server has refused, with the values that it did not take.
+    refused: BTreeMap<String, Value>,
+    /// How often another status was reported.
+    reports: u64,
     /// How often in a row it answered that it does not take it.
     failures: u32,
     /// The one that it should have.
@@ -78,11 +80,14 @@ impl StatusSink for ApiSink {
     fn report(&self, pod: &PodObject, status: &PodStatus) {
         self.files.report(pod, status);
         let status = serde_json::to_value(status).unwrap_or_default();
-        self.sender.change(pod, |entry| entry.wanted = Some(status));
+        self.sender.change(pod, |entry| {
+            entry.wanted = Some(status);
+            entry.reports += 1;
+        });
     }
 
     fn seen(&self, pod: &PodObject, wanted: &dyn Fn() -> PodStatus) {
-        let differs = {
+        let reports = {
             let mut pods = self.sender.pods();
             let Some(entry) = pods.get_mut(pod.uid()) else { return };
             let version = version(&pod.api);
@@ -92,21 +97,28 @@ impl StatusSink for ApiSink {
             }
             entry.version = version;
             entry.known = serde_json::to_value(&pod.api.status).unwrap_or_default();
-            entry.wanted.is_none()
+            if entry.wanted.is_some() {
+                return;
+            }
+            entry.reports
         };
-        if !differs {
-            return;
-        }
         let wanted = serde_json::to_value(wanted()).unwrap_or_default();
         self.sender.change(pod, |entry| {
-            if entry.wanted.is_none() && patch(&entry.known, &wanted, &entry.refused).is_some() {
+            // What was reported meanwhile is newer.
+            if entry.reports == reports
+                && entry.wanted.is_none()
+                && patch(&entry.known, &wanted, &entry.refused).is_some()
+            {
                 entry.wanted = Some(wanted);
             }
         });
     }
 
     fn ended(&self, pod: &PodObject) {
-        self.sender.change(pod, |entry| entry.ended = true);
+        self.sender.change(pod, |entry| {
+            entry.ended = true;
+            entry.failures = 0;
+        });
     }
 
     fn forget(&self, uid: &str) {
@@ -124,7 +136,8 @@ impl Sender {
         let entry = pods.entry(pod.uid().to_owned()).or_insert_with(|| Entry {
             known: serde_json::to_value(&pod.api.status).unwrap_or_default(),
             version: version(&pod.api),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            reports: 0,
             failures: 0,
             wanted: None,
             ended: false,
@@ -167,18 +180,15 @@ impl Sender {
         }
     }
 
-    fn failed(&self, uid: &str) {
-        if let Some(entry) = self.pods().get_mut(uid) {
-            entry.failures += 1;
-        }
-    }
-
-    /// The API server does not take these fields; true if that is news.
-    fn refuse(&self, uid: &str, fields: impl Iterator<Item = String>) -> bool {
-        match self.pods().get_mut(uid) {
-            Some(entry) => fields.filter(|field| entry.refused.insert(field.clone())).count() > 0,
-            None => false,
-        }
+    /// The API server does not take these fields as they are; true if that is news.
+    fn refuse(&self, uid: &str, work: &Work, fields: impl Iterator<Item = String>) -> bool {
+        let mut pods = self.pods();
+        let (Some(entry), Work::Patch { wanted, .. }) = (pods.get_mut(uid), work) else { return false };
+        entry.failures += 1;
+        let refused = fields.filter_map(|field| Some((without_empty(wanted.get(&field)?), field)));
+        let news =
+            refused.filter(|(value, field)| entry.refused.insert(field.clone(), value.clone()).as_ref() != Some(value));
+        news.count() > 0
     }
 
     /// Once more, unless something newer has come.
@@ -231,9 +241,6 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
             }
             Err(error) => error,
         };
-        if code(&error).is_some() {
-            sender.failed(&uid);
-        }
         match code(&error) {
             // The pod is gone, or another one has its name; the watch tells.
             Some(404 | 409) => {}
@@ -242,7 +249,7 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
                 tracing::error!(pod = pod.key(), "the API server refuses the pod's status: {message}");
                 let told = format!("the API server refuses the pod's status: {message}");
                 sender.events.pod(&pod, EventType::Warning, "FailedToUpdateStatus", told);
-                let named = sender.refuse(&uid, refused_fields(&error));
+                let named = sender.refuse(&uid, &work, refused_fields(&error));
                 sender.put_back(&uid, work);
                 if !named {
                     tokio::time::sleep(LONGEST_PAUSE).await;
@@ -277,14 +284,15 @@ fn version(pod: &Pod) -> u64 {
 /// What makes `known` into `wanted`, as a strategic merge patch: conditions are merged by their type, so that those of others
 /// stay; other lists and all else are replaced. `None` if nothing is different but what is `refused`. The quality-of-service class is
 /// the API server's own.
-fn patch(known: &Value, wanted: &Value, refused: &BTreeSet<String>) -> Option<Value> {
+fn patch(known: &Value, wanted: &Value, refused: &BTreeMap<String, Value>) -> Option<Value> {
     static EMPTY: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
     let known = known.as_object().unwrap_or(&EMPTY);
     let wanted = wanted.as_object()?;
     let mut patch = Map::new();
     for (field, value) in wanted {
         let old = known.get(field);
-        if field == "qosClass" || refused.contains(field) || old.map(without_empty) == Some(without_empty(value)) {
+        let is_refused = refused.get(field).is_some_and(|refused| *refused == without_empty(value));
+        if field == "qosClass" || is_refused || old.map(without_empty) == Some(without_empty(value)) {
             continue;
         }
         let empty = value.as_array().is_some_and(Vec::is_empty);
@@ -358,17 +366,17 @@ mod tests {
     fn only_what_changed_is_sent_and_conditions_of_others_stay() {
         let known = json!({"phase": "Pending", "reason": "X", "podIPs": [{"ip": "a"}],
             "conditions": [{"type": "A", "status": "True"}, {"type": "Other", "status": "True"}]});
-        assert_eq!(patch(&known, &known, &BTreeSet::new()), None);
+        assert_eq!(patch(&known, &known, &BTreeMap::new()), None);
         let wanted = json!({"phase": "Running", "podIPs": [{"ip": "b"}], "initContainerStatuses": [],
             "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]});
         let expected = json!({"phase": "Running", "reason": null, "podIPs": [{"$patch": "replace"}, {"ip": "b"}],
             "conditions": [{"type": "B", "status": "True", "reason": null, "message": null}]});
-        assert_eq!(patch(&known, &wanted, &BTreeSet::new()), Some(expected));
-        assert!(patch(&Value::Null, &wanted, &BTreeSet::new()).is_some());
-        let but_phase = patch(&known, &wanted, &BTreeSet::from(["phase".to_owned()])).unwrap();
+        assert_eq!(patch(&known, &wanted, &BTreeMap::new()), Some(expected));
+        assert!(patch(&Value::Null, &wanted, &BTreeMap::new()).is_some());
+        let but_phase = patch(&known, &wanted, &BTreeMap::from([("phase".to_owned(), json!("Running"))])).unwrap();
         assert!(but_phase.get("phase").is_none() && but_phase.get("podIPs").is_some());
         let (sent, told) = (json!({"x": [{"state": {"waiting": {}}}]}), json!({"x": [{"lastState": {}, "state": {}}]}));
-        assert_eq!(patch(&told, &sent, &BTreeSet::new()), None, "what is empty makes no difference");
-        assert_eq!(patch(&json!({}), &json!({"qosClass": "Burstable"}), &BTreeSet::new()), None);
+        assert_eq!(patch(&told, &sent, &BTreeMap::new()), None, "what is empty makes no difference");
+        assert_eq!(patch(&json!({}), &json!({"qosClass": "Burstable"}), &BTreeMap::new()), None);
     }
 }

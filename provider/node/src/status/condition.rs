@@ -56,17 +56,18 @@ pub(super) fn complete(status: &mut PodStatus) {
 
 /// The phase of a pod that has not ended: Running from when its last container has been started for the first time.
 pub(super) fn phase(status: &PodStatus) -> &'static str {
-    let initialized = status.init_container_statuses.iter().flatten().all(exited_well);
     let containers = status.container_statuses.as_deref().unwrap_or_default();
     let started = !containers.is_empty() && containers.iter().all(has_been_started);
-    let any_started = containers.iter().any(has_been_started);
-    if started && (initialized || any_started) { "Running" } else { "Pending" }
+    if started { "Running" } else { "Pending" }
 }
 
 /// It runs, or ran before.
 fn has_been_started(container: &ContainerStatus) -> bool {
+    // One whose end nobody knows may never have been.
     let ran = |state: &Option<ContainerState>| {
-        state.as_ref().is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+        let ended = state.as_ref().and_then(|state| state.terminated.as_ref());
+        let is_known = ended.is_some_and(|ended| ended.reason.as_deref() != Some(super::container::STATUS_UNKNOWN));
+        is_known || state.as_ref().is_some_and(|state| state.running.is_some())
     };
     ran(&container.state) || ran(&container.last_state)
 }

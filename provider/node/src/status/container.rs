@@ -20,6 +20,9 @@ pub enum ContainerKind {
 /// Longest message in a terminated state, in bytes; the API's bound for termination messages.
 const MOST_MESSAGE: usize = 4096;
 
+/// Reason of an end that nobody has seen.
+pub(super) const STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
+
 /// `behind_init`: init containers run first.
 pub(super) fn initial(container: &Container, behind_init: bool) -> ContainerStatus {
     ContainerStatus {
@@ -86,11 +89,12 @@ pub fn terminated(status: &mut ContainerStatus, outcome: &Outcome, termination_m
     end(status, exit_code, reason, termination_message.or(message));
 }
 
-/// Nothing of the pod runs any more; a container that was not started will never be.
+/// Nothing of the pod runs any more; a container that has no end was not started, or is lost.
 pub(super) fn never_started(status: &mut ContainerStatus) {
-    if status.state.as_ref().is_none_or(|state| state.terminated.is_none() && state.running.is_none()) {
+    if status.state.as_ref().is_none_or(|state| state.terminated.is_none()) {
         // One that was about to be started again ended as it did.
-        if let Some(last) = status.last_state.as_ref().filter(|last| last.terminated.is_some()) {
+        let runs = status.state.as_ref().is_some_and(|state| state.running.is_some());
+        if let Some(last) = status.last_state.as_ref().filter(|last| !runs && last.terminated.is_some()) {
             status.state = Some(last.clone());
             return;
         }
@@ -98,7 +102,7 @@ pub(super) fn never_started(status: &mut ContainerStatus) {
         status.state = Some(ContainerState {
             terminated: Some(ContainerStateTerminated {
                 exit_code: 137,
-                reason: Some("ContainerStatusUnknown".to_owned()),
+                reason: Some(STATUS_UNKNOWN.to_owned()),
                 message: Some(message.to_owned()),
                 ..ContainerStateTerminated::default()
             }),

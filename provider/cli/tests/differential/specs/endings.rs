@@ -59,7 +59,6 @@ pub fn specs() -> Vec<Spec> {
         steps(pod, &["forever"]);
         push(&mut pod["spec"], "containers", run.container("other", &[SEEN, "exit:4"]));
     }));
-    specs.push(pod("exits-at-once", Until::Restarted(1), |_, pod| steps(pod, &["exit:5"])));
     specs.extend(init());
     specs
 }

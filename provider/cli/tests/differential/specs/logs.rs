@@ -8,7 +8,7 @@ pub fn specs() -> Vec<Spec> {
     vec![
         scenario("logs-plain", |run| async move {
             let mut pod = run.pod(&[]);
-            steps(&mut pod, &["lines:50", "error:to the error stream", SEEN, "print:last"]);
+            steps(&mut pod, &["lines:50", "sleep:1000", "error:to the error stream", SEEN, "print:last"]);
             policy(&mut pod, "Never");
             run.create(&pod).await?;
             run.until(&Until::Ended).await?;
