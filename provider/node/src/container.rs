@@ -205,7 +205,7 @@ pub async fn supervise(
 async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut Container) -> LoadedImage {
     let mut back_off = BackOff::default();
     loop {
-        // A file may have been replaced by a newer one; an image of a registry is what the pod was started with.
+        // A file may have been replaced by a newer one; an image of a registry stays, unless it is always to be pulled.
         let always = container.image_pull_policy.as_deref() == Some("Always");
         if let Some(image) = context.image(container).filter(|image| image.reference.is_some() && !always) {
             let message = image::already_present(&image.name);

@@ -261,8 +261,7 @@ impl Node {
             if known.pod.is_changed(&pod) {
                 known.context.update(&pod);
                 known.pod = pod.clone();
-                let stored = self.services.data.store_pod(&pod);
-                report_store(&pod, stored);
+                store(&self.services.data, &pod);
             }
             known.context.reporter.observed(&pod);
             self.services.sink.seen(&pod, &|| known.context.reporter.current());
@@ -276,7 +275,7 @@ impl Node {
             return;
         }
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
-        self.store(&pod);
+        store(&self.services.data, &pod);
         let (updates, manifest) = Manifest::new(derived, krator::Store::new());
         let uid = pod.uid().to_owned();
         let mut state = self.provider.pod_state(pod.clone());
@@ -291,10 +290,6 @@ impl Node {
         self.pods.insert(uid, KnownPod { pod, updates, context, running: true });
     }
 
-    fn store(&self, pod: &PodObject) {
-        report_store(pod, self.services.data.store_pod(pod));
-    }
-
     /// The API server has been asked to delete a pod that is here.
     fn terminate(&mut self, pod: &PodObject) {
         let Some(known) = self.pods.get_mut(pod.uid()) else { return };
@@ -304,7 +299,7 @@ impl Node {
         known.context.termination.stop(pod.grace_period(), StopReason::Deleted);
         // So that a node that starts without the API server does not run it again.
         let running = known.running;
-        self.store(pod);
+        store(&self.services.data, pod);
         if !running {
             self.services.sink.ended(pod);
         }
@@ -482,8 +477,8 @@ impl Node {
     }
 }
 
-fn report_store(pod: &PodObject, stored: std::io::Result<()>) {
-    if let Err(error) = stored {
+fn store(data: &DataDirectory, pod: &PodObject) {
+    if let Err(error) = data.store_pod(pod) {
         tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
     }
 }

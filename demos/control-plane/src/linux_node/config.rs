@@ -115,7 +115,8 @@ pub fn kubelet(cluster: &Cluster, paths: &Paths, share: &Share, port: u16) -> Va
         "authorization": {"mode": "Webhook"},
         "address": share.address(), "port": port, "healthzPort": 0,
         "cgroupDriver": "cgroupfs", "cgroupRoot": share.cgroup(), "failCgroupV1": false,
-        "enforceNodeAllocatable": [], "failSwapOn": false, "resolvConf": "", "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local", "makeIPTablesUtilChains": false,
+        "enforceNodeAllocatable": [], "failSwapOn": false, "resolvConf": "", "makeIPTablesUtilChains": false,
+        "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
         "oomScoreAdj": 0,
         // However full the machine is that it runs on.
         "evictionHard": {}, "imageGCHighThresholdPercent": 100,

@@ -151,10 +151,15 @@ impl LinuxNode {
 
     /// Fails if it has ended; else sees to it that the files with its programs' process ids are right.
     pub fn keep_up(&mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.write_pids()
+    }
+
+    fn check(&mut self) -> anyhow::Result<()> {
         if let Some(status) = self.namespaces.try_wait()? {
             bail!("the Linux node ended ({status}); see {}", self.directory.join("linux-node.log").display());
         }
-        self.write_pids()
+        Ok(())
     }
 
     fn wait_for_containerd(&mut self) -> anyhow::Result<()> {
@@ -164,9 +169,7 @@ impl LinuxNode {
             if version.status.success() {
                 return Ok(());
             }
-            if let Some(status) = self.namespaces.try_wait()? {
-                bail!("the Linux node ended ({status}); see {}", self.directory.join("linux-node.log").display());
-            }
+            self.check()?;
             if Instant::now() > deadline {
                 let said = String::from_utf8_lossy(&version.stderr).trim().to_owned();
                 let log = self.directory.join("containerd.log");
@@ -178,12 +181,11 @@ impl LinuxNode {
 
     /// `<program>.pid` in the cluster's directory, and `linux-node.pid` of the first process, as this process sees them.
     fn write_pids(&self) -> anyhow::Result<()> {
-        let recorded = |program: &str| {
-            let pid = std::fs::read_to_string(self.pid_file(program)).ok()?;
-            let running = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            (running.trim() == program).then_some(())
+        let is_recorded = |program: &str| {
+            let pid = std::fs::read_to_string(self.pid_file(program)).unwrap_or_default();
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|running| running.trim() == program)
         };
-        if PROGRAMS.iter().all(|program| recorded(program).is_some()) {
+        if PROGRAMS.iter().all(|program| is_recorded(program)) {
             return Ok(());
         }
         let parent = self.namespaces.id();
@@ -256,7 +258,7 @@ fn write_configuration(cluster: &Cluster, paths: &Paths, share: &Share) -> anyho
     let containerd = config::containerd(paths, &programs::runc()?, wasm_shim.transpose()?.as_deref());
     std::fs::write(paths.containerd_config(), containerd)?;
     std::fs::write(paths.network_config(), config::network(paths, share).to_string())?;
-    let port = TcpListener::bind((share.address().as_str(), 0)).or_else(|_| TcpListener::bind("127.0.0.1:0"))?;
+    let port = TcpListener::bind("127.0.0.1:0")?;
     let kubelet = config::kubelet(cluster, paths, share, port.local_addr()?.port());
     std::fs::write(paths.kubelet_config(), kubelet.to_string())?;
     std::fs::write(paths.files.join("socket"), paths.socket().as_os_str().as_encoded_bytes())?;

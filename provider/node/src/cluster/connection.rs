@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use kube::api::ObjectMeta;
 use kube::client::Body;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::runtime::utils::Backoff;
@@ -218,6 +219,11 @@ impl Backoff for WatchBackoff {
     fn reset(&mut self) {
         self.0.reset();
     }
+}
+
+/// The version of an object. Versions of one object can be compared as numbers.
+pub fn version(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 /// An error of the API in one line, with the causes that its own text leaves out.

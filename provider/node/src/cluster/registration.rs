@@ -8,7 +8,7 @@
 //!    pods are admitted.
 //! 4. On shutdown the Node is marked not ready. Pods are never deleted.
 
-use super::connection::{Connection, code, describe, watch_back_off};
+use super::connection::{Connection, code, describe, version, watch_back_off};
 use super::machine::{Capacity, Pressure, Thresholds, os_image, read};
 use crate::provider::WasmProvider;
 use akri_krustlet_devices::Amount;
@@ -192,7 +192,7 @@ impl Registration {
                     Some(Ok(Some(node))) => {
                         failing_watch = false;
                         // Others write conditions too: the controller that takes the node for dead, for one.
-                        let is_news = version(&node) > heart.version;
+                        let is_news = version(&node.metadata) > heart.version;
                         heart.stale = is_news && heart.sent.is_some() && self.differs(&node);
                         self.node.send_replace(Some(Arc::new(node)));
                         // At once, but not in a race with whoever writes them: then with the next renewal.
@@ -332,7 +332,7 @@ impl Registration {
         if let Some(devices) = self.provider.devices() {
             devices.removal_is_told(&removed);
         }
-        Ok(version(&node))
+        Ok(version(&node.metadata))
     }
 
     /// Resources of device plugins that went, which the Node must not go on to show.
@@ -529,11 +529,6 @@ struct Heart {
     /// The API server has another status than that.
     stale: bool,
     outage: bool,
-}
-
-/// Versions of one object can be compared as numbers.
-fn version(node: &Node) -> u64 {
-    node.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 fn annotation(lease: &Lease, name: &str) -> String {

@@ -2,7 +2,7 @@
 
 use super::{FileSink, StatusSink};
 use crate::cluster::EventRecorder;
-use crate::cluster::connection::{code, describe};
+use crate::cluster::connection::{code, describe, version};
 use crate::cluster::events::EventType;
 use crate::data_directory::DataDirectory;
 use crate::pod::PodObject;
@@ -90,7 +90,7 @@ impl StatusSink for ApiSink {
         let reports = {
             let mut pods = self.sender.pods();
             let Some(entry) = pods.get_mut(pod.uid()) else { return };
-            let version = version(&pod.api);
+            let version = version(&pod.api.metadata);
             // The watch may tell late what we have changed since.
             if version <= entry.version {
                 return;
@@ -135,7 +135,7 @@ impl Sender {
         let mut pods = self.pods();
         let entry = pods.entry(pod.uid().to_owned()).or_insert_with(|| Entry {
             known: serde_json::to_value(&pod.api.status).unwrap_or_default(),
-            version: version(&pod.api),
+            version: version(&pod.api.metadata),
             refused: BTreeMap::new(),
             reports: 0,
             failures: 0,
@@ -172,9 +172,9 @@ impl Sender {
     /// The API server has taken a patch, and this is the pod since.
     fn sent(&self, uid: &str, pod: &Pod) {
         if let Some(entry) = self.pods().get_mut(uid)
-            && version(pod) >= entry.version
+            && version(&pod.metadata) >= entry.version
         {
-            entry.version = version(pod);
+            entry.version = version(&pod.metadata);
             entry.failures = 0;
             entry.known = serde_json::to_value(&pod.status).unwrap_or_default();
         }
@@ -274,11 +274,6 @@ fn refused_fields(error: &kube::Error) -> impl Iterator<Item = String> {
         Some(field.split(['.', '[']).next().unwrap_or(field).to_owned())
     });
     fields.collect::<Vec<_>>().into_iter()
-}
-
-/// Versions of one object can be compared as numbers.
-fn version(pod: &Pod) -> u64 {
-    pod.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 /// What makes `known` into `wanted`, as a strategic merge patch: conditions are merged by their type, so that those of others
