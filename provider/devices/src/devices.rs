@@ -4,8 +4,8 @@ use crate::allocation::{AllocationError, ContainerRequest, Offer, PodDevices, Po
 use crate::checkpoint::{Checkpoint, Plugin};
 use crate::plugin::{self, Connection};
 use crate::{pod_resources, registry};
-use akri_krustlet_host::DirectoryWatcher;
-use akri_krustlet_host::socket::{SocketError, SocketFile};
+use akri_krustlet_host::socket::SocketError;
+use akri_krustlet_host::{DirectoryWatcher, ServedSocket};
 use akri_proto::v1beta1::RegisterRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,8 +26,8 @@ pub struct DevicesConfig {
     pub checkpoint: PathBuf,
     /// A resource whose plugin is gone counts 0 after this time, and is removed after twice of it. Default 5 min.
     pub grace_period: Duration,
-    /// How long a plugin may take to answer a call. Default 10 s.
-    pub answer_timeout: Duration,
+    /// How long a plugin may take to answer.
+    pub timeouts: Timeouts,
     /// How long a pod waits for a device whose plugin may just be starting. Default 5 s.
     pub patience: Duration,
     /// How long after a device is free again its plugin may still take it for used, and is asked again if it refuses it.
@@ -45,10 +45,27 @@ impl DevicesConfig {
             plugins_directory,
             checkpoint: checkpoint.into(),
             grace_period: Duration::from_secs(300),
-            answer_timeout: Duration::from_secs(10),
+            timeouts: Timeouts::default(),
             patience: Duration::from_secs(5),
             notice: Duration::from_secs(45),
         }
+    }
+}
+
+/// How long a plugin may take to answer. Its list of devices may take as long as it likes.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// To take a connection, and to say what it would rather give. Default 10 s.
+    pub answer: Duration,
+    /// To prepare devices for a container (Allocate). A kubelet waits without end; default 5 min.
+    pub allocate: Duration,
+    /// To make them ready before a start of the container (PreStartContainer). Default 30 s, a kubelet's.
+    pub pre_start: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { answer: Duration::from_secs(10), allocate: Duration::from_secs(300), pre_start: Duration::from_secs(30) }
     }
 }
 
@@ -112,7 +129,8 @@ pub struct Devices {
     amounts: watch::Sender<BTreeMap<String, Option<Amount>>>,
     /// Changes when devices come, go or are free again.
     turnover: watch::Sender<()>,
-    sockets: Mutex<Vec<SocketFile>>,
+    /// None when the node is about to end.
+    sockets: Mutex<Option<Vec<ServedSocket>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -168,14 +186,18 @@ impl Devices {
             state: Mutex::new(State { pods: checkpoint.pods, ..State::default() }),
             amounts: watch::Sender::default(),
             turnover: watch::Sender::default(),
-            sockets: Mutex::default(),
+            sockets: Mutex::new(Some(Vec::new())),
             tasks: Mutex::default(),
         });
         devices.serve()?;
-        let directory = &devices.config.plugins_directory;
-        let changes =
-            watcher.watch(directory).map_err(|source| DevicesError::Watch { path: directory.clone(), source })?;
-        devices.tasks().push(tokio::spawn(registry::keep(Arc::downgrade(&devices), changes)));
+        let beside = devices.config.pod_resources_socket.as_ref().and_then(|socket| socket.parent());
+        for directory in [Some(devices.config.plugins_directory.as_path()), beside].into_iter().flatten() {
+            let changes = watcher
+                .watch(directory)
+                .map_err(|source| DevicesError::Watch { path: directory.to_owned(), source })?;
+            let keep = registry::keep(Arc::downgrade(&devices), directory.to_owned(), changes);
+            devices.tasks().push(tokio::spawn(keep));
+        }
         for (resource, plugin) in checkpoint.plugins {
             devices.attach(&resource, plugin);
         }
@@ -354,19 +376,26 @@ impl Devices {
 
     /// Tells the plugins that want to know that a container is about to start.
     pub async fn pre_start(&self, uid: &str, container: &str) -> Result<(), AllocationError> {
-        for (connection, ids) in self.to_tell(uid, container) {
+        for (resource, connection, ids) in self.to_tell(uid, container) {
+            let connection = connection.ok_or_else(|| AllocationError::Plugin {
+                resource,
+                call: "PreStartContainer",
+                message: "it is away, and wants to know of each start".to_owned(),
+                refused: false,
+            })?;
             connection.pre_start(&ids).await?;
         }
         Ok(())
     }
 
-    fn to_tell(&self, uid: &str, container: &str) -> Vec<(Connection, BTreeSet<String>)> {
+    /// The plugins that want to know, with what the container has of them.
+    fn to_tell(&self, uid: &str, container: &str) -> Vec<(String, Option<Connection>, BTreeSet<String>)> {
         let state = self.lock();
         let container = state.pods.get(uid).and_then(|pod| pod.container(container));
         let granted = container.into_iter().flat_map(|container| &container.granted);
         let wants = granted.filter_map(|(resource, granted)| {
             let known = state.resources.get(resource).filter(|known| known.plugin.pre_start)?;
-            Some((known.connection.clone()?, granted.ids.clone()))
+            Some((resource.clone(), known.connection.clone(), granted.ids.clone()))
         });
         wants.collect()
     }
@@ -451,13 +480,8 @@ impl Devices {
             Some(old) => (std::mem::take(&mut old.devices), old.has_told, old.gone_since),
             None => Default::default(),
         };
-        let follower = tokio::spawn(plugin::follow(
-            Arc::downgrade(self),
-            resource.to_owned(),
-            socket,
-            self.config.answer_timeout,
-            life,
-        ));
+        let follower =
+            tokio::spawn(plugin::follow(Arc::downgrade(self), resource.to_owned(), socket, self.config.timeouts, life));
         let new = Resource { plugin, life, devices, connection: None, has_told, gone_since, follower: Some(follower) };
         state.resources.insert(resource.to_owned(), new);
     }
@@ -584,27 +608,24 @@ impl Devices {
     /// Serves the sockets that are not in place.
     pub(crate) fn serve(self: &Arc<Self>) -> Result<(), SocketError> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.retain(SocketFile::is_in_place);
-        let missing = |path: &Path, sockets: &[SocketFile]| sockets.iter().all(|socket| socket.path() != path);
+        let Some(sockets) = &mut *sockets else { return Ok(()) };
+        sockets.retain(ServedSocket::is_in_place);
+        let missing = |path: &Path, sockets: &[ServedSocket]| sockets.iter().all(|socket| socket.path() != path);
         let registration = self.registration_socket();
-        if missing(&registration, &sockets) {
-            let (file, task) = registry::serve(self, &registration)?;
-            sockets.push(file);
-            self.tasks().push(task);
+        if missing(&registration, sockets) {
+            sockets.push(ServedSocket::start(&registration, registry::routes(self))?);
         }
         if let Some(path) = &self.config.pod_resources_socket
-            && missing(path, &sockets)
+            && missing(path, sockets)
         {
-            let (file, task) = pod_resources::serve(self, path)?;
-            sockets.push(file);
-            self.tasks().push(task);
+            sockets.push(ServedSocket::start(path, pod_resources::routes(self))?);
         }
         Ok(())
     }
 
-    /// Removes the sockets, for a node that is about to end.
+    /// Removes the sockets for good, for a node that is about to end.
     pub fn remove_sockets(&self) {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn tasks(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {

@@ -16,4 +16,4 @@ mod pod_resources;
 mod registry;
 
 pub use allocation::{AllocationError, ContainerRequest, PodRequest, Provided};
-pub use devices::{Amount, Devices, DevicesConfig, DevicesError};
+pub use devices::{Amount, Devices, DevicesConfig, DevicesError, Timeouts};

@@ -1,6 +1,7 @@
 //! The plugin's side of the interface, as far as a developer needs it: a resource whose devices all bring the same.
 
-use akri_krustlet_host::socket::{self, SocketError, SocketFile, connect};
+use akri_krustlet_host::ServedSocket;
+use akri_krustlet_host::socket::{SocketError, connect};
 use akri_proto::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use akri_proto::v1beta1::registration_client::RegistrationClient;
 use akri_proto::v1beta1::{
@@ -10,7 +11,8 @@ use akri_proto::v1beta1::{
 };
 use std::path::Path;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Why a resource cannot be offered.
@@ -34,10 +36,9 @@ pub enum OfferError {
 /// A resource that is offered until this is dropped.
 #[derive(Debug)]
 pub struct Offer {
-    server: tokio::task::JoinHandle<()>,
     /// Ends the lists that are open.
     _ended: watch::Sender<()>,
-    _file: SocketFile,
+    _socket: ServedSocket,
 }
 
 impl Offer {
@@ -49,24 +50,12 @@ impl Offer {
         ids: Vec<String>,
         response: ContainerAllocateResponse,
     ) -> Result<Self, OfferError> {
-        let (listener, file) = socket::listen(&directory.join(socket))?;
         let (ended, end) = watch::channel(());
-        let service = DevicePluginServer::new(Service { ids, response, end });
-        let server = tokio::spawn(async move {
-            let server = tonic::transport::Server::builder().add_service(service);
-            if let Err(error) = server.serve_with_incoming(UnixListenerStream::new(listener)).await {
-                tracing::error!(%error, "serving devices");
-            }
-        });
-        let offer = Self { server, _ended: ended, _file: file };
+        let service = Routes::new(DevicePluginServer::new(Service { ids, response, end }));
+        let served = ServedSocket::start(&directory.join(socket), service)?;
+        let offer = Self { _ended: ended, _socket: served };
         register(directory, resource, socket).await?;
         Ok(offer)
-    }
-}
-
-impl Drop for Offer {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 

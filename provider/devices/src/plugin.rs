@@ -1,7 +1,7 @@
 //! One device plugin: its list of devices, followed for as long as it is there, and calls to it.
 
 use crate::allocation::{AllocationError, Provided, ProvidedMount};
-use crate::devices::Devices;
+use crate::devices::{Devices, Timeouts};
 use akri_proto::v1beta1::device_plugin_client::DevicePluginClient;
 use akri_proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,
@@ -19,29 +19,27 @@ use tonic::{Request, Status};
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Pause between two lists that are read, so that a plugin that sends without end costs little: its stream fills up.
 const PACE: Duration = Duration::from_millis(20);
-/// Largest message that is taken from a plugin, in bytes.
+/// Largest message that is taken from a plugin, in bytes; gRPC's own default, which a kubelet has, too.
 const MOST_MESSAGE: usize = 4 << 20;
-/// Most devices of one resource.
-pub(crate) const MOST_DEVICES: usize = 10_000;
 
 /// A connection to a plugin.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     client: DevicePluginClient<Channel>,
     resource: String,
-    /// How long it may take to answer.
-    timeout: Duration,
+    timeouts: Timeouts,
 }
 
 impl Connection {
-    async fn open(resource: &str, socket: PathBuf, timeout: Duration) -> Result<Self, String> {
+    async fn open(resource: &str, socket: PathBuf, timeouts: Timeouts) -> Result<Self, String> {
         let connect = akri_krustlet_host::socket::connect(socket);
+        let timeout = timeouts.answer;
         let channel = tokio::time::timeout(timeout, connect)
             .await
             .map_err(|_| format!("no connection within {timeout:?}"))?
             .map_err(|error| describe(&error))?;
         let client = DevicePluginClient::new(channel).max_decoding_message_size(MOST_MESSAGE);
-        Ok(Self { client, resource: resource.to_owned(), timeout })
+        Ok(Self { client, resource: resource.to_owned(), timeouts })
     }
 
     fn failed(&self, call: &'static str, message: String) -> AllocationError {
@@ -51,9 +49,10 @@ impl Connection {
     async fn answer<T>(
         &self,
         call: &'static str,
+        timeout: Duration,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, AllocationError> {
-        match tokio::time::timeout(self.timeout, answer).await {
+        match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(AllocationError::Plugin {
                 resource: self.resource.clone(),
@@ -61,7 +60,7 @@ impl Connection {
                 message: format!("{}: {}", status.code(), status.message()),
                 refused: true,
             }),
-            Err(_) => Err(self.failed(call, format!("no answer within {:?}", self.timeout))),
+            Err(_) => Err(self.failed(call, format!("no answer within {timeout:?}"))),
         }
     }
 
@@ -70,7 +69,7 @@ impl Connection {
         let container = ContainerAllocateRequest { device_ids: ids.iter().cloned().collect() };
         let request = AllocateRequest { container_requests: vec![container] };
         let mut client = self.client.clone();
-        let response = self.answer("Allocate", client.allocate(request)).await?;
+        let response = self.answer("Allocate", self.timeouts.allocate, client.allocate(request)).await?;
         let responses = response.container_responses;
         // One answer to one request; Akri's Agent gives one for each device of it.
         if responses.is_empty() || (responses.len() != 1 && responses.len() != ids.len()) {
@@ -97,7 +96,9 @@ impl Connection {
         };
         let request = PreferredAllocationRequest { container_requests: vec![container] };
         let mut client = self.client.clone();
-        let response = self.answer("GetPreferredAllocation", client.get_preferred_allocation(request)).await?;
+        let response = self
+            .answer("GetPreferredAllocation", self.timeouts.answer, client.get_preferred_allocation(request))
+            .await?;
         Ok(response.container_responses.into_iter().next().map(|response| response.device_ids).unwrap_or_default())
     }
 
@@ -105,7 +106,7 @@ impl Connection {
     pub(crate) async fn pre_start(&self, ids: &BTreeSet<String>) -> Result<(), AllocationError> {
         let request = PreStartContainerRequest { device_ids: ids.iter().cloned().collect() };
         let mut client = self.client.clone();
-        self.answer("PreStartContainer", client.pre_start_container(request)).await.map(|_| ())
+        self.answer("PreStartContainer", self.timeouts.pre_start, client.pre_start_container(request)).await.map(|_| ())
     }
 }
 
@@ -117,17 +118,21 @@ fn checked(response: ContainerAllocateResponse) -> Result<Provided, String> {
             return Err(format!("{name:?} cannot be an environment variable"));
         }
     }
-    let is_path =
-        |path: &str| path.starts_with('/') && !path.split('/').any(|part| part == "..") && !path.contains('\0');
+    let is_path = |path: &str| !path.is_empty() && !path.split('/').any(|part| part == "..") && !path.contains('\0');
     for mount in &response.mounts {
-        for path in [&mount.container_path, &mount.host_path] {
-            if !is_path(path) {
-                return Err(format!("mount path {path:?} must be absolute and without `..`"));
-            }
+        if !is_path(&mount.container_path) {
+            return Err(format!(
+                "container path {:?} of a mount must not be empty, and be without `..`",
+                mount.container_path
+            ));
+        }
+        if !is_path(&mount.host_path) || !mount.host_path.starts_with('/') {
+            return Err(format!("host path {:?} of a mount must be absolute and without `..`", mount.host_path));
         }
     }
+    // A relative path is one from the root, as for a kubelet.
     let mounts = response.mounts.into_iter().map(|mount| ProvidedMount {
-        container_path: mount.container_path,
+        container_path: format!("/{}", mount.container_path.trim_start_matches('/')),
         host_path: mount.host_path,
         read_only: mount.read_only,
     });
@@ -147,12 +152,12 @@ pub(crate) fn describe(error: &tonic::transport::Error) -> String {
 }
 
 /// Follows a plugin's list until the plugin is replaced, or has been away for so long that its resource is removed.
-pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: PathBuf, timeout: Duration, life: u64) {
+pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: PathBuf, timeouts: Timeouts, life: u64) {
     let mut pause = BACK_OFF.0;
     let mut told = false;
     loop {
         let started = Instant::now();
-        let ended = match Connection::open(&resource, socket.clone(), timeout).await {
+        let ended = match Connection::open(&resource, socket.clone(), timeouts).await {
             Ok(connection) => follow_list(&devices, &resource, life, connection, &mut told).await,
             Err(error) => error,
         };
@@ -198,11 +203,11 @@ async fn follow_list(
     told: &mut bool,
 ) -> String {
     let mut client = connection.client.clone();
-    let list = tokio::time::timeout(connection.timeout, client.list_and_watch(Request::new(Empty {}))).await;
-    let mut list = match list {
-        Ok(Ok(list)) => list.into_inner(),
-        Ok(Err(status)) => return format!("ListAndWatch: {}: {}", status.code(), status.message()),
-        Err(_) => return format!("ListAndWatch: no answer within {:?}", connection.timeout),
+    // Servers tell that there is a list when they send the first one, which may take a plugin as long as it takes to find its
+    // devices. One that ends closes the connection.
+    let mut list = match client.list_and_watch(Request::new(Empty {})).await {
+        Ok(list) => list.into_inner(),
+        Err(status) => return format!("ListAndWatch: {}: {}", status.code(), status.message()),
     };
     loop {
         let message = match list.message().await {
@@ -211,10 +216,7 @@ async fn follow_list(
             Err(status) => return format!("its list of devices broke off: {}: {}", status.code(), status.message()),
         };
         let Some(devices) = devices.upgrade() else { return String::new() };
-        if message.devices.len() > MOST_DEVICES {
-            let count = message.devices.len();
-            tracing::warn!(resource, "a list of {count} devices is not taken, {MOST_DEVICES} at most are");
-        } else if !devices.update(resource, life, message.devices, &connection) {
+        if !devices.update(resource, life, message.devices, &connection) {
             return String::new();
         }
         *told = false;

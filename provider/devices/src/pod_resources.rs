@@ -2,30 +2,19 @@
 
 use crate::allocation::PodDevices;
 use crate::devices::Devices;
-use akri_krustlet_host::socket::{self, SocketError, SocketFile};
 use akri_proto::v1::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use akri_proto::v1::{
     AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
     GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse, NumaNode,
     PodResources, TopologyInfo,
 };
-use std::path::Path;
 use std::sync::{Arc, Weak};
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-/// Serves the interface at `path`.
-pub(crate) fn serve(devices: &Arc<Devices>, path: &Path) -> Result<(SocketFile, JoinHandle<()>), SocketError> {
-    let (listener, file) = socket::listen(path)?;
-    let service = PodResourcesListerServer::new(Lister { devices: Arc::downgrade(devices) });
-    let task = tokio::spawn(async move {
-        let server = tonic::transport::Server::builder().add_service(service);
-        if let Err(error) = server.serve_with_incoming(UnixListenerStream::new(listener)).await {
-            tracing::error!(%error, "serving the pod resources");
-        }
-    });
-    Ok((file, task))
+/// What is served on the pod resources socket.
+pub(crate) fn routes(devices: &Arc<Devices>) -> Routes {
+    Routes::new(PodResourcesListerServer::new(Lister { devices: Arc::downgrade(devices) }))
 }
 
 struct Lister {

@@ -1,14 +1,12 @@
 //! The socket that device plugins register at.
 
 use crate::devices::Devices;
-use akri_krustlet_host::socket::{self, SocketError, SocketFile};
 use akri_proto::v1beta1::registration_server::{Registration, RegistrationServer};
 use akri_proto::v1beta1::{Empty, RegisterRequest};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Its name in the plugins' directory.
@@ -36,22 +34,14 @@ pub(crate) fn is_resource_name(name: &str) -> bool {
         && is_label(rest, 63, b"._-")
 }
 
-/// Serves registrations at `path`.
-pub(crate) fn serve(devices: &Arc<Devices>, path: &Path) -> Result<(SocketFile, JoinHandle<()>), SocketError> {
-    let (listener, file) = socket::listen(path)?;
-    let service =
-        RegistrationServer::new(Registry { devices: Arc::downgrade(devices) }).max_decoding_message_size(MOST_MESSAGE);
-    let task = tokio::spawn(async move {
-        let server = tonic::transport::Server::builder().add_service(service);
-        if let Err(error) = server.serve_with_incoming(UnixListenerStream::new(listener)).await {
-            tracing::error!(%error, "serving the device plugins' registrations");
-        }
-    });
-    Ok((file, task))
+/// What is served on the registration socket.
+pub(crate) fn routes(devices: &Arc<Devices>) -> Routes {
+    let registry = Registry { devices: Arc::downgrade(devices) };
+    Routes::new(RegistrationServer::new(registry).max_decoding_message_size(MOST_MESSAGE))
 }
 
-/// Makes the sockets again when somebody removes them.
-pub(crate) async fn keep(devices: Weak<Devices>, mut changes: watch::Receiver<()>) {
+/// Makes the sockets again when somebody removes them from their directory.
+pub(crate) async fn keep(devices: Weak<Devices>, directory: PathBuf, mut changes: watch::Receiver<()>) {
     let mut failed = false;
     while changes.changed().await.is_ok() {
         let Some(devices) = devices.upgrade() else { return };
@@ -65,7 +55,8 @@ pub(crate) async fn keep(devices: Weak<Devices>, mut changes: watch::Receiver<()
         }
     }
     tracing::error!(
-        "the device plugins' directory was removed; device plugins cannot register until the node is restarted"
+        directory = %directory.display(),
+        "the directory of the device plugins' sockets was removed; they are served again when the node is restarted"
     );
 }
 

@@ -33,7 +33,9 @@ impl Place {
         let mut config =
             DevicesConfig::new(directory.path().join("device-plugins"), directory.path().join("data/devices.json"));
         std::fs::create_dir(directory.path().join("data")).unwrap();
-        config.answer_timeout = Duration::from_millis(500);
+        config.timeouts.answer = Duration::from_millis(500);
+        config.timeouts.allocate = Duration::from_millis(500);
+        config.timeouts.pre_start = Duration::from_millis(500);
         config.patience = Duration::ZERO;
         config.notice = Duration::ZERO;
         Self { directory, config }
@@ -324,10 +326,12 @@ async fn a_plugin_that_floods_hurts_nobody_else() {
     let hostile = Plugin::start(&place.plugins(), "a/hostile", &["1"]).await;
     let other = Plugin::start(&place.plugins(), "a/x", &["1"]).await;
     wait_for_amount(&devices, "a/hostile", Some((1, 1))).await;
-    hostile.set((0..10_001).map(|id| device(&id.to_string(), true)).collect());
+    // As many devices as a message takes are taken.
+    hostile.set((0..100_000).map(|id| device(&id.to_string(), true)).collect());
+    wait_for_amount(&devices, "a/hostile", Some((100_000, 100_000))).await;
     // 8 MB: more than a message may have. The plugin is gone, and is tried again with pauses.
     hostile.set((0..80).map(|id| device(&format!("{id}{}", "x".repeat(100_000)), true)).collect());
-    wait_for_amount(&devices, "a/hostile", Some((1, 0))).await;
+    wait_for_amount(&devices, "a/hostile", Some((100_000, 0))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(hostile.lists() <= 6, "{} connections within a second", hostile.lists());
     other.set(vec![device("1", true), device("2", true)]);

@@ -1,40 +1,29 @@
 //! The Agent's side of the interface, as far as a developer or a test needs it: a registration socket, and Discover calls.
 
 use crate::registration::AGENT_SOCKET;
-use akri_krustlet_host::socket::connect;
-use akri_krustlet_host::socket::{self, SocketError, SocketFile};
+use akri_krustlet_host::ServedSocket;
+use akri_krustlet_host::socket::{SocketError, connect};
 use akri_proto::v0::discovery_handler_client::DiscoveryHandlerClient;
 use akri_proto::v0::registration_server::{Registration, RegistrationServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse, Empty, RegisterDiscoveryHandlerRequest};
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 /// A registration socket: what a stand-in for the Agent serves.
 #[derive(Debug)]
 pub struct RegistrationSocket {
     registrations: mpsc::UnboundedReceiver<RegisterDiscoveryHandlerRequest>,
-    server: tokio::task::JoinHandle<()>,
-    /// Removed from the directory when dropped.
-    _file: SocketFile,
+    _socket: ServedSocket,
 }
 
 impl RegistrationSocket {
     /// Serves `agent-registration.sock` in `directory`; fails if a live Agent does.
     pub fn serve(directory: &Path) -> Result<Self, SocketError> {
-        let (listener, file) = socket::listen(&directory.join(AGENT_SOCKET))?;
         let (sender, registrations) = mpsc::unbounded_channel();
-        let server = tokio::spawn(async move {
-            let served = tonic::transport::Server::builder()
-                .add_service(RegistrationServer::new(Recorder { sender }))
-                .serve_with_incoming(UnixListenerStream::new(listener))
-                .await;
-            if let Err(error) = served {
-                tracing::error!(%error, "serving the registration socket");
-            }
-        });
-        Ok(Self { registrations, server, _file: file })
+        let service = Routes::new(RegistrationServer::new(Recorder { sender }));
+        Ok(Self { registrations, _socket: ServedSocket::start(&directory.join(AGENT_SOCKET), service)? })
     }
 
     /// The next registration.
@@ -45,12 +34,6 @@ impl RegistrationSocket {
     /// A registration that has already come.
     pub fn try_next(&mut self) -> Option<RegisterDiscoveryHandlerRequest> {
         self.registrations.try_recv().ok()
-    }
-}
-
-impl Drop for RegistrationSocket {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 

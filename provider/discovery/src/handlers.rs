@@ -11,13 +11,14 @@
 use crate::container::HandlerContainer;
 use crate::last_lists::LastLists;
 use crate::service;
-use akri_krustlet_host::socket::{self, SocketError, SocketFile};
-use std::collections::HashMap;
+use akri_krustlet_host::ServedSocket;
+use akri_krustlet_host::socket::SocketError;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 /// How a node serves its handlers.
 #[derive(Clone, Debug)]
@@ -50,6 +51,8 @@ pub struct Handlers {
 struct Entries {
     by_name: HashMap<String, Entry>,
     next_claim: u64,
+    /// Names whose socket or scope is another than [`Handlers::take_changed`] told.
+    changed: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -62,14 +65,7 @@ struct Entry {
     departures: u64,
     /// With the number of the claim; the largest serves.
     containers: Vec<(u64, Arc<HandlerContainer>)>,
-    socket: Option<Socket>,
-}
-
-/// A handler's socket and the server behind it, which takes no new calls once this is dropped; open streams go on.
-#[derive(Debug)]
-struct Socket {
-    file: SocketFile,
-    _server: DropGuard,
+    socket: Option<ServedSocket>,
 }
 
 /// One name: what its streams need to know.
@@ -127,22 +123,19 @@ impl Handlers {
         HandlerClaim { handlers: self.clone(), name: name.to_owned(), number }
     }
 
-    /// The handlers that have a socket, by name.
-    pub fn served(&self) -> Vec<ServedHandler> {
-        let entries = self.entries();
-        let mut served: Vec<_> = entries
-            .by_name
-            .values()
-            .filter_map(|entry| {
-                let endpoint = entry.socket.as_ref()?.file.path().to_owned();
-                Some(ServedHandler { name: entry.handler.name.clone(), endpoint, shared: entry.shared })
-            })
-            .collect();
-        served.sort_by(|a, b| a.name.cmp(&b.name));
-        served
+    /// The handlers that have changed since they were asked for last, by name; `None` for one that has no socket any more.
+    pub fn take_changed(&self) -> Vec<(String, Option<ServedHandler>)> {
+        let mut entries = self.entries();
+        let changed = std::mem::take(&mut entries.changed);
+        let served = |name: &str| {
+            let entry = entries.by_name.get(name)?;
+            let endpoint = entry.socket.as_ref()?.path().to_owned();
+            Some(ServedHandler { name: name.to_owned(), endpoint, shared: entry.shared })
+        };
+        changed.into_iter().map(|name| (served(&name), name)).map(|(served, name)| (name, served)).collect()
     }
 
-    /// Changes when a handler gets or loses its socket.
+    /// Changes when a handler gets or loses its socket, or is shared where it was not.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -157,9 +150,10 @@ impl Handlers {
 
     /// Makes again what somebody removed from the directory.
     pub fn restore_sockets(&self) {
-        let mut restored = false;
-        for entry in self.entries().by_name.values_mut() {
-            let in_place = entry.socket.as_ref().is_some_and(|socket| socket.file.is_in_place());
+        let mut restored = Vec::new();
+        let mut entries = self.entries();
+        for (name, entry) in &mut entries.by_name {
+            let in_place = entry.socket.as_ref().is_some_and(ServedSocket::is_in_place);
             if !in_place && (entry.socket.is_some() || !entry.containers.is_empty()) {
                 tracing::warn!(handler = entry.handler.name, "the handler's socket was removed; making it again");
                 entry.socket = None;
@@ -167,20 +161,18 @@ impl Handlers {
                     Ok(socket) => entry.socket = Some(socket),
                     Err(error) => tracing::error!(handler = entry.handler.name, %error, "cannot make the socket again"),
                 }
-                restored = true;
+                restored.push(name.clone());
             }
         }
-        if restored {
+        if !restored.is_empty() {
+            entries.changed.extend(restored);
             self.changed.send_replace(());
         }
     }
 
-    fn open_socket(&self, handler: &Arc<Handler>) -> Result<Socket, SocketError> {
+    fn open_socket(&self, handler: &Arc<Handler>) -> Result<ServedSocket, SocketError> {
         let path = self.config.directory.join(format!("{}.sock", handler.name));
-        let (listener, file) = socket::listen(&path)?;
-        let stop = handler.closing.child_token();
-        service::serve(handler.clone(), listener, stop.clone());
-        Ok(Socket { file, _server: stop.drop_guard() })
+        ServedSocket::start(&path, service::routes(handler.clone()))
     }
 
     fn close_if_still_unclaimed(&self, name: &str, departures: u64) {
@@ -191,6 +183,7 @@ impl Handlers {
             tracing::info!(handler = name, "no pod of this handler is left: its streams end");
             entry.handler.closing.cancel();
             drop(entry);
+            entries.changed.insert(name.to_owned());
             self.changed.send_replace(());
         }
     }
@@ -237,10 +230,11 @@ impl HandlerClaim {
         if made_socket {
             entry.socket = Some(self.handlers.open_socket(&entry.handler)?);
         }
+        let was_shared = entry.shared;
         entry.containers.push((self.number, container.clone()));
         entry.update_serving();
-        drop(entries);
-        if made_socket {
+        if made_socket || entry.shared != was_shared {
+            entries.changed.insert(self.name.clone());
             self.handlers.changed.send_replace(());
         }
         Ok(Serving { claim: self, container })

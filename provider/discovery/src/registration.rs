@@ -16,7 +16,7 @@ use akri_proto::v0::register_discovery_handler_request::EndpointType;
 use akri_proto::v0::registration_client::RegistrationClient;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,24 +58,22 @@ impl AgentLife {
 pub async fn run(handlers: Arc<Handlers>, watcher: DirectoryWatcher) {
     let mut served_changed = handlers.changes();
     let mut directory = WatchedDirectory::watch(handlers.directory(), &watcher).await;
-    let mut book = Book { directory: handlers.directory().to_owned(), known: HashMap::new() };
+    let mut book = Book::new(handlers.directory());
     let mut under_way = FuturesUnordered::new();
     loop {
-        let life = AgentLife::of(&book.directory.join(AGENT_SOCKET));
-        let served = handlers.served();
-        book.forget_all_but(&served);
-        let mut next_try = None;
-        for handler in served {
-            match book.due(&handler, life) {
-                Due::No => {}
-                Due::At(time) => next_try = Some(next_try.map_or(time, |other: Instant| other.min(time))),
-                Due::Now(life) if under_way.len() < AT_ONCE => under_way.push(book.attempt(handler, life)),
-                // Comes when one of those under way is done.
-                Due::Now(_) => {}
-            }
+        for (name, served) in handlers.take_changed() {
+            book.changed(name, served);
         }
+        book.life_is(AgentLife::of(&book.socket));
+        while under_way.len() < AT_ONCE
+            && let Some(attempt) = book.next_attempt(Instant::now())
+        {
+            under_way.push(attempt);
+        }
+        // At the limit the next one comes when one of those under way is done.
+        let next = book.next_time().filter(|_| under_way.len() < AT_ONCE);
         let retry = async {
-            match next_try {
+            match next {
                 Some(time) => tokio::time::sleep_until(time).await,
                 None => std::future::pending().await,
             }
@@ -85,8 +83,8 @@ pub async fn run(handlers: Arc<Handlers>, watcher: DirectoryWatcher) {
             Ok(()) = served_changed.changed() => {}
             changed = directory.changes.changed() => {
                 if changed.is_err() || !directory.is_in_place() {
-                    tracing::warn!(directory = %book.directory.display(), "the discovery handlers' directory was removed; making it again");
-                    directory = WatchedDirectory::watch(&book.directory, &watcher).await;
+                    tracing::warn!(directory = %directory.path.display(), "the discovery handlers' directory was removed; making it again");
+                    directory = WatchedDirectory::watch(&directory.path, &watcher).await;
                 }
                 handlers.restore_sockets();
             }
@@ -133,66 +131,100 @@ fn inode_of(path: &Path) -> Option<(u64, u64)> {
 
 /// What has been registered, and what is to be tried when.
 struct Book {
-    directory: PathBuf,
+    /// The Agent's.
+    socket: PathBuf,
+    life: Option<AgentLife>,
     known: HashMap<String, Entry>,
+    /// When each handler that is not registered is due; none while it is under way.
+    due: BTreeSet<(Instant, String)>,
 }
 
 #[derive(Default)]
 struct Entry {
+    served: Option<ServedHandler>,
     registered: Option<(AgentLife, ServedHandler)>,
     under_way: bool,
+    due: Option<Instant>,
     failed: Option<Failure>,
 }
 
 struct Failure {
     life: AgentLife,
     pause: Duration,
-    next: Instant,
     message: String,
 }
 
-enum Due {
-    No,
-    At(Instant),
-    Now(AgentLife),
-}
-
 impl Book {
-    fn forget_all_but(&mut self, served: &[ServedHandler]) {
-        self.known.retain(|name, entry| entry.under_way || served.iter().any(|handler| handler.name == *name));
+    fn new(directory: &Path) -> Self {
+        Self { socket: directory.join(AGENT_SOCKET), life: None, known: HashMap::new(), due: BTreeSet::new() }
     }
 
-    fn due(&self, handler: &ServedHandler, life: Option<AgentLife>) -> Due {
-        let Some(life) = life else { return Due::No };
-        let Some(entry) = self.known.get(&handler.name) else { return Due::Now(life) };
-        if entry.under_way || entry.registered.as_ref().is_some_and(|known| *known == (life, handler.clone())) {
-            return Due::No;
-        }
-        match &entry.failed {
-            Some(failure) if failure.life == life && failure.next > Instant::now() => Due::At(failure.next),
-            _ => Due::Now(life),
+    /// A handler has come, changed or gone.
+    fn changed(&mut self, name: String, served: Option<ServedHandler>) {
+        self.known.entry(name.clone()).or_default().served = served;
+        self.schedule(name, Instant::now());
+    }
+
+    /// What the Agent's socket says. Another life knows no handler.
+    fn life_is(&mut self, life: Option<AgentLife>) {
+        if std::mem::replace(&mut self.life, life) != life {
+            let now = Instant::now();
+            let names: Vec<_> = self.known.keys().cloned().collect();
+            names.into_iter().for_each(|name| self.schedule(name, now));
         }
     }
 
-    fn attempt(
+    /// Notes when the handler is to be registered, if it is at all.
+    fn schedule(&mut self, name: String, at: Instant) {
+        let Some(entry) = self.known.get_mut(&name) else { return };
+        if let Some(due) = entry.due.take() {
+            self.due.remove(&(due, name.clone()));
+        }
+        if entry.under_way {
+            return;
+        }
+        let Some(served) = &entry.served else {
+            self.known.remove(&name);
+            return;
+        };
+        let Some(life) = self.life else { return };
+        let is_registered = entry.registered.as_ref().is_some_and(|(of, handler)| *of == life && handler == served);
+        if !is_registered {
+            entry.due = Some(at);
+            self.due.insert((at, name));
+        }
+    }
+
+    fn next_time(&self) -> Option<Instant> {
+        self.due.first().map(|(time, _)| *time)
+    }
+
+    /// A registration that is due, to be polled.
+    fn next_attempt(
         &mut self,
-        handler: ServedHandler,
-        life: AgentLife,
-    ) -> impl Future<Output = (ServedHandler, AgentLife, Result<(), String>)> + use<> {
-        self.known.entry(handler.name.clone()).or_default().under_way = true;
-        let socket = self.directory.join(AGENT_SOCKET);
-        async move {
+        now: Instant,
+    ) -> Option<impl Future<Output = (ServedHandler, AgentLife, Result<(), String>)> + use<>> {
+        if self.next_time()? > now {
+            return None;
+        }
+        let life = self.life?;
+        let (_, name) = self.due.pop_first()?;
+        let entry = self.known.get_mut(&name)?;
+        (entry.due, entry.under_way) = (None, true);
+        let (handler, socket) = (entry.served.clone()?, self.socket.clone());
+        Some(async move {
             let result = match tokio::time::timeout(ANSWER, register(socket, life, &handler)).await {
                 Ok(result) => result,
                 Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
             };
             (handler, life, result)
-        }
+        })
     }
 
     fn record(&mut self, handler: &ServedHandler, life: AgentLife, result: Result<(), String>) {
-        let entry = self.known.entry(handler.name.clone()).or_default();
+        let Some(entry) = self.known.get_mut(&handler.name) else { return };
         entry.under_way = false;
+        let mut next = Instant::now();
         match result {
             Ok(()) => {
                 tracing::info!(handler = handler.name, endpoint = %handler.endpoint.display(), shared = handler.shared, "registered with the Agent");
@@ -209,9 +241,14 @@ impl Book {
                         "the Agent did not register the handler; trying again"
                     );
                 }
-                entry.failed = Some(Failure { life, pause, next: Instant::now() + pause, message });
+                // Another life is asked at once.
+                if self.life == Some(life) {
+                    next += pause;
+                }
+                entry.failed = Some(Failure { life, pause, message });
             }
         }
+        self.schedule(handler.name.clone(), next);
     }
 }
 
@@ -234,4 +271,74 @@ async fn register(socket: PathBuf, life: AgentLife, handler: &ServedHandler) -> 
         .await
         .map(|_| ())
         .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(name: &str, shared: bool) -> ServedHandler {
+        ServedHandler { name: name.to_owned(), endpoint: PathBuf::from(format!("/a/{name}.sock")), shared }
+    }
+
+    fn life(inode: u64) -> AgentLife {
+        AgentLife { device: 1, inode, modified: (0, 0) }
+    }
+
+    /// Takes the attempts that are due now, with the answer `result`.
+    fn answer(book: &mut Book, result: &Result<(), String>) -> usize {
+        let mut count = 0;
+        while book.next_attempt(Instant::now()).is_some() {
+            count += 1;
+        }
+        let life = book.life.unwrap();
+        let under_way = book.known.values().filter(|entry| entry.under_way);
+        let under_way: Vec<_> = under_way.filter_map(|entry| entry.served.clone()).collect();
+        for handler in under_way {
+            book.record(&handler, life, result.clone());
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_handler_is_registered_once_in_each_life_and_a_failure_is_tried_again() {
+        let mut book = Book::new(Path::new("/a"));
+        for name in 0..1000 {
+            book.changed(name.to_string(), Some(served(&name.to_string(), true)));
+        }
+        assert!(book.next_time().is_none(), "there is no Agent");
+        book.life_is(Some(life(1)));
+        assert_eq!(answer(&mut book, &Ok(())), 1000);
+        book.life_is(Some(life(1)));
+        assert!(book.next_time().is_none());
+        book.life_is(Some(life(2)));
+        assert_eq!(answer(&mut book, &Err("busy".to_owned())), 1000);
+        assert_eq!(book.next_time(), Some(Instant::now() + BACK_OFF.0));
+        tokio::time::advance(BACK_OFF.0).await;
+        assert_eq!(answer(&mut book, &Err("busy".to_owned())), 1000);
+        assert_eq!(book.next_time(), Some(Instant::now() + BACK_OFF.0 * 2));
+        // One that is changed or gone meanwhile.
+        book.changed("1".to_owned(), Some(served("1", false)));
+        book.changed("2".to_owned(), None);
+        assert_eq!(answer(&mut book, &Ok(())), 1);
+        tokio::time::advance(BACK_OFF.1).await;
+        assert_eq!(answer(&mut book, &Ok(())), 998);
+        assert_eq!(book.known.len(), 999);
+        assert!(book.next_time().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_while_it_is_registered_is_registered_again() {
+        let mut book = Book::new(Path::new("/a"));
+        book.life_is(Some(life(1)));
+        book.changed("a".to_owned(), Some(served("a", true)));
+        assert!(book.next_attempt(Instant::now()).is_some());
+        book.changed("a".to_owned(), Some(served("a", false)));
+        assert!(book.next_attempt(Instant::now()).is_none());
+        book.record(&served("a", true), life(1), Ok(()));
+        assert!(book.next_attempt(Instant::now()).is_some());
+        book.changed("a".to_owned(), None);
+        book.record(&served("a", false), life(1), Ok(()));
+        assert!(book.known.is_empty() && book.due.is_empty());
+    }
 }

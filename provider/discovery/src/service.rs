@@ -7,27 +7,17 @@ use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandle
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tokio_util::sync::CancellationToken;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// How long a call waits for its guest's verdict on the discovery details before its headers are sent. The Agent waits for
 /// the headers without a deadline, so it must not be kept.
 const VERDICT: Duration = Duration::from_millis(500);
 
-/// Serves `handler` on `listener` until `stop` is cancelled; streams that are open then go on.
-pub(crate) fn serve(handler: Arc<Handler>, listener: UnixListener, stop: CancellationToken) {
-    let service = DiscoveryHandlerServer::new(Service { handler: handler.clone() });
-    tokio::spawn(async move {
-        let served = tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-            .await;
-        if let Err(error) = served {
-            tracing::error!(handler = handler.name, %error, "serving a discovery handler's socket");
-        }
-    });
+/// What is served on a handler's socket.
+pub(crate) fn routes(handler: Arc<Handler>) -> Routes {
+    Routes::new(DiscoveryHandlerServer::new(Service { handler }))
 }
 
 struct Service {

@@ -123,13 +123,26 @@ fn check_free(path: &Path) -> Result<(), SocketError> {
         }
         Ok(_) => {}
     }
-    match StdStream::connect(path) {
+    match try_connect(path) {
         Ok(stream) => Err(SocketError::Live { path: path.to_owned(), by: describe_peer(&stream) }),
+        // Somebody listens, and has more connections than he takes.
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(SocketError::Live { path: path.to_owned(), by: " that takes no connections".to_owned() })
+        }
         // Nobody listens: a socket that a killed process left behind.
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(SocketError::Io { path: path.to_owned(), source }),
     }
+}
+
+/// Connects, or fails at once: a listener that hangs must not keep us.
+fn try_connect(path: &Path) -> std::io::Result<StdStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn describe_peer(stream: &StdStream) -> String {
@@ -166,6 +179,22 @@ mod tests {
         let error = listen(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         assert!(file.is_in_place());
+    }
+
+    #[test]
+    fn a_listener_that_hangs_keeps_nobody() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("full.sock");
+        let listener =
+            rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&listener, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = try_connect(&path) {
+            queued.push(stream);
+        }
+        let error = check_free(&path).unwrap_err().to_string();
+        assert!(error.contains("another process that takes no connections"), "{error}");
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use crate::termination::{StopReason, Termination};
 use crate::termination_message::TerminationMessage;
 use crate::volume::{self, Volumes};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
+use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
 use akri_krustlet_runtime::{GuestSpec, Outcome};
@@ -245,7 +246,7 @@ async fn last_words(context: &PodContext, container: &Container, restart: u32, o
     let message = termination_message(context, container)?;
     let log = context.services.data.container_logs(&context.pod, &container.name);
     let failed = *outcome != Outcome::Exited(0);
-    tokio::task::spawn_blocking(move || message.read(&log, restart, failed)).await.ok()?
+    patiently(move || message.read(&log, restart, failed)).await.ok()?
 }
 
 fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {
@@ -342,16 +343,23 @@ async fn run_once(
         .map_err(|error| format!("cannot make the container's log in {}: {error}", log_directory.display()))?;
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
     let files = services.data.pod(context.pod.uid()).join("files").join(&container.name);
-    let volume::ContainerVolumes { mut preopens, exchange } =
-        volume::preopens(container, volumes, &variables, exchange_directory, &files)?;
+    let volume::ContainerVolumes { mut preopens, exchange } = {
+        let (container, mounted, variables) = (container.clone(), volumes.mounted(), variables.clone());
+        let exchange_directory = exchange_directory.map(str::to_owned);
+        let prepared = patiently(move || {
+            let exchange = exchange_directory.as_deref();
+            volume::preopens(&container, &mounted, &variables, exchange, devices.files, &files)
+        });
+        prepared.await.map_err(|hangs| format!("the container's volumes: {hangs}"))??
+    };
     preopens.extend(devices.preopens);
     // A handler's guests come and go while it runs.
     if let Some(message) = termination_message(context, container).filter(|_| handler.is_none()) {
         let mounted = preopens.clone();
-        let prepared = tokio::task::spawn_blocking(move || message.prepare(&mounted)).await;
-        let prepared = prepared.map_err(std::io::Error::other).and_then(|prepared| prepared);
-        let failed = |error| format!("cannot make the file of the termination message: {error}");
-        preopens.extend(prepared.map_err(failed)?);
+        let failed =
+            |error: &dyn std::fmt::Display| format!("cannot make the file of the termination message: {error}");
+        let prepared = patiently(move || message.prepare(&mounted)).await.map_err(|hangs| failed(&hangs))?;
+        preopens.extend(prepared.map_err(|error| failed(&error))?);
     }
     let guest = GuestSpec {
         args: arguments(container, &variables),

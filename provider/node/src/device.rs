@@ -5,10 +5,12 @@ use crate::container::PodContext;
 use crate::pod::PodObject;
 use crate::quantity;
 use crate::status::ContainerKind;
+use crate::volume::files::FileMount;
+use akri_krustlet_devices::allocation::ProvidedMount;
 use akri_krustlet_devices::{ContainerRequest, PodRequest, Provided};
+use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Preopen;
 use k8s_openapi::api::core::v1::Container;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A pod that waits for its devices for longer says so.
@@ -76,6 +78,8 @@ pub struct DeviceAccess {
     pub variables: Vec<(String, String)>,
     /// Directories of the host.
     pub preopens: Vec<Preopen>,
+    /// Files of the host; a guest sees nothing of what is beside them.
+    pub files: Vec<FileMount>,
 }
 
 /// Prepares a container's devices for a start. What a guest cannot be given is told by an event; an error means that the
@@ -88,16 +92,37 @@ pub async fn access(context: &PodContext, kind: ContainerKind, container: &str) 
     for message in shortcomings(&provided) {
         context.event(kind, container, EventType::Warning, "DeviceNotGiven", message);
     }
-    let mut access = DeviceAccess { variables: provided.envs.into_iter().collect(), preopens: Vec::new() };
-    for mount in provided.mounts {
-        let (host, guest) = directory_of(&mount.host_path, &mount.container_path)?;
-        let preopen = Preopen { read_only: mount.read_only, ..Preopen::new(host, guest) };
+    let mut access = DeviceAccess { variables: provided.envs.into_iter().collect(), ..DeviceAccess::default() };
+    let given = patiently(move || {
+        for mount in &provided.mounts {
+            give(mount, &mut access)?;
+        }
+        Ok(access)
+    });
+    given.await.map_err(|hangs| format!("the files of the container's devices: {hangs}"))?
+}
+
+/// Adds a directory or file of the host.
+fn give(mount: &ProvidedMount, access: &mut DeviceAccess) -> Result<(), String> {
+    let (host, guest) = (&mount.host_path, &mount.container_path);
+    let failed = |what: String| format!("a device of the container needs {host}: {what}");
+    let metadata = std::fs::metadata(host).map_err(|error| failed(error.to_string()))?;
+    if metadata.is_dir() {
+        let preopen = Preopen { read_only: mount.read_only, ..Preopen::new(host, guest.trim_end_matches('/')) };
         let same = |other: &Preopen| other.host == preopen.host && other.guest == preopen.guest;
         if !access.preopens.iter().any(same) {
             access.preopens.push(preopen);
         }
+        return Ok(());
     }
-    Ok(access)
+    if !metadata.is_file() {
+        return Err(failed(
+            "a WebAssembly guest cannot be given sockets and devices, only directories and files".to_owned(),
+        ));
+    }
+    let file = std::fs::File::open(host).map_err(|error| failed(error.to_string()))?;
+    access.files.push(FileMount::link(guest, file.into(), mount.read_only).map_err(failed)?);
+    Ok(())
 }
 
 fn shortcomings(provided: &Provided) -> Vec<String> {
@@ -119,22 +144,6 @@ fn shortcomings(provided: &Provided) -> Vec<String> {
     messages
 }
 
-/// The directories that make a host's path appear at a container's path: those of the path itself, or for a file, which a
-/// guest cannot be given alone, the ones that it is in.
-fn directory_of(host: &str, guest: &str) -> Result<(PathBuf, String), String> {
-    let failed = |what: String| format!("a device of the container needs {host}: {what}");
-    let metadata = std::fs::metadata(host).map_err(|error| failed(error.to_string()))?;
-    if metadata.is_dir() {
-        return Ok((PathBuf::from(host), guest.trim_end_matches('/').to_owned()));
-    }
-    let (host_path, guest_path) = (Path::new(host), Path::new(guest));
-    if host_path.file_name() != guest_path.file_name() {
-        return Err(failed(format!("a file cannot appear under another name ({guest}) to a WebAssembly guest")));
-    }
-    let parent = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
-    Ok((parent(host_path), parent(guest_path).display().to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,16 +163,25 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_given_by_its_directory_and_under_its_own_name() {
+    fn a_file_is_given_without_what_is_beside_it_and_under_any_name() {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("video0.conf");
-        std::fs::write(&file, "").unwrap();
-        let host = file.to_str().unwrap();
-        assert_eq!(
-            directory_of(host, "/etc/camera/video0.conf").unwrap(),
-            (directory.path().to_owned(), "/etc/camera".to_owned())
-        );
-        assert!(directory_of(host, "/etc/other.conf").unwrap_err().contains("another name"));
-        assert!(directory_of("/no/such/path", "/x").unwrap_err().contains("/no/such/path"));
+        std::fs::write(directory.path().join("video0.conf"), "of the camera").unwrap();
+        std::fs::write(directory.path().join("secret"), "").unwrap();
+        let mount = |host: &str, guest: &str| ProvidedMount {
+            container_path: guest.to_owned(),
+            host_path: directory.path().join(host).display().to_string(),
+            read_only: true,
+        };
+        let mut access = DeviceAccess::default();
+        give(&mount("video0.conf", "/etc/camera/camera.conf"), &mut access).unwrap();
+        give(&mount("", "/data/"), &mut access).unwrap();
+        give(&mount("", "/data"), &mut access).unwrap();
+        assert_eq!(access.preopens.iter().map(|preopen| preopen.guest.as_str()).collect::<Vec<_>>(), ["/data"]);
+        let seen = crate::volume::files::preopens(access.files, &directory.path().join("private")).unwrap();
+        assert_eq!((seen[0].guest.as_str(), seen.len()), ("/etc/camera", 1));
+        let names: Vec<_> = std::fs::read_dir(&seen[0].host).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["camera.conf"]);
+        let error = give(&mount("no/such", "/x"), &mut DeviceAccess::default()).unwrap_err();
+        assert!(error.contains("no/such"), "{error}");
     }
 }

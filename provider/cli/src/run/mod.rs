@@ -60,6 +60,9 @@ pub(crate) struct RunArguments {
     /// A resource whose device plugin is gone counts 0 after this time, and is removed after twice of it, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     device_plugin_grace_period: u64,
+    /// How long a device plugin may take to prepare devices for a container (Allocate), in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    device_allocation_timeout: u64,
     /// How long a handler's streams stay open after its last pod is gone, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     handler_grace_period: u64,
@@ -180,6 +183,7 @@ fn device_plugins(arguments: &RunArguments, data: &DataDirectory) -> anyhow::Res
     };
     let mut config = DevicesConfig::new(directory, data.devices());
     config.grace_period = Duration::from_secs(arguments.device_plugin_grace_period);
+    config.timeouts.allocate = Duration::from_secs(arguments.device_allocation_timeout);
     if let Some(socket) = &arguments.pod_resources_socket {
         config.pod_resources_socket = Some(socket.clone());
     }

@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(2);
 pub struct Recorder {
     client: Client,
     histories: Arc<Mutex<BTreeMap<(Kind, String), History>>>,
-    /// That pods of this node had.
+    /// That pods of this node asked for.
     fields: Arc<Mutex<BTreeSet<String>>>,
     changed: watch::Sender<u64>,
 }
@@ -70,9 +70,6 @@ impl Recorder {
 
     fn take(&self, kind: Kind, pod: &Pod, gone: bool) {
         let value = serde_json::to_value(pod).unwrap();
-        if kind == Kind::Wasm {
-            collect_fields("spec", &value["spec"], &mut self.fields.lock().unwrap());
-        }
         let mut histories = self.histories.lock().unwrap();
         let history = histories.entry((kind, pod.name_any())).or_default();
         // A pod of the same name is another one.
@@ -85,7 +82,14 @@ impl Recorder {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Whether a pod of this node had the field, `spec.containers[].name` for one; `[]` stands for any entry of a list.
+    /// Notes the fields of a pod's spec as it is sent; what the API server fills in does not count.
+    pub fn asked(&self, kind: Kind, spec: &Value) {
+        if kind == Kind::Wasm {
+            collect_fields("spec", spec, &mut self.fields.lock().unwrap());
+        }
+    }
+
+    /// Whether a pod of this node asked for the field, `spec.containers[].name` for one; `[]` stands for any entry of a list.
     pub fn has_seen(&self, field: &str) -> bool {
         self.fields.lock().unwrap().contains(field)
     }

@@ -109,7 +109,7 @@ impl Spec {
         let (name, spec, facts) = (name.to_owned(), self.name.clone(), Mutex::default());
         let run = Arc::new(Run { scene: scene.clone(), recorder: recorder.clone(), kind, name, spec, facts });
         if let Err(what) = (self.scenario)(run.clone()).await {
-            run.fact("what did not happen", what);
+            run.fact(crate::differences::NOT_DONE, what);
         }
         if !run.recorder.history(kind, &run.name).versions.is_empty() {
             run.observe(&run.name, "").await;
@@ -196,6 +196,7 @@ impl Run {
     }
 
     pub async fn create(&self, pod: &Value) -> Result<(), String> {
+        self.recorder.asked(self.kind, &pod["spec"]);
         let pod: Pod = serde_json::from_value(pod.clone()).map_err(|error| error.to_string())?;
         match self.pods().create(&PostParams::default(), &pod).await {
             Ok(_) => Ok(()),
@@ -271,6 +272,9 @@ impl Run {
 
     /// Makes an object in the node's namespace.
     pub async fn apply(&self, mut object: Value) {
+        for template in ["/spec/template/spec", "/spec/jobTemplate/spec/template/spec"] {
+            self.recorder.asked(self.kind, object.pointer(template).unwrap_or(&Value::Null));
+        }
         object["metadata"]["namespace"] = json!(self.kind.name());
         let run = (self.scene.clone(), object);
         tokio::task::spawn_blocking(move || run.0.cluster.apply(&run.1)).await.unwrap();

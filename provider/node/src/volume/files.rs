@@ -1,7 +1,7 @@
 //! Single files, which WASI does not know: each is given in a directory that holds nothing else.
 //!
 //! A file of the host is linked: what a guest writes is in the host's file, and if the host puts another file in its place, the
-//! guest keeps the old one, as with a bind mount. A file of a ConfigMap and the like is copied, and not brought up to date, as a
+//! guest keeps the old one, as with a bind mount. One of another filesystem cannot be linked; for reading only it is copied. A file of a ConfigMap and the like is copied, and not brought up to date, as a
 //! kubelet does it.
 
 use super::content;
@@ -10,6 +10,9 @@ use rustix::fs::{AtFlags, CWD};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+
+/// Largest file of another filesystem that is copied, in bytes.
+const MOST_COPIED: u64 = 64 << 20;
 
 /// A file, and where a container wants it.
 #[derive(Debug)]
@@ -63,18 +66,29 @@ pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, S
             Source::Copy(volume, path) => content::copy(volume, path, &to),
             Source::Link(from) => {
                 let from = format!("/proc/self/fd/{}", from.as_raw_fd());
-                Ok(rustix::fs::linkat(CWD, from, CWD, &to, AtFlags::SYMLINK_FOLLOW)?)
+                match rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW) {
+                    Err(rustix::io::Errno::XDEV) if file.read_only && is_small(&from) => {
+                        std::fs::copy(&from, &to).map(|_| ())
+                    }
+                    linked => Ok(linked?),
+                }
             }
         });
         put.map_err(|error| match (&file.source, error.raw_os_error()) {
             (Source::Link(_), Some(code)) if code == rustix::io::Errno::XDEV.raw_os_error() => format!(
-                "{}/{}: a file can be given if it is on the filesystem of the data directory; mount the directory that it is in",
-                file.directory, file.name
+                "{}/{}: a file can be given if it is on the filesystem of the data directory, or read-only and at most {} MiB; mount the directory that it is in",
+                file.directory,
+                file.name,
+                MOST_COPIED >> 20
             ),
             _ => format!("{}/{}: {error}", file.directory, file.name),
         })?;
     }
     Ok(preopens.into_values().collect())
+}
+
+fn is_small(path: &str) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MOST_COPIED)
 }
 
 #[cfg(test)]

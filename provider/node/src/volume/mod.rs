@@ -17,6 +17,7 @@ use crate::data_directory::make_directory;
 use crate::environment;
 use crate::objects::Awaited;
 use crate::pod::PodObject;
+use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Preopen;
 use content::Content;
 use files::FileMount;
@@ -131,9 +132,19 @@ fn kind_of(volume: &Volume) -> String {
 /// A pod's volumes on the host. What keeps them up to date ends with them.
 #[derive(Debug, Default)]
 pub struct Volumes {
-    mounted: BTreeMap<String, Mounted>,
+    mounted: Arc<MountedVolumes>,
     _keeper: Option<keeper::Keeper>,
 }
+
+impl Volumes {
+    /// Where they are.
+    pub fn mounted(&self) -> Arc<MountedVolumes> {
+        self.mounted.clone()
+    }
+}
+
+/// Volumes on the host, by their names.
+pub type MountedVolumes = BTreeMap<String, Mounted>;
 
 /// A volume on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +176,13 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
         let own = context.services.data.pod(pod.uid()).join("volumes").join(volume.name.replace('/', "_"));
         let failed = |path: &Path, what| MountError { volume: volume.name.clone(), path: path.to_owned(), what };
         let of_volume = if let Some(source) = &volume.host_path {
-            host_path::mount(source, pod.resolve(&source.path)).map_err(|(path, what)| failed(&path, what))?
+            let (source, path) = (source.clone(), pod.resolve(&source.path));
+            let mounted = patiently({
+                let path = path.clone();
+                move || host_path::mount(&source, path)
+            });
+            let mounted = mounted.await.map_err(|hangs| failed(&path, hangs.to_string()))?;
+            mounted.map_err(|(path, what)| failed(&path, what))?
         } else if content::is_content(volume) {
             let content = Content::of(volume, own.clone(), context).map_err(|what| failed(&own, what))?;
             content.objects().for_each(|object| awaited.add(object.clone()));
@@ -184,6 +201,7 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
         };
         mounted.insert(volume.name.clone(), of_volume);
     }
+    let mounted = Arc::new(mounted);
     Ok(Volumes { mounted, _keeper: keeper::Keeper::start(context, contents, std::mem::take(awaited), limited) })
 }
 
@@ -196,18 +214,19 @@ pub struct ContainerVolumes {
     pub exchange: Option<PathBuf>,
 }
 
-/// Prepares a container's directories for a start. `private` is a directory for this alone.
+/// Prepares a container's directories for a start, with the files that its devices bring. `private` is a directory for this
+/// alone.
 pub fn preopens(
     container: &Container,
-    volumes: &Volumes,
+    volumes: &MountedVolumes,
     variables: &[(String, String)],
     exchange_directory: Option<&str>,
+    mut single: Vec<FileMount>,
     private: &Path,
 ) -> Result<ContainerVolumes, String> {
     let mut of_container = ContainerVolumes::default();
-    let mut single = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let Some(mounted) = volumes.mounted.get(&mount.name) else { continue };
+        let Some(mounted) = volumes.get(&mount.name) else { continue };
         // A relative path is one from the root, as for a kubelet.
         let parts: Vec<_> = mount.mount_path.split('/').filter(|part| !["", "."].contains(part)).collect();
         let guest = format!("/{}", parts.join("/"));

@@ -48,6 +48,7 @@ pub fn specs() -> Vec<Spec> {
                 .await;
             let mut pod = run.pod(&["exit:0"]);
             pod["spec"]["runtimeClassName"] = json!(class);
+            pod["spec"]["overhead"] = json!({"cpu": "1000"});
             run.create(&pod).await?;
             run.until(&Until::Ended).await
         }),
