@@ -1,7 +1,8 @@
 # The one entry point. `make` lists the targets.
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
-GUESTS := wasm-handlers/target/$(GUEST_TARGET)/release
+# Where cargo builds, which is not always `target`: CARGO_TARGET_DIR, or a user's configuration.
+TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
@@ -11,7 +12,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: guests build ## build everything, run a node with a WebAssembly handler, watch it find devices (ends by itself)
-	@PROGRAM=$(CURDIR)/target/debug/akri-krustlet GUESTS=$(CURDIR)/$(GUESTS) manifests/standalone/quickstart
+	@PROGRAM=$$($(TARGET_DIR))/debug/akri-krustlet \
+		GUESTS=$$(cd wasm-handlers && $(TARGET_DIR))/$(GUEST_TARGET)/release manifests/standalone/quickstart
 
 test: guests workload programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace

@@ -95,13 +95,17 @@ start() {
     processes+=($!)
 }
 
+# Where cargo builds a workspace.
+target_directory() {
+    (cd "$1" && cargo metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+}
+
 build() {
     say "building the node and the guests"
     make --silent -C "$repository" guests build
     (cd "$repository" && cargo build --quiet --package control-plane)
-    local target=${CARGO_TARGET_DIR:-$repository/target}
-    program=$target/debug/akri-krustlet
-    control_plane=$target/debug/control-plane
+    program=$(target_directory "$repository")/debug/akri-krustlet
+    control_plane=$(target_directory "$repository")/debug/control-plane
     work=$(mktemp -d)
     trap finish EXIT
 }
@@ -118,7 +122,8 @@ start_cluster() {
             fail "the control plane did not start" control-plane.log
         export KUBECONFIG=$work/cluster/admin.conf
         BOOTSTRAP_FILE=$work/cluster/bootstrap.conf
-        local guests=${CARGO_TARGET_DIR:-$repository/wasm-handlers/target}/wasm32-wasip1/release
+        local guests
+        guests=$(target_directory "$repository/wasm-handlers")/wasm32-wasip1/release
         handler_image=fs://$guests/debug-echo.wasm
         broker_image=fs://$guests/debug-echo-broker.wasm
         PATH=$(dirname "$("$control_plane" build)"):$PATH

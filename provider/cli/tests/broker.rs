@@ -155,3 +155,30 @@ fn a_pod_that_wants_a_device_of_a_node_without_plugins_is_told_so() {
     node.wait().unwrap();
     assert!(told, "{}", pods());
 }
+
+#[tokio::test]
+async fn a_pod_that_found_no_device_is_tried_again_and_after_a_restart_of_the_node() {
+    let mut node = Node::start();
+    node.wait_for_running("witness");
+    let module = guest("misbehave");
+    for name in ["early", "earlier"] {
+        node.write_manifest(&format!("{name}.json"), &broker(name, &module, &format!("example.com/{name}")));
+    }
+    let refused = |pod: &Value| pod["status"]["reason"] == "UnexpectedAdmissionError";
+    let message = |pod: Value| pod["status"]["message"].as_str().unwrap_or_default().to_owned();
+    for name in ["early", "earlier"] {
+        let pod = node
+            .wait_for_pod(name, "refused", |pod| refused(pod) && message(pod.clone()).contains("tried again in 10 s"));
+        assert!(message(pod).contains("which no device plugin offers"));
+    }
+    let _plugin = Plugin::start(&node.path("plugins"), "example.com/early", &["1"]).await;
+    let found = node.wait_for_running("early");
+    assert!(found["status"]["reason"].is_null(), "{found:#}");
+    node.kill();
+    let other = Plugin::serve(&node.path("plugins"), "example.com/earlier", &["1"]);
+    node.run();
+    // Its sockets are served then; those of its earlier life are there before.
+    assert!(wait_for(|| node.log().matches("the node runs").count() == 2));
+    other.register().await.unwrap();
+    node.wait_for_running("earlier");
+}

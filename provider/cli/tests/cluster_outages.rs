@@ -204,3 +204,37 @@ fn an_api_server_and_an_etcd_that_stall_or_start_again_lose_nothing() {
     assert_eq!(container(&namespace.pod("stays").unwrap())["restartCount"], 0);
     node.wait_until_ready(cluster);
 }
+
+#[test]
+fn a_machine_that_starts_without_a_network_runs_what_it_remembers() {
+    let Some(cluster) = cluster() else { return };
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can take a program's network away");
+        return;
+    }
+    let mut node = ClusterNode::join(cluster, "no-network");
+    let namespace = cluster.namespace("no-network");
+    namespace.apply(with_volume(
+        node.fault_pod("counts", "count-runs"),
+        &node,
+        &[("FAULT_FILE", "/v/runs"), ("FAULT_MILLIS", "600000")],
+    ));
+    namespace.wait_until_ready(&node, "counts");
+    let runs = || std::fs::read_to_string(node.path("shared/runs")).unwrap_or_default().lines().count();
+    assert!(wait_for(|| runs() == 1));
+    node.kill();
+    // Nothing but the loopback device, and an API server that there is no way to.
+    let program = node.path("without-network");
+    let script =
+        format!("#!/bin/sh\nexec unshare --net sh -c 'ip link set lo up; exec {} \"$@\"' - \"$@\"\n", fixture::PROGRAM);
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let bootstrap = std::fs::read_to_string(cluster.bootstrap()).unwrap().replace(&cluster.server(), "192.0.2.1:6443");
+    std::fs::write(node.path("bootstrap.conf"), bootstrap).unwrap();
+    node.program = program;
+    let bootstrap = node.path("bootstrap.conf");
+    node.run(&bootstrap);
+    let runs = || std::fs::read_to_string(node.path("shared/runs")).unwrap_or_default().lines().count();
+    assert!(wait_for(|| runs() == 2), "{}", node.log());
+    assert!(node.log().contains("the node has the address that it had last"), "{}", node.log());
+}

@@ -60,9 +60,11 @@ async fn bad_details_become_invalid_argument() {
     node.assert_undisturbed().await;
     for (details, word) in [
         ("{}", "descriptions"),
-        (r#"{"descriptions":[1]}"#, "descriptions"),
-        ("", "mapping"),
-        ("- a", "mapping"),
+        (r#"{"descriptions":[[1]]}"#, "descriptions"),
+        // The guest has them, and says what it needs.
+        ("", "descriptions"),
+        ("http://127.0.0.1/devices", "descriptions"),
+        ("- a", "descriptions"),
         ("a: [", "YAML"),
     ] {
         let status = node.discover("debugEcho", details).await.unwrap_err();
@@ -70,6 +72,15 @@ async fn bad_details_become_invalid_argument() {
         assert!(status.message().contains(word), "{details}: {status:?}");
     }
     node.assert_undisturbed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_the_texts_that_the_configuration_has() {
+    let node = Node::start();
+    let details = "descriptions: [no, y, 10, 0012345, 5.10, 1e3, true, 1_000, ~, null, 0x1F, .5]";
+    let (_stream, ids) = node.first_list("debugEcho", details).await;
+    // In the order that the Agent gets them.
+    assert_eq!(ids, [".5", "0012345", "0x1F", "10", "1_000", "1e3", "5.10", "no", "null", "true", "y", "~"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,3 +199,23 @@ async fn init_containers_run_first_and_in_order() {
     assert_eq!(fixture::condition(&bad, "Initialized"), Some(false));
     node.assert_undisturbed().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_with_a_standard_input_sees_its_end_when_the_node_ends() {
+    let mut node = Node::prepare();
+    let mut pod = HandlerPod { handler: "", restart_policy: "OnFailure", ..HandlerPod::fault("polite", "read-input") };
+    pod.env.push(("FAULT_AT", "start"));
+    let mut manifest: serde_json::Value = serde_json::from_str(&pod.manifest()).unwrap();
+    manifest["spec"]["containers"][0]["stdin"] = true.into();
+    node.write_manifest("polite.json", &manifest.to_string());
+    node.run();
+    node.wait_for_running("polite");
+    assert_eq!(node.terminate(), Some(0));
+    let log = String::from_utf8(node.command(&["logs", "polite"]).stdout).unwrap();
+    assert!(log.contains("input ended"), "{log}");
+    // It ended because the node did: that is no end of the pod's, and the next start runs it again.
+    node.run();
+    let again = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1;
+    node.wait_for_pod("polite", "running again", again);
+    assert_eq!(node.wait_for_running("polite")["status"]["phase"], "Running");
+}

@@ -247,6 +247,7 @@ impl HandlerContainer {
             limits: self.spec.limits.clone(),
             wakeable: self.spec.settings.wake_on_change,
             stdin: None,
+            answer: Some(crate::exchange::ANSWER.to_owned()),
         };
         match self.runtime.start(&self.spec.program, spec) {
             Ok(guest) => Ok(ExchangeGuest { guest, exchange: Arc::new(exchange), files }),

@@ -9,11 +9,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The request's file.
 pub const REQUEST: &str = "in.in";
@@ -88,6 +88,16 @@ pub struct ExchangeDirectory {
     root: Arc<ExchangeRoot>,
     name: String,
     descriptor: OwnedFd,
+    /// The answer that was taken last. A guest that writes its answer in place may still be writing it.
+    taken: Mutex<Option<Taken>>,
+}
+
+/// An answer's file, which has no name any more.
+#[derive(Debug)]
+struct Taken {
+    file: std::fs::File,
+    /// What it was when it was read: length in bytes, and time of its last change.
+    stamp: (i64, i64, i64),
 }
 
 impl ExchangeDirectory {
@@ -96,7 +106,7 @@ impl ExchangeDirectory {
         let name = root.next.fetch_add(1, Ordering::Relaxed).to_string();
         rustix::fs::mkdirat(&root.descriptor, &name, Mode::from(0o700))?;
         let descriptor = open_directory(root.descriptor.as_fd(), Path::new(&name))?;
-        Ok(Self { root: root.clone(), name, descriptor })
+        Ok(Self { root: root.clone(), name, descriptor, taken: Mutex::default() })
     }
 
     /// Its path on the host.
@@ -133,20 +143,26 @@ impl ExchangeDirectory {
         }
     }
 
-    /// Takes the answer away, if there is one. One that is not a regular file or too large is removed and is an error.
+    /// Takes the answer away, if there is one. One that is not a regular file or too large is removed and is an error. An answer
+    /// that was taken while the guest was writing it comes again when it is another one.
     pub fn take_answer(&self, most: usize) -> Result<Option<Vec<u8>>, ExchangeError> {
-        // Moved out of the guest's reach first: an answer that it writes meanwhile is the next one.
+        let mut last = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        // Moved out of the guest's reach first: an answer that it writes under this name meanwhile is the next one.
         let taken = format!(".{}-{ANSWER}", self.name);
         match rustix::fs::renameat(&self.descriptor, ANSWER, &self.root.descriptor, &taken) {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => return read_again(&mut last, most),
             Err(error) => return Err(ExchangeError::Io { name: ANSWER.to_owned(), source: error.into() }),
         }
-        let answer = read_regular(self.root.descriptor.as_fd(), &taken, most).map_err(|error| error.named(ANSWER));
+        let opened = open_regular(self.root.descriptor.as_fd(), &taken);
         if rustix::fs::unlinkat(&self.root.descriptor, &taken, AtFlags::empty()) == Err(Errno::ISDIR) {
             let _ = std::fs::remove_dir_all(self.root.path.join(&taken));
         }
-        answer
+        let Some(file) = opened.map_err(|error| error.named(ANSWER))? else { return Ok(None) };
+        let stamp = stamp(&file);
+        let content = read_bounded(&file, ANSWER, most);
+        *last = Some(Taken { file, stamp });
+        content.map(Some)
     }
 
     /// Removes the directory. The guest must have ended.
@@ -167,6 +183,22 @@ pub(crate) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> std::io::Result
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?)
 }
 
+/// Reads the answer that was taken last, if the guest has written it since.
+fn read_again(last: &mut Option<Taken>, most: usize) -> Result<Option<Vec<u8>>, ExchangeError> {
+    let Some(taken) = last else { return Ok(None) };
+    let now = stamp(&taken.file);
+    if now == taken.stamp {
+        return Ok(None);
+    }
+    taken.stamp = now;
+    read_bounded(&taken.file, ANSWER, most).map(Some)
+}
+
+fn stamp(file: &std::fs::File) -> (i64, i64, i64) {
+    use std::os::unix::fs::MetadataExt as _;
+    file.metadata().map_or((0, 0, 0), |metadata| (metadata.size() as i64, metadata.mtime(), metadata.mtime_nsec()))
+}
+
 /// Reads a regular file of at most `most` bytes by its single name in `directory`, following no link; `None` if it is not
 /// there.
 pub(crate) fn read_regular(
@@ -174,6 +206,27 @@ pub(crate) fn read_regular(
     name: &str,
     most: usize,
 ) -> Result<Option<Vec<u8>>, ExchangeError> {
+    open_regular(directory, name)?.map(|file| read_bounded(&file, name, most)).transpose()
+}
+
+/// A file from its beginning.
+fn read_bounded(mut file: &std::fs::File, name: &str, most: usize) -> Result<Vec<u8>, ExchangeError> {
+    let failed = |source: std::io::Error| ExchangeError::Io { name: name.to_owned(), source };
+    file.seek(std::io::SeekFrom::Start(0)).map_err(failed)?;
+    let length = file.metadata().map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(usize::MAX));
+    if length > most {
+        return Err(ExchangeError::TooLarge { name: name.to_owned(), most });
+    }
+    let mut content = Vec::with_capacity(length);
+    file.take(most as u64 + 1).read_to_end(&mut content).map_err(failed)?;
+    if content.len() > most {
+        return Err(ExchangeError::TooLarge { name: name.to_owned(), most });
+    }
+    Ok(content)
+}
+
+/// Opens a regular file, following no link.
+fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<Option<std::fs::File>, ExchangeError> {
     let failed = |source: std::io::Error| ExchangeError::Io { name: name.to_owned(), source };
     let not_regular = |kind| ExchangeError::NotRegular { name: name.to_owned(), kind };
     // NONBLOCK: opening a FIFO must not wait for a writer.
@@ -195,17 +248,11 @@ pub(crate) fn read_regular(
     };
     let stat = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {}
-        FileType::Directory => return Err(not_regular("a directory")),
-        FileType::Fifo => return Err(not_regular("a FIFO")),
-        _ => return Err(not_regular("a socket or device")),
+        FileType::RegularFile => Ok(Some(file)),
+        FileType::Directory => Err(not_regular("a directory")),
+        FileType::Fifo => Err(not_regular("a FIFO")),
+        _ => Err(not_regular("a socket or device")),
     }
-    let mut content = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(most));
-    file.take(most as u64 + 1).read_to_end(&mut content).map_err(failed)?;
-    if content.len() > most {
-        return Err(ExchangeError::TooLarge { name: name.to_owned(), most });
-    }
-    Ok(Some(content))
 }
 
 #[cfg(test)]
@@ -229,6 +276,22 @@ mod tests {
         assert_eq!(exchange.take_answer(10).unwrap(), None);
         std::fs::write(exchange.path().join(ANSWER), "{}").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{}".to_vec()));
+        assert_eq!(exchange.take_answer(10).unwrap(), None);
+    }
+
+    #[test]
+    fn an_answer_that_is_taken_while_it_is_written_comes_when_it_is_whole() {
+        let Fixture { exchange, parent: _parent } = fixture();
+        let mut writing = std::fs::File::create(exchange.path().join(ANSWER)).unwrap();
+        assert_eq!(exchange.take_answer(10).unwrap(), Some(Vec::new()));
+        assert_eq!(exchange.take_answer(10).unwrap(), None);
+        writing.write_all(b"{}").unwrap();
+        assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{}".to_vec()));
+        assert_eq!(exchange.take_answer(10).unwrap(), None);
+        // The next answer has the name.
+        std::fs::write(exchange.path().join(ANSWER), "[]").unwrap();
+        assert_eq!(exchange.take_answer(10).unwrap(), Some(b"[]".to_vec()));
+        writing.write_all(b"late").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), None);
     }
 

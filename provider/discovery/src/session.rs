@@ -216,12 +216,13 @@ impl Session {
         };
         let mut files = container.files();
         let mut current_files = files.borrow_and_update().clone();
+        let mut progress = guest.progress();
+        // What it wrote before it had the request is no answer.
+        let mut seen_writes = progress.as_ref().map_or(0, |progress| progress.borrow().answers);
         if let Err(error) = guest.request(&self.request, &current_files).await {
             return Turn::Failed(format!("the request cannot be given to the guest: {error}"));
         }
         let closing = self.handler.closing.clone();
-        let mut progress = guest.progress();
-        let mut seen_writes = 0;
         loop {
             tokio::select! {
                 biased;
@@ -259,12 +260,17 @@ impl Session {
     /// Reads what the guest wrote, if it did; `Some` if that ends the guest's use.
     fn take_answer(&mut self, guest: &ServingGuest, container: &Arc<HandlerContainer>) -> Option<Turn> {
         let json = match guest.take_answer() {
-            Ok(None) => return None,
+            Ok(None) => {
+                // A look has its price, too.
+                self.rate.spend(0);
+                return None;
+            }
             Ok(Some(json)) => {
                 self.rate.spend(json.len());
                 json
             }
             Err(error) => {
+                self.rate.spend(crate::device::MOST_ANSWER);
                 self.complain(container, error.to_string());
                 return None;
             }
@@ -373,7 +379,7 @@ async fn replaced(serving: &mut watch::Receiver<Option<Arc<HandlerContainer>>>, 
     }
 }
 
-/// Resolves when the guest has written more often than `seen`, but not before `earliest`, and counts that as seen. What it
+/// Resolves when the guest has written its answer more often than `seen`, but not before `earliest`, and counts that as seen. What it
 /// writes between two calls is not missed.
 async fn written(
     progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>,
@@ -384,7 +390,7 @@ async fn written(
     if earliest > Instant::now() {
         tokio::time::sleep_until(earliest).await;
     }
-    let writes = progress.wait_for(|progress| progress.writes != *seen).await.map(|progress| progress.writes);
+    let writes = progress.wait_for(|progress| progress.answers != *seen).await.map(|progress| progress.answers);
     match writes {
         Ok(writes) => *seen = writes,
         // The guest has ended; its outcome tells how.

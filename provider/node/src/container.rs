@@ -8,7 +8,7 @@ use crate::environment::{self, Scope, Sources};
 use crate::image::{self, ImageFailure, LoadedImage};
 use crate::pod::{PodObject, RestartPolicy};
 use crate::provider::Services;
-use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, StatusReporter};
+use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, DISRUPTION_TARGET, StatusReporter};
 use crate::termination::{StopReason, Termination};
 use crate::termination_message::TerminationMessage;
 use crate::volume::{self, Volumes};
@@ -72,13 +72,19 @@ impl PodContext {
         }
     }
 
-    /// Ends the pod, which has taken more than it may have, or more than the node has left.
+    /// Ends the pod, which has taken more than it may have.
     pub fn evict(&self, message: String) {
         if self.eviction.set(message.clone()).is_ok() {
             tracing::warn!(pod = self.pod.key(), "evicted: {message}");
             self.services.events.pod(&self.pod, EventType::Warning, "Evicted", message);
             self.termination.stop(Duration::ZERO, StopReason::Evicted);
         }
+    }
+
+    /// Ends the pod because the node is short of something; a Job may not count that as the pod's failure.
+    pub fn evict_for_node(&self, message: String) {
+        self.reporter.set_condition(DISRUPTION_TARGET, true, "TerminationByKubelet", &message);
+        self.evict(message);
     }
 
     /// The image that was loaded for a container, if it is still the one that it names.
@@ -396,9 +402,19 @@ async fn run_command(
     report_running(context, kind, container, restart, image);
     let outcome = guest.outcome();
     tokio::pin!(outcome);
+    let listening = stdin.as_ref().map(|_| context.services.shutdown.enter());
     let deadline = tokio::select! {
         outcome = &mut outcome => return Ok(outcome),
         deadline = end_wanted(context, kind, container) => deadline,
+        () = context.services.shutdown.requested() => {
+            if let Some(stdin) = &stdin {
+                stdin.close();
+                (&mut outcome).await;
+            }
+            drop(listening);
+            // That it ended is the node's doing, and not told: its next start runs it again.
+            std::future::pending().await
+        }
     };
     // All that a guest can notice of its pod's end.
     if let Some(stdin) = stdin {

@@ -20,6 +20,7 @@ use crate::pod::PodObject;
 use akri_krustlet_host::file::write_atomically;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -149,6 +150,17 @@ impl DataDirectory {
         make_directory(&self.data)?;
         write_atomically(&path, made.as_bytes(), MODE)?;
         Ok(made)
+    }
+
+    /// The address that the node had last.
+    pub fn address(&self) -> Option<IpAddr> {
+        std::fs::read_to_string(self.data.join("address")).ok()?.trim().parse().ok()
+    }
+
+    /// Remembers the node's address.
+    pub fn store_address(&self, address: IpAddr) -> std::io::Result<()> {
+        make_directory(&self.data)?;
+        write_atomically(&self.data.join("address"), address.to_string().as_bytes(), MODE)
     }
 
     /// A pod's directory.

@@ -1,5 +1,6 @@
 //! The [`Node`]: takes pods from a source and runs each as a task.
 
+use crate::back_off::{self, BackOff};
 use crate::cluster::EventRecorder;
 use crate::cluster::events::EventType;
 use crate::cluster::machine::{Pressure, Thresholds};
@@ -13,7 +14,7 @@ use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use crate::provider::{ClusterAccess, Services, WasmProvider};
 use crate::source::{PodEvent, PodSource};
 use crate::status::{self, StatusSink};
-use crate::termination::StopReason;
+use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
 use akri_krustlet_host::DirectoryWatcher;
@@ -51,6 +52,8 @@ pub struct NodeConfig {
     pub image_gc: GarbageCollection,
     /// When the machine is short of something, so that pods are evicted.
     pub thresholds: Thresholds,
+    /// How long containers that notice the node's end, by that of their standard input, may take for their own.
+    pub shutdown_grace_period: Duration,
     /// The cluster, and where events go.
     pub cluster: Option<(ClusterAccess, EventRecorder)>,
 }
@@ -99,6 +102,10 @@ pub struct Node {
     tasks_of: HashMap<tokio::task::Id, String>,
     image_gc_period: Duration,
     thresholds: Thresholds,
+    shutdown_grace_period: Duration,
+    /// Pods of a node alone that are tried again: what the node gave up, after a pause.
+    retries: JoinSet<String>,
+    pauses: HashMap<String, BackOff>,
     /// The disk was nearly full when it was looked at last.
     had_full_disk: bool,
     /// It was told that the disk is nearly full and no image can be removed.
@@ -184,6 +191,7 @@ impl Node {
             watcher,
             data: config.data,
             node: config.facts,
+            shutdown: Shutdown::default(),
             sink,
         });
         Ok(Self {
@@ -194,6 +202,9 @@ impl Node {
             tasks_of: HashMap::new(),
             image_gc_period: config.image_gc.period,
             thresholds: config.thresholds,
+            shutdown_grace_period: config.shutdown_grace_period,
+            retries: JoinSet::new(),
+            pauses: HashMap::new(),
             had_full_disk: false,
             told_full: Arc::default(),
             _lock: lock,
@@ -212,7 +223,7 @@ impl Node {
 
     /// Runs the pods of `source` and registers their handlers, until `shutdown` is cancelled.
     ///
-    /// Then the pods' containers are stopped and the handlers' sockets removed. What is on disk stays as it is: the pods are
+    /// Then the handlers' sockets are removed and the pods' containers stopped; those with a standard input see its end first. What is on disk stays as it is: the pods are
     /// taken up again by the next start. Discover streams are open until the process ends, so that no client sees a
     /// handler end that only restarts.
     pub async fn run(mut self, mut source: impl PodSource, shutdown: CancellationToken) {
@@ -228,6 +239,7 @@ impl Node {
                 _ = garbage.tick() => self.collect_garbage(),
                 _ = pressure.tick() => self.relieve(),
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
+                Some(Ok(uid)) = self.retries.join_next() => self.retry(&uid),
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
@@ -241,6 +253,7 @@ impl Node {
         if let Some(devices) = &self.services.devices {
             devices.remove_sockets();
         }
+        self.services.shutdown.request(self.shutdown_grace_period).await;
         self.tasks.abort_all();
         let all_ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
@@ -340,7 +353,7 @@ impl Node {
             (None, None) => return,
         };
         if let Some(known) = self.least_important() {
-            known.context.evict(format!("The node was low on resource: {resource}. {state}"));
+            known.context.evict_for_node(format!("The node was low on resource: {resource}. {state}"));
         }
     }
 
@@ -407,7 +420,42 @@ impl Node {
         match (stop.map(|stop| stop.reason), self.pods.get(&uid)) {
             (Some(StopReason::Gone), _) => self.forget(&uid),
             (Some(StopReason::Deleted), Some(known)) => self.services.sink.ended(&known.pod),
-            _ => {}
+            _ => self.plan_retry(uid),
+        }
+    }
+
+    /// A pod of a manifest that the node gave up: nobody but the node makes another one of it.
+    fn plan_retry(&mut self, uid: String) {
+        let Some(known) = self.pods.get(&uid) else { return };
+        if known.pod.folder.is_none() || !status::is_given_up(&known.context.reporter.current()) {
+            self.pauses.remove(&uid);
+            return;
+        }
+        let started = known.context.reporter.current().start_time.map(|time| time.0);
+        let lasted = started.map(|started| jiff::Timestamp::now().duration_since(started));
+        let lasted = lasted.and_then(|lasted| Duration::try_from(lasted).ok()).unwrap_or_default();
+        let now = tokio::time::Instant::now();
+        let back_off = self.pauses.entry(uid.clone()).or_default();
+        let pause = back_off.next(now.checked_sub(lasted).unwrap_or(now)).max(back_off::FIRST);
+        tracing::info!(pod = known.pod.key(), "tried again in {} s", pause.as_secs());
+        known.context.reporter.update(|status| {
+            let message = status.message.get_or_insert_default();
+            *message = format!("{message}; it is tried again in {} s", pause.as_secs());
+        });
+        self.retries.spawn(async move {
+            tokio::time::sleep(pause).await;
+            uid
+        });
+    }
+
+    /// Runs a pod that the node gave up once more, from its beginning.
+    fn retry(&mut self, uid: &str) {
+        if self.pods.get(uid).is_none_or(|known| known.running) {
+            return;
+        }
+        if let Some(known) = self.pods.remove(uid) {
+            self.services.sink.forget(uid);
+            self.apply(known.pod);
         }
     }
 
@@ -435,6 +483,7 @@ impl Node {
 
     fn forget(&mut self, uid: &str) {
         self.services.sink.forget(uid);
+        self.pauses.remove(uid);
         if let Some(known) = self.pods.remove(uid)
             && let Err(error) = self.services.data.remove_pod(&known.pod.api)
         {

@@ -10,6 +10,7 @@ use crate::placement::Admitted;
 use crate::pod::PodObject;
 use crate::states::{Registered, Terminated};
 use crate::status::{StatusReporter, StatusSink};
+use crate::termination::Shutdown;
 use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
 use akri_krustlet_discovery::Handlers;
@@ -53,6 +54,8 @@ pub struct Services {
     pub data: DataDirectory,
     /// Who the node is.
     pub node: NodeFacts,
+    /// The node's own end.
+    pub shutdown: Shutdown,
     /// Where statuses go.
     pub sink: Arc<dyn StatusSink>,
 }
@@ -132,6 +135,10 @@ impl WasmProvider {
         };
         let told = pod.api.status.as_ref().filter(ended).cloned();
         let mut earlier = told.or_else(|| services.data.status(pod.uid()));
+        // Of a node alone, nobody else makes another pod of what the node itself gave up.
+        if pod.folder.is_some() && earlier.as_ref().is_some_and(crate::status::is_given_up) {
+            earlier = None;
+        }
         if let Some(status) = &mut earlier {
             let containers = status.container_statuses.iter_mut().chain(&mut status.init_container_statuses);
             containers.flatten().for_each(crate::status::lost_with_node);

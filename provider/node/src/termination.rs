@@ -8,6 +8,7 @@
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Why a pod is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,43 @@ impl Termination {
     pub async fn completed(&self) {
         self.requested().await;
         let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+}
+
+/// The end of the node: containers that can notice it (by the end of their standard input) have a moment for that.
+#[derive(Debug, Default)]
+pub struct Shutdown {
+    requested: CancellationToken,
+    listening: watch::Sender<usize>,
+}
+
+impl Shutdown {
+    /// A container that can notice the node's end runs, until the guard is dropped.
+    pub fn enter(&self) -> Listening<'_> {
+        self.listening.send_modify(|listening| *listening += 1);
+        Listening(self)
+    }
+
+    /// Resolves when the node is ending.
+    pub async fn requested(&self) {
+        self.requested.cancelled().await;
+    }
+
+    /// Tells the containers, and waits until those that notice it have ended, or `grace` is over.
+    pub async fn request(&self, grace: Duration) {
+        self.requested.cancel();
+        let mut listening = self.listening.subscribe();
+        let _ = tokio::time::timeout(grace, listening.wait_for(|listening| *listening == 0)).await;
+    }
+}
+
+/// Counts a container as one that notices the node's end.
+#[derive(Debug)]
+pub struct Listening<'a>(&'a Shutdown);
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.0.listening.send_modify(|listening| *listening -= 1);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bounds what a guest keeps in its private directory, whatever it does to descriptors and names.
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bounds what a guest keeps in its private directory.
@@ -87,6 +87,8 @@ fn measure_directory(directory: BorrowedFd<'_>, depth: u32, bytes: &mut u64, ent
 pub(crate) struct WrittenFiles {
     /// Bytes written, by descriptor.
     bytes: BTreeMap<i32, u64>,
+    /// Open files that are the guest's answer.
+    answers: BTreeSet<i32>,
     /// One of them may have lost its name, and so cannot be measured any more.
     nameless: bool,
 }
@@ -96,18 +98,28 @@ impl WrittenFiles {
         *self.bytes.entry(descriptor).or_default() += bytes;
     }
 
-    /// True if it had been written.
+    /// The file is the guest's answer.
+    pub(crate) fn is_answer(&mut self, descriptor: i32) {
+        self.answers.insert(descriptor);
+    }
+
+    /// True if it is an answer that had been written.
     pub(crate) fn close(&mut self, descriptor: i32) -> bool {
         let written = self.bytes.remove(&descriptor).is_some();
         self.nameless &= !self.bytes.is_empty();
-        written
+        self.answers.remove(&descriptor) && written
     }
 
-    pub(crate) fn renumber(&mut self, from: i32, to: i32) {
-        self.bytes.remove(&to);
+    /// True if what had the number was an answer that had been written.
+    pub(crate) fn renumber(&mut self, from: i32, to: i32) -> bool {
+        let replaced = self.close(to);
         if let Some(bytes) = self.bytes.remove(&from) {
             self.bytes.insert(to, bytes);
         }
+        if self.answers.remove(&from) {
+            self.answers.insert(to);
+        }
+        replaced
     }
 
     /// A name was removed or replaced.
@@ -154,7 +166,7 @@ mod tests {
             total += 64;
             assert!(total <= 1024, "{total} KiB");
         }
-        assert!(written.close(5));
+        assert!(!written.close(5), "it is no answer");
         assert!(of_files.may_write(64 << 10, written.nameless_bytes()), "closed, it takes no room");
 
         let mut path = directory.path().to_owned();

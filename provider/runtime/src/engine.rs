@@ -19,7 +19,7 @@ pub fn new() -> wasmtime::Result<Engine> {
         .memory_reservation(64 << 20)
         .memory_guard_size(64 << 10)
         .memory_reservation_for_growth(0)
-        .async_stack_size(256 << 10)
-        .max_wasm_stack(128 << 10);
+        .async_stack_size(768 << 10)
+        .max_wasm_stack(512 << 10);
     Engine::new(&config)
 }

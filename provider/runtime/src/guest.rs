@@ -59,6 +59,8 @@ pub struct GuestSpec {
     pub wakeable: bool,
     /// Standard input that is open until it is closed; empty by default.
     pub stdin: Option<Stdin>,
+    /// Name of a file; [`Guest::progress`] tells when the guest has finished one of that name.
+    pub answer: Option<String>,
 }
 
 impl GuestSpec {
@@ -73,6 +75,7 @@ impl GuestSpec {
             limits,
             wakeable: true,
             stdin: None,
+            answer: None,
         }
     }
 }
@@ -274,6 +277,8 @@ pub(crate) fn build_store(
         disk,
         open_files: 0,
         written: WrittenFiles::default(),
+        answer: spec.answer.clone(),
+        stdin: spec.stdin.clone(),
     };
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.limiter);

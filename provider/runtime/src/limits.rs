@@ -26,17 +26,18 @@ impl Default for ContainerLimits {
     }
 }
 
-/// Elements that one table of a guest may have. Rust and C guests use tables for function pointers only.
-pub const TABLE_ELEMENTS: usize = 20_000;
+/// Elements that one table of a guest may have; they count against its container's memory.
+pub const TABLE_ELEMENTS: usize = 1_000_000;
+/// What an element counts for, in bytes.
+const TABLE_ELEMENT: usize = 8;
 /// Tables of one guest.
 pub const TABLES: usize = 4;
 /// Linear memories of one guest.
 pub const MEMORIES: usize = 1;
-/// Bytes that one host call may take from a guest's memory into the host's: more than the longest answer, which programs
-/// write in one call.
-pub const HOSTCALL_BYTES: usize = 8 << 20;
+/// Bytes that one host call may take from a guest's memory into the host's. It has no more than its container's limit anyway.
+pub const HOSTCALL_BYTES: usize = 64 << 20;
 /// Bytes that one `random_get` may ask for.
-pub const RANDOM_BYTES: u64 = 64 << 10;
+pub const RANDOM_BYTES: u64 = 8 << 20;
 
 impl ContainerLimits {
     /// The limits as the guests of one container share them.
@@ -120,8 +121,17 @@ impl ResourceLimiter for GuestLimiter {
         Ok(granted)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if desired > TABLE_ELEMENTS || maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let more = desired.saturating_sub(current) * TABLE_ELEMENT;
+        let granted = self.container.take_memory(more);
+        if granted {
+            self.memory += more;
+        }
+        self.refused.store(!granted, Ordering::Relaxed);
+        Ok(granted)
     }
 
     fn instances(&self) -> usize {
@@ -162,5 +172,9 @@ mod tests {
         let mut limiter = GuestLimiter::new(ContainerLimits::default().share());
         assert!(limiter.table_growing(0, TABLE_ELEMENTS, None).unwrap());
         assert!(!limiter.table_growing(0, TABLE_ELEMENTS + 1, None).unwrap());
+        // They are paid for.
+        let small = ContainerLimits { memory: 8000, ..Default::default() }.share();
+        assert!(GuestLimiter::new(small.clone()).table_growing(0, 1000, None).unwrap());
+        assert!(!GuestLimiter::new(small).table_growing(0, 1001, None).unwrap());
     }
 }

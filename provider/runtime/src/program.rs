@@ -37,6 +37,11 @@ pub enum LoadError {
     /// It is a component.
     #[error("it is a component, a module is needed here: build it for wasm32-wasip1 instead of wasm32-wasip2")]
     Component,
+    /// Its host has the import, with another type.
+    #[error(
+        "it imports a function with a type that WASI preview 1 does not give it: {0}; build it with a current toolchain for wasm32-wasip1"
+    )]
+    ImportType(String),
     /// The engine refused a file of its own store, twice.
     #[error("the compiled module cannot be loaded: {0}")]
     Unusable(String),
@@ -114,7 +119,7 @@ fn link(linker: &Linker<GuestState>, module: &Module) -> Result<InstancePre<Gues
     }
     linker.instantiate_pre(module).map_err(|error| match error.downcast_ref::<UnknownImportError>() {
         Some(import) => LoadError::MissingImport { module: import.module().to_owned(), name: import.name().to_owned() },
-        None => LoadError::Unusable(format!("{error:#}")),
+        None => LoadError::ImportType(format!("{error:#}")),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The [`Runtime`]: one engine, one store of compiled modules, one set of guest threads.
 
 use crate::aot::{AotStore, AotStoreError};
-use crate::compile::Compiler;
+use crate::compile::{CompileError, Compiler};
 use crate::cpu::GuestThreads;
 use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 use wasmtime::{Engine, Linker};
 
 /// How to make a [`Runtime`].
@@ -25,8 +26,8 @@ pub struct RuntimeConfig {
 impl RuntimeConfig {
     /// The defaults, with the AOT store in `modules`.
     pub fn new(modules: impl Into<PathBuf>) -> Self {
-        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-        Self { modules: modules.into(), compiler: Compiler::new(program, ["compile-module"]) }
+        // This program, though its file may have been replaced by a newer one meanwhile.
+        Self { modules: modules.into(), compiler: Compiler::new("/proc/self/exe", ["compile-module"]) }
     }
 }
 
@@ -44,6 +45,20 @@ pub enum RuntimeError {
     Threads(#[source] std::io::Error),
 }
 
+/// Why a module was not compiled.
+#[derive(Clone, Debug)]
+enum Refusal {
+    /// It never will be.
+    Invalid(String),
+    /// It took too much, on a machine that may have been busy: not tried again before this time.
+    Limit(String, Instant),
+}
+
+/// How long a module that took too much to compile is not tried again.
+const LIMIT_KEPT: Duration = Duration::from_secs(600);
+/// Refusals that are kept.
+const MOST_REFUSED: usize = 1000;
+
 /// Compiles, keeps and runs modules. Made once per process.
 pub struct Runtime {
     engine: Engine,
@@ -54,6 +69,8 @@ pub struct Runtime {
     programs: Mutex<HashMap<Digest, Weak<Program>>>,
     /// One compile at a time: it is the node's heaviest work, and concurrent loads of one module become one compile.
     compiling: tokio::sync::Mutex<()>,
+    /// Modules that were not compiled, and why: a container that is started again and again has each compiled once.
+    refused: Mutex<HashMap<Digest, Refusal>>,
     compiled: AtomicU64,
 }
 
@@ -78,6 +95,7 @@ impl Runtime {
             threads,
             programs: Mutex::default(),
             compiling: tokio::sync::Mutex::default(),
+            refused: Mutex::default(),
             compiled: AtomicU64::new(0),
         }))
     }
@@ -107,6 +125,7 @@ impl Runtime {
         if let Some(program) = self.load_stored(digest, kind)? {
             return Ok(program);
         }
+        self.check_refused(&digest)?;
         // Only what must be compiled waits here, behind what may be a compile bomb.
         let _one_at_a_time = self.compiling.lock().await;
         if let Some(program) = self.known(&digest) {
@@ -115,11 +134,36 @@ impl Runtime {
         if let Some(program) = self.load_stored(digest, kind)? {
             return Ok(program);
         }
+        self.check_refused(&digest)?;
         let staged = self.store.stage().map_err(LoadError::Store)?;
-        self.compiler.compile(module, staged.path()).await?;
+        if let Err(error) = self.compiler.compile(module, staged.path()).await {
+            self.note_refused(digest, &error);
+            return Err(error.into());
+        }
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
         Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?))
+    }
+
+    fn check_refused(&self, digest: &Digest) -> Result<(), CompileError> {
+        match self.refused.lock().unwrap_or_else(PoisonError::into_inner).get(digest) {
+            Some(Refusal::Invalid(reason)) => Err(CompileError::Invalid(reason.clone())),
+            Some(Refusal::Limit(reason, until)) if *until > Instant::now() => Err(CompileError::Limit(reason.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_refused(&self, digest: Digest, error: &CompileError) {
+        let refusal = match error {
+            CompileError::Invalid(reason) => Refusal::Invalid(reason.clone()),
+            CompileError::Limit(reason) => Refusal::Limit(reason.clone(), Instant::now() + LIMIT_KEPT),
+            _ => return,
+        };
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= MOST_REFUSED {
+            refused.clear();
+        }
+        refused.insert(digest, refusal);
     }
 
     /// Removes a compiled module, named by its digest (`sha256:...`), from the store. One that runs goes on running.

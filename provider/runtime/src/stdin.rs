@@ -18,6 +18,11 @@ impl Stdin {
     pub fn close(&self) {
         self.closed.cancel();
     }
+
+    /// Resolves when it is closed.
+    pub(crate) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
 }
 
 impl IsTerminal for Stdin {

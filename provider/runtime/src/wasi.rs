@@ -10,6 +10,7 @@
 
 use crate::disk::{DiskBudget, WrittenFiles};
 use crate::limits::GuestLimiter;
+use crate::stdin::Stdin;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -44,8 +45,9 @@ pub struct Signals {
 pub struct Progress {
     /// Times that it has begun to wait (`poll_oneoff`).
     pub waits: u64,
-    /// Times that it has closed a file that it wrote, or given a file another name.
-    pub writes: u64,
+    /// Times that it has finished the file that [`crate::GuestSpec::answer`] names: closed it after writing, or given another
+    /// file its name.
+    pub answers: u64,
 }
 
 impl Signals {
@@ -75,11 +77,21 @@ pub(crate) struct GuestState {
     pub(crate) disk: Option<DiskBudget>,
     pub(crate) open_files: usize,
     pub(crate) written: WrittenFiles,
+    /// See [`crate::GuestSpec::answer`].
+    pub(crate) answer: Option<String>,
+    /// An open standard input; an empty one is always ready.
+    pub(crate) stdin: Option<Stdin>,
 }
 
 impl GuestState {
-    fn report_write(&self) {
-        self.signals.progress.send_modify(|progress| progress.writes += 1);
+    fn report_answer(&self) {
+        self.signals.progress.send_modify(|progress| progress.answers += 1);
+    }
+
+    /// Whether a path names the file that the host waits for.
+    fn is_answer(&self, path: &[u8]) -> bool {
+        let name = path.rsplit(|byte| *byte == b'/').next();
+        self.answer.as_ref().is_some_and(|answer| name == Some(answer.as_bytes()))
     }
 }
 
@@ -176,10 +188,17 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                 );
                 if result == errno::SUCCESS {
                     caller.data_mut().open_files += 1;
-                    if oflags & OFLAGS_TRUNC != 0 {
-                        let memory = exported_memory(&mut caller)?;
-                        if let Some(descriptor) = read_u32(memory.data(&caller), opened as u32 as usize) {
-                            caller.data_mut().written.write(descriptor as i32, 0);
+                    let (named, state) = named(&mut caller, path, length)?;
+                    let is_answer = state.is_answer(&named);
+                    let memory = exported_memory(&mut caller)?;
+                    let descriptor = read_u32(memory.data(&caller), opened as u32 as usize);
+                    if let Some(descriptor) = descriptor.map(|descriptor| descriptor as i32) {
+                        let written = &mut caller.data_mut().written;
+                        if is_answer {
+                            written.is_answer(descriptor);
+                        }
+                        if oflags & OFLAGS_TRUNC != 0 {
+                            written.write(descriptor, 0);
                         }
                     }
                 }
@@ -198,7 +217,7 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
                 if state.written.close(fd) {
-                    state.report_write();
+                    state.report_answer();
                 }
             }
             Ok(result)
@@ -213,7 +232,9 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
             if result == errno::SUCCESS && from != to {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
-                state.written.renumber(from, to);
+                if state.written.renumber(from, to) {
+                    state.report_answer();
+                }
             }
             Ok(result)
         })
@@ -227,11 +248,12 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         "fd_write",
         |mut caller: Caller<'_, GuestState>, (fd, vectors, count, written): (i32, i32, i32, i32)| {
             Box::new(async move {
-                let refused = may_write(&mut caller, fd, vectors, count)?;
-                if refused != errno::SUCCESS {
-                    return Ok(refused);
-                }
-                Ok(call_preview1!(caller, fd_write(fd, vectors, count, written)))
+                let bytes = match may_write(&mut caller, fd, vectors, count)? {
+                    Ok(bytes) => bytes,
+                    Err(refused) => return Ok(refused),
+                };
+                let result = call_preview1!(caller, fd_write(fd, vectors, count, written));
+                Ok(has_written(&mut caller, fd, bytes, result))
             })
         },
     )?;
@@ -240,11 +262,12 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         "fd_pwrite",
         |mut caller: Caller<'_, GuestState>, (fd, vectors, count, offset, written): (i32, i32, i32, i64, i32)| {
             Box::new(async move {
-                let refused = may_write(&mut caller, fd, vectors, count)?;
-                if refused != errno::SUCCESS {
-                    return Ok(refused);
-                }
-                Ok(call_preview1!(caller, fd_pwrite(fd, vectors, count, offset, written)))
+                let bytes = match may_write(&mut caller, fd, vectors, count)? {
+                    Ok(bytes) => bytes,
+                    Err(refused) => return Ok(refused),
+                };
+                let result = call_preview1!(caller, fd_pwrite(fd, vectors, count, offset, written));
+                Ok(has_written(&mut caller, fd, bytes, result))
             })
         },
     )?;
@@ -268,8 +291,9 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
                 if !may_create(&mut caller) {
                     return Ok(errno::NOSPC);
                 }
+                let (named, _) = named(&mut caller, new, new_length)?;
                 let result = call_preview1!(caller, path_symlink(old, old_length, fd, new, new_length));
-                changed_names(&mut caller, result)
+                Ok(changed_names(&mut caller, &named, result))
             })
         },
     )?;
@@ -282,8 +306,9 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
                 if !may_create(&mut caller) {
                     return Ok(errno::NOSPC);
                 }
+                let (named, _) = named(&mut caller, new, new_length)?;
                 let result = call_preview1!(caller, path_link(fd, flags, old, old_length, new_fd, new, new_length));
-                changed_names(&mut caller, result)
+                Ok(changed_names(&mut caller, &named, result))
             })
         },
     )?;
@@ -306,8 +331,9 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         |mut caller: Caller<'_, GuestState>,
          (fd, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32)| {
             Box::new(async move {
+                let (named, _) = named(&mut caller, new, new_length)?;
                 let result = call_preview1!(caller, path_rename(fd, old, old_length, new_fd, new, new_length));
-                changed_names(&mut caller, result)
+                Ok(changed_names(&mut caller, &named, result))
             })
         },
     )?;
@@ -324,27 +350,46 @@ fn is_stdio(descriptor: i32) -> bool {
     (0..=2).contains(&descriptor)
 }
 
-/// A file appeared under another name, complete; one that had it may have lost it.
-fn changed_names(caller: &mut Caller<'_, GuestState>, result: i32) -> Result<i32> {
+/// A file appeared under this name, complete; one that had it may have lost it.
+fn changed_names(caller: &mut Caller<'_, GuestState>, name: &[u8], result: i32) -> i32 {
     if result == errno::SUCCESS {
         let state = caller.data_mut();
         state.written.lose_name();
-        state.report_write();
+        if state.is_answer(name) {
+            state.report_answer();
+        }
     }
-    Ok(result)
+    result
+}
+
+/// A path in the guest's memory, or nothing if it is not in there; longer ones than the kernel takes are cut off.
+fn named<'a>(caller: &'a mut Caller<'_, GuestState>, at: i32, length: i32) -> Result<(Vec<u8>, &'a mut GuestState)> {
+    const MOST: usize = 4096;
+    let memory = exported_memory(caller)?;
+    let (memory, state) = memory.data_and_store_mut(caller);
+    let (at, length) = (at as u32 as usize, (length as u32 as usize).min(MOST));
+    let path = at.checked_add(length).and_then(|end| memory.get(at..end)).unwrap_or_default();
+    // A guest that has no answer to give has its paths looked at by nobody.
+    Ok((if state.answer.is_some() { path.to_vec() } else { Vec::new() }, state))
 }
 
 /// More vectors than this in one write make no sense.
 const MOST_VECTORS: usize = 1024;
 
-/// Adds up the vectors of a write and asks the disk budget. Standard output and error have their own bounds.
-fn may_write(caller: &mut Caller<'_, GuestState>, fd: i32, vectors: i32, count: i32) -> Result<i32> {
+/// Adds up the vectors of a write and asks the disk budget; the error number if it is refused. Standard output and error have
+/// their own bounds.
+fn may_write(
+    caller: &mut Caller<'_, GuestState>,
+    fd: i32,
+    vectors: i32,
+    count: i32,
+) -> Result<std::result::Result<u64, i32>> {
     if is_stdio(fd) {
-        return Ok(errno::SUCCESS);
+        return Ok(Ok(0));
     }
     let count = count as u32 as usize;
     if count > MOST_VECTORS {
-        return Ok(errno::INVAL);
+        return Ok(Err(errno::INVAL));
     }
     let memory = exported_memory(caller)?;
     let (memory, state) = memory.data_and_store_mut(caller);
@@ -355,10 +400,17 @@ fn may_write(caller: &mut Caller<'_, GuestState>, fd: i32, vectors: i32, count: 
     }
     let nameless = state.written.nameless_bytes();
     if state.disk.as_mut().is_some_and(|disk| !disk.may_write(bytes, nameless)) {
-        return Ok(errno::NOSPC);
+        return Ok(Err(errno::NOSPC));
     }
-    state.written.write(fd, bytes);
-    Ok(errno::SUCCESS)
+    Ok(Ok(bytes))
+}
+
+/// Notes a write that was done: a number that is no open file leaves nothing behind.
+fn has_written(caller: &mut Caller<'_, GuestState>, fd: i32, bytes: u64, result: i32) -> i32 {
+    if result == errno::SUCCESS && !is_stdio(fd) {
+        caller.data_mut().written.write(fd, bytes);
+    }
+    result
 }
 
 fn read_u32(memory: &[u8], at: usize) -> Option<u32> {
@@ -370,6 +422,7 @@ mod layout {
     pub(super) const SUBSCRIPTION: usize = 48;
     pub(super) const EVENT: usize = 32;
     pub(super) const TAG_CLOCK: u8 = 0;
+    pub(super) const TAG_READ: u8 = 1;
     pub(super) const CLOCK_REALTIME: u32 = 0;
     pub(super) const CLOCK_MONOTONIC: u32 = 1;
     pub(super) const ABSOLUTE: u16 = 1;
@@ -382,6 +435,8 @@ struct Subscription {
     tag: u8,
     /// For a clock: when it is over.
     due: Option<Instant>,
+    /// It is for reading standard input.
+    of_stdin: bool,
 }
 
 impl Subscription {
@@ -390,7 +445,8 @@ impl Subscription {
         let tag = *bytes.get(8)?;
         let userdata = bytes.get(..8)?.try_into().ok()?;
         if tag != layout::TAG_CLOCK {
-            return Some(Self { userdata, tag, due: None });
+            let of_stdin = tag == layout::TAG_READ && read_u32(bytes, 16)? == 0;
+            return Some(Self { userdata, tag, due: None, of_stdin });
         }
         let id = read_u32(bytes, 16)?;
         let timeout = u64_at(24)?;
@@ -406,7 +462,7 @@ impl Subscription {
         };
         // Further off than a year is as good as never, and `Instant` cannot hold every u64.
         let relative = Duration::from_nanos(relative).min(Duration::from_secs(365 * 24 * 3600));
-        Some(Self { userdata, tag, due: Some(Instant::now() + relative) })
+        Some(Self { userdata, tag, due: Some(Instant::now() + relative), of_stdin: false })
     }
 
     fn event(&self) -> [u8; layout::EVENT] {
@@ -418,7 +474,8 @@ impl Subscription {
     }
 }
 
-/// Waits for clocks and for the host. Files, standard output and the (empty) standard input are always ready.
+/// Waits for clocks, for the end of an open standard input, and for the host. Files, standard output and an empty standard
+/// input are always ready.
 async fn poll_oneoff(
     caller: &mut Caller<'_, GuestState>,
     subscriptions: i32,
@@ -443,21 +500,43 @@ async fn poll_oneoff(
 
     state.signals.progress.send_modify(|progress| progress.waits += 1);
     let signals = state.signals.clone();
-    let has_files = subscriptions.iter().any(|subscription| subscription.due.is_none());
+    let stdin = state.stdin.clone();
+    let waits_for_stdin = |subscription: &Subscription| subscription.of_stdin && stdin.is_some();
+    let has_files = subscriptions.iter().any(|one| one.due.is_none() && !waits_for_stdin(one));
     let first_due = subscriptions.iter().filter_map(|subscription| subscription.due).min();
     let mut over = Instant::now();
-    if let (false, Some(due)) = (has_files, first_due) {
+    let mut stdin_ended = stdin.is_none();
+    if !has_files {
+        let clock = async {
+            match first_due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let end = async {
+            match &stdin {
+                Some(stdin) if subscriptions.iter().any(waits_for_stdin) => stdin.closed().await,
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep_until(due) => {}
-            () = signals.wake.notified() => {}
+            biased;
+            () = end => stdin_ended = true,
+            () = clock => over = Instant::now(),
+            // The guest is told that its first clock is over: it runs its loop sooner. One without a clock waits on.
+            () = signals.wake.notified(), if first_due.is_some() => {}
         }
-        // Ended early or not, the guest is told that its first clock is over: it runs its loop sooner.
-        over = due.max(Instant::now());
+        if let Some(due) = first_due.filter(|_| !stdin_ended || stdin.is_none()) {
+            over = due.max(Instant::now());
+        }
     }
 
     let memory = exported_memory(caller)?;
     let bytes = memory.data_mut(&mut *caller);
-    let happened = subscriptions.iter().filter(|one| one.due.is_none_or(|due| due <= over));
+    let happened = subscriptions.iter().filter(|one| match one.due {
+        Some(due) => due <= over,
+        None => !waits_for_stdin(one) || stdin_ended,
+    });
     let mut at = events as u32 as usize;
     let mut number = 0u32;
     for subscription in happened {

@@ -279,3 +279,132 @@ async fn a_read_only_directory_cannot_be_written() {
         assert_eq!(volume.path().join("f").exists(), !read_only);
     }
 }
+
+/// What stock wasmtime runs, runs here: deep stacks, large tables, large reads and much randomness.
+#[tokio::test]
+async fn sizes_that_other_hosts_take_are_taken() {
+    let limits = ContainerLimits::default();
+    // 4,000 frames of 64 bytes or more.
+    let deep = r#"(func $deep (param i32) (result i32) (if (result i32) (i32.eqz (local.get 0))
+            (then (i32.const 0)) (else (i32.add (local.get 0) (call $deep (i32.sub (local.get 0) (i32.const 1)))))))
+        (func (export "_start") (drop (call $deep (i32.const 4000))))"#;
+    assert_eq!(run(deep, limits).await, Outcome::Exited(0));
+    let table = r#"(table 25000 funcref) (func (export "_start"))"#;
+    assert_eq!(run(table, limits).await, Outcome::Exited(0));
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let random = wat::parse_str(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+            (memory (export "memory") 20)
+            (func (export "_start") (call $exit (call $random (i32.const 0) (i32.const 1000000)))))"#,
+    );
+    let program = runtime.load(&random.unwrap()).await.unwrap();
+    let guest = runtime.start(&program, GuestSpec::new("random", limits.share())).unwrap();
+    assert_eq!(guest.outcome().await, Outcome::Exited(0));
+    // One read of 9 MiB; exits with 0 if it has them all.
+    let read = wat::parse_str(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (import "wasi_snapshot_preview1" "path_open"
+                (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 160) (data (i32.const 0) "f")
+            (func (export "_start")
+                (drop (call $open (i32.const 3) (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0) (i64.const 2)
+                    (i64.const 0) (i32.const 0) (i32.const 16)))
+                (i32.store (i32.const 32) (i32.const 1024)) (i32.store (i32.const 36) (i32.const 9437184))
+                (if (call $read (i32.load (i32.const 16)) (i32.const 32) (i32.const 1) (i32.const 48))
+                    (then (call $exit (i32.const 1))))
+                (call $exit (i32.ne (i32.load (i32.const 48)) (i32.const 9437184)))))"#,
+    );
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("f"), vec![1; 9 << 20]).unwrap();
+    let program = runtime.load(&read.unwrap()).await.unwrap();
+    let spec =
+        GuestSpec { preopens: vec![Preopen::new(volume.path(), "/v")], ..GuestSpec::new("read", limits.share()) };
+    assert_eq!(runtime.start(&program, spec).unwrap().outcome().await, Outcome::Exited(0));
+}
+
+#[tokio::test]
+async fn an_import_of_the_wrong_type_is_named_and_compiled_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let module = wat::parse_str(
+        r#"(module (import "wasi_snapshot_preview1" "fd_write" (func (param i64)))
+            (memory (export "memory") 1) (func (export "_start")))"#,
+    );
+    let module = module.unwrap();
+    for _ in 0..3 {
+        let error = runtime.load(&module).await.unwrap_err().to_string();
+        assert!(error.contains("fd_write") && error.contains("type"), "{error}");
+    }
+    assert_eq!(runtime.modules_compiled(), 1);
+}
+
+#[tokio::test]
+async fn a_compile_bomb_is_compiled_once_however_often_it_is_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.wall_time = Duration::from_millis(1));
+    assert!(matches!(runtime.load(&command(SPIN)).await, Err(LoadError::Compile(CompileError::Limit(_)))));
+    let started = std::time::Instant::now();
+    for _ in 0..100 {
+        assert!(matches!(runtime.load(&command(SPIN)).await, Err(LoadError::Compile(CompileError::Limit(_)))));
+    }
+    assert!(started.elapsed() < Duration::from_secs(60), "no child is started for it");
+    // Others are compiled.
+    let other = runtime_in(directory.path());
+    other.load(&command(SLEEP)).await.unwrap();
+}
+
+/// Waits for standard input or, with a clock, for a day; exits with the number of events and the type of the first.
+fn waits_for_stdin(clock: bool) -> Vec<u8> {
+    let count = if clock { 2 } else { 1 };
+    command(&format!(
+        r#"(data (i32.const 8) "\01") (data (i32.const 64) "\01\00\00\00") (data (i32.const 72) "\00\00\00\00\00\10\4e\00")
+        (func (export "_start")
+            (i32.store8 (i32.const 8) (i32.const 1)) (i32.store (i32.const 64) (i32.const 1))
+            (drop (call $poll (i32.const 0) (i32.const 200) (i32.const {count}) (i32.const 400)))
+            (call $exit (i32.add (i32.mul (i32.load (i32.const 400)) (i32.const 10)) (i32.load8_u (i32.const 210)))))"#
+    ))
+}
+
+#[tokio::test]
+async fn an_open_standard_input_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    for clock in [true, false] {
+        let program = runtime.load(&waits_for_stdin(clock)).await.unwrap();
+        let stdin = akri_krustlet_runtime::stdin::Stdin::default();
+        let spec =
+            GuestSpec { stdin: Some(stdin.clone()), ..GuestSpec::new("stdin", ContainerLimits::default().share()) };
+        let guest = runtime.start(&program, spec).unwrap();
+        guest.progress().wait_for(|progress| progress.waits == 1).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(guest.ended(), None, "nothing has happened yet");
+        stdin.close();
+        assert_eq!(guest.outcome().await, Outcome::Exited(11), "one event, of reading");
+    }
+}
+
+#[tokio::test]
+async fn writes_to_numbers_that_are_no_files_leave_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let body = r#"(func (export "_start") (local $fd i32)
+        (loop $again
+            (local.set $fd (i32.add (local.get $fd) (i32.const 1)))
+            (drop (call $write (i32.add (local.get $fd) (i32.const 3)) (i32.const 0) (i32.const 1) (i32.const 100)))
+            (br_if $again (i32.lt_u (local.get $fd) (i32.const 2000000)))))"#;
+    let program = runtime.load(&command(body)).await.unwrap();
+    let resident = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let before = resident();
+    let guest = runtime.start(&program, GuestSpec::new("write", ContainerLimits::default().share())).unwrap();
+    assert_eq!(guest.outcome().await, Outcome::Exited(0));
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes for 2,000,000 writes");
+}

@@ -6,6 +6,7 @@
 //! with `DISCOVERY_HANDLER_WAKES`; elsewhere (the gRPC proxy of 2021) it polls.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +20,22 @@ const UNTIL_WOKEN: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Deserialize)]
 struct Details {
-    descriptions: Vec<String>,
+    descriptions: Vec<Text>,
+}
+
+/// A text, which need not be quoted in the Configuration: `10` is one, too.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written = Box::<RawValue>::deserialize(deserializer)?;
+        let written = written.get();
+        match written.as_bytes().first() {
+            Some(b'"') => serde_json::from_str(written).map(Self).map_err(serde::de::Error::custom),
+            Some(b'[' | b'{') => Err(serde::de::Error::custom(format!("{written} is no text"))),
+            _ => Ok(Self(written.to_owned())),
+        }
+    }
 }
 
 fn main() {
@@ -57,7 +73,7 @@ fn answer(request: &str, offline: bool) -> Value {
     let descriptions = if offline { Vec::new() } else { details.descriptions };
     let devices: Vec<Value> = descriptions
         .into_iter()
-        .map(|description| {
+        .map(|Text(description)| {
             json!({
                 "id": description,
                 "properties": { DESCRIPTION: description },
@@ -106,13 +122,17 @@ mod tests {
         let online = answer(request, false);
         assert_eq!(online["devices"][1]["id"], "foo1");
         assert_eq!(online["devices"][1]["properties"][DESCRIPTION], "foo1");
+        let plain = answer(r#"{"descriptions":[10,5.10,1e3,true,null,"no"]}"#, false);
+        let ids: Vec<_> =
+            plain["devices"].as_array().unwrap().iter().map(|device| device["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, ["10", "5.10", "1e3", "true", "null", "no"]);
         assert_eq!(answer(request, true), json!({ "devices": [] }));
         assert_eq!(answer(r#"{"descriptions":[]}"#, false), json!({ "devices": [] }));
     }
 
     #[test]
     fn bad_details_are_named() {
-        for request in ["{}", r#"{"descriptions":[1]}"#, r#"{"descriptions":"foo0"}"#, ""] {
+        for request in ["{}", r#"{"descriptions":[[1]]}"#, r#"{"descriptions":"foo0"}"#, "\"\"", "[]"] {
             let reason = answer(request, true)["error"]["invalid_details"].as_str().map(str::to_owned);
             assert!(reason.is_some_and(|reason| reason.contains("descriptions")), "{request}");
         }

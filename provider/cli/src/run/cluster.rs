@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +61,13 @@ pub(super) async fn run(
     let flags = &arguments.cluster;
     let labels = labels::parse(&flags.node_labels)?;
     let reserved = reserved(&flags.system_reserved)?;
+    let hostname = flags.hostname.clone().unwrap_or_else(|| name.clone());
+    if !labels::is_value(&hostname) {
+        let from = if flags.hostname.is_some() { "--hostname" } else { "the node's name" };
+        bail!(
+            "{from} {hostname:?} cannot be the value of the Node's label kubernetes.io/hostname, which has at most 63 letters, digits, `-`, `_`, `.`, and begins and ends with a letter or digit; choose one with --hostname"
+        );
+    }
     let source = identity_source(arguments)?;
     std::fs::create_dir_all(data.path()).with_context(|| data.path().display().to_string())?;
     let identity = tokio::select! {
@@ -68,12 +76,12 @@ pub(super) async fn run(
     };
     let connection = identity.connection.clone();
     let addresses = match &arguments.node_ip[..] {
-        [] => vec![own_address(&connection).await?],
+        [] => vec![own_address(&connection, &data).await?],
         chosen => chosen.to_vec(),
     };
     let settings = NodeSettings {
         name: name.clone(),
-        hostname: flags.hostname.clone().unwrap_or_else(|| name.clone()),
+        hostname,
         machine: host_name(),
         addresses: addresses.clone(),
         port: flags.port,
@@ -173,8 +181,37 @@ fn reserved(resources: &[String]) -> anyhow::Result<Capacity> {
     Ok(reserved)
 }
 
+/// How long the machine may take to find its way to the API server.
+const ROUTE: Duration = Duration::from_secs(3);
+
+/// The address from which this machine reaches the API server; while there is no way to that, the one that it had last, so that
+/// a machine that starts without a network runs the pods that it remembers.
+async fn own_address(connection: &Connection, data: &DataDirectory) -> anyhow::Result<IpAddr> {
+    let found = match tokio::time::timeout(ROUTE, route(connection)).await {
+        Ok(found) => found,
+        Err(_) => Err(anyhow::anyhow!(
+            "cannot look up the API server {} within {} s; name the node's address with --node-ip",
+            connection.server().0,
+            ROUTE.as_secs()
+        )),
+    };
+    match (found, data.address()) {
+        (Ok(address), last) => {
+            if last != Some(address) {
+                data.store_address(address).context("cannot write the node's address to the data directory")?;
+            }
+            Ok(address)
+        }
+        (Err(error), Some(last)) => {
+            tracing::warn!("{error:#}; the node has the address that it had last, {last}");
+            Ok(last)
+        }
+        (Err(error), None) => Err(error),
+    }
+}
+
 /// The address from which this machine reaches the API server. Nothing is sent.
-async fn own_address(connection: &Connection) -> anyhow::Result<IpAddr> {
+async fn route(connection: &Connection) -> anyhow::Result<IpAddr> {
     let (host, port) = connection.server();
     let way_out = "name the node's address with --node-ip";
     let mut servers = tokio::net::lookup_host((host.as_str(), port))

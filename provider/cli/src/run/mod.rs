@@ -92,6 +92,9 @@ pub(crate) struct RunArguments {
     /// How often the disk is looked at for that
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     image_gc_period: u64,
+    /// How long containers with a standard input, which see its end when the node ends, may take for their own, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    shutdown_grace_period: u64,
     #[command(flatten, next_help_heading = "In a cluster")]
     cluster: cluster::ClusterArguments,
 }
@@ -124,6 +127,7 @@ async fn run_node(arguments: &RunArguments) -> anyhow::Result<()> {
     let shutdown = shutdown_on_signals()?;
     let data = arguments.directories.data_directory()?;
     let name = node_name(arguments)?;
+    check_addresses(&arguments.node_ip)?;
     if let Some(manifests) = &arguments.manifests {
         if arguments.kubeconfig.is_some() {
             bail!("--manifests is for a node without a cluster; with --kubeconfig, the pods come from the cluster");
@@ -171,6 +175,7 @@ fn node_config(
             period: Duration::from_secs(arguments.image_gc_period),
         },
         thresholds: arguments.eviction_hard.clone(),
+        shutdown_grace_period: Duration::from_secs(arguments.shutdown_grace_period),
         cluster: None,
     })
 }
@@ -202,6 +207,22 @@ fn node_name(arguments: &RunArguments) -> anyhow::Result<String> {
         );
     }
     Ok(name)
+}
+
+/// A pod has one address of each family.
+fn check_addresses(addresses: &[IpAddr]) -> anyhow::Result<()> {
+    let list = || addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+    if let Some(address) = addresses.iter().find(|address| address.is_unspecified() || address.is_multicast()) {
+        bail!("--node-ip {}: {address} is no address of a machine", list());
+    }
+    let of_family = |ipv4: bool| addresses.iter().filter(|address| address.is_ipv4() == ipv4).count();
+    if of_family(true) > 1 || of_family(false) > 1 {
+        bail!(
+            "--node-ip {}: one IPv4 address and one IPv6 address at most; name the ones that the API server reaches",
+            list()
+        );
+    }
+    Ok(())
 }
 
 /// The first signal asks the node to end, the second one ends it.

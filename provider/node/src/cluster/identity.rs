@@ -13,7 +13,7 @@
 //! ```
 
 use super::certificate::{Certificate, CertificateError, renewal_part, write_secret};
-use super::connection::{Connection, ConnectionError, code, describe};
+use super::connection::{Connection, ConnectionError, FIRST_ANSWER, NO_ANSWER, code, describe};
 use super::signing::{Purpose, SigningError, SigningRequest};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
@@ -183,8 +183,8 @@ async fn earlier(
         return no_more(format!("is of {}", certificate.common_name));
     }
     let connection = first.with_identity(&certificate)?;
-    match Api::<Node>::all(connection.client()).get_opt(node).await {
-        Err(error) if code(&error) == Some(401) => no_more(format!("is not accepted: {}", describe(&error))),
+    match tokio::time::timeout(FIRST_ANSWER, Api::<Node>::all(connection.client()).get_opt(node)).await {
+        Ok(Err(error)) if code(&error) == Some(401) => no_more(format!("is not accepted: {}", describe(&error))),
         // Whoever does not answer now may do so later.
         _ => Ok(Some((certificate, connection))),
     }
@@ -194,13 +194,18 @@ async fn earlier(
 async fn check_user(connection: &Connection, path: &Path, node: &str) -> Result<(), IdentityError> {
     use k8s_openapi::api::authentication::v1::SelfSubjectReview;
     let reviews: Api<SelfSubjectReview> = Api::all(connection.client());
-    let review = match reviews.create(&Default::default(), &SelfSubjectReview::default()).await {
-        Ok(review) => review,
-        Err(error) if code(&error) == Some(401) => {
+    let (parameters, asked) = (Default::default(), SelfSubjectReview::default());
+    let review = match tokio::time::timeout(FIRST_ANSWER, reviews.create(&parameters, &asked)).await {
+        Ok(Ok(review)) => review,
+        Err(_) => {
+            tracing::warn!(server = connection.url(), "cannot ask the API server who the node is: {NO_ANSWER}");
+            return Ok(());
+        }
+        Ok(Err(error)) if code(&error) == Some(401) => {
             let (server, message) = (connection.url(), describe(&error));
             return Err(SigningError::Unauthorized { server, message }.into());
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             tracing::warn!(
                 server = connection.url(),
                 "cannot ask the API server who the node is: {}",

@@ -84,6 +84,11 @@ fn is_restricted(key: &str, prefix: &str) -> bool {
     !free && !ALLOWED.contains(&key)
 }
 
+/// True for what a label's value may be.
+pub fn is_value(text: &str) -> bool {
+    !text.is_empty() && is_word(text)
+}
+
 fn is_word(text: &str) -> bool {
     let edge = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
     let bytes = text.as_bytes();

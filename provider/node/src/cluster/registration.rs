@@ -6,9 +6,10 @@
 //!    or every 5 min.
 //! 3. It watches its own Node: one that somebody deletes is registered again at once; its labels and taints decide which
 //!    pods are admitted.
-//! 4. On shutdown the Node is marked not ready. Pods are never deleted.
+//! 4. On shutdown nothing is told: most ends are restarts that take a second, and after 40 s the cluster notices by the lease.
+//!    Pods are never deleted.
 
-use super::connection::{Connection, code, describe, version, watch_back_off};
+use super::connection::{Connection, FIRST_ANSWER, NO_ANSWER, code, describe, version, watch_back_off};
 use super::machine::{Capacity, Pressure, Thresholds, os_image, read};
 use crate::provider::WasmProvider;
 use akri_krustlet_devices::Amount;
@@ -132,11 +133,16 @@ impl Registration {
     pub async fn claim(&self) -> Result<(), ClaimError> {
         let mut seen: Option<Timestamp> = None;
         loop {
-            let lease = match self.leases().get_opt(&self.settings.name).await {
-                Ok(Some(lease)) => lease,
-                Ok(None) => return Ok(()),
-                Err(error) => {
+            let asked = tokio::time::timeout(FIRST_ANSWER, self.leases().get_opt(&self.settings.name)).await;
+            let lease = match asked {
+                Ok(Ok(Some(lease))) => lease,
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => {
                     tracing::warn!("cannot see whether another node has this name: {}", describe(&error));
+                    return Ok(());
+                }
+                Err(_) => {
+                    tracing::warn!("cannot see whether another node has this name: {NO_ANSWER}");
                     return Ok(());
                 }
             };
@@ -169,7 +175,7 @@ impl Registration {
         ClaimError::Taken { name: self.settings.name.clone(), host: annotation(lease, HOST), age }
     }
 
-    /// Keeps the Node until `shutdown`, then marks it not ready.
+    /// Keeps the Node until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let own = kube::runtime::watcher::watch_object(self.nodes(), &self.settings.name).backoff(watch_back_off());
         pin_mut!(own);
@@ -217,13 +223,6 @@ impl Registration {
                     None => tokio::time::sleep(RENEWAL).await,
                 },
             }
-        }
-        let conditions = vec![condition("Ready", "False", "NodeShutdown", "the node has been stopped")];
-        let status = json!({"status": {"conditions": self.merged(conditions)}});
-        let (nodes, parameters, patch) = (self.nodes(), PatchParams::default(), Patch::Merge(&status));
-        let patched = nodes.patch_status(&self.settings.name, &parameters, &patch);
-        if !matches!(tokio::time::timeout(Duration::from_secs(2), patched).await, Ok(Ok(_))) {
-            tracing::warn!("could not mark the node as not ready; the cluster notices in 40 s");
         }
     }
 

@@ -165,6 +165,18 @@ impl StatusReporter {
     }
 }
 
+/// Reasons of failures that are the node's, and may be over later.
+const GIVEN_UP: [&str; 3] = ["Evicted", "UnexpectedAdmissionError", "NodeFault"];
+
+/// Whether the node failed the pod for what may be otherwise later: it was short of something, or a device was not to be had.
+pub fn is_given_up(status: &PodStatus) -> bool {
+    let reason = status.reason.as_deref().unwrap_or_default();
+    status.phase.as_deref() == Some("Failed") && (GIVEN_UP.contains(&reason) || reason.starts_with("OutOf"))
+}
+
+/// Condition of a pod that the node ends for a reason that is not the pod's.
+pub const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
 /// Condition of a pod with a discovery handler: whether its answers are used.
 pub const DISCOVERY_HEALTHY: &str = "DiscoveryHealthy";
 

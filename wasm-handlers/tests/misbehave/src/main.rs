@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::time::Duration;
 
 const DIRECTORY: &str = "/tmp/wde-dir";
@@ -180,6 +180,19 @@ fn do_fault(fault: &str) {
             answer(json!({ "devices": [device("good")] }).to_string());
             std::thread::sleep(Duration::from_secs(60));
             answer(r#"{"devices":["#);
+        }
+        // The host looks when the answer's first part is there, and once more when it is whole.
+        "slow-answer" => {
+            let mut file = fs::File::create(path("out.out")).expect("the exchange directory is writable");
+            let text = json!({ "devices": [device("good")] }).to_string();
+            let (first, second) = text.split_at(1);
+            file.write_all(first.as_bytes()).expect("written");
+            // Closed, this one makes the host look.
+            let again = fs::OpenOptions::new().append(true).open(path("out.out"));
+            again.and_then(|mut again| again.write_all(b" ")).expect("the answer can be opened twice");
+            std::thread::sleep(Duration::from_millis(300));
+            file.seek(std::io::SeekFrom::End(0)).expect("sought");
+            file.write_all(second.as_bytes()).expect("written");
         }
         "good-then-trap" => {
             answer(json!({ "devices": [device("good")] }).to_string());

@@ -1,11 +1,14 @@
 //! Pods from manifest files: YAML or JSON, several documents a file.
 
+mod unknown_field;
+
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use unknown_field::UnknownField;
 
 /// Largest manifest file, in bytes.
 pub const MOST_FILE: u64 = 4 << 20;
@@ -46,7 +49,7 @@ impl Manifest {
             match parse_document(document) {
                 Ok(values) => {
                     for value in values {
-                        manifest.add(file, line, value);
+                        manifest.add(file, (line, document), value);
                     }
                 }
                 Err((offset, message)) => manifest.error(file, line + offset, message),
@@ -55,7 +58,13 @@ impl Manifest {
         manifest
     }
 
-    fn add(&mut self, file: &Path, line: usize, value: Value) {
+    fn add(&mut self, file: &Path, (line, document): (usize, &str), value: Value) {
+        if is_pod(&value)
+            && let Some(unknown) = UnknownField::find::<Pod>(&value)
+        {
+            let offset = unknown.line(document).unwrap_or(0);
+            return self.error(file, line + offset, format!("{unknown}; the pod is not run"));
+        }
         match pod_of(value) {
             Ok(Some(mut pod)) => {
                 let annotations = pod.metadata.annotations.get_or_insert_default();
@@ -102,7 +111,9 @@ fn parse_document(document: &str) -> Result<Vec<Value>, (usize, String)> {
             .collect::<Result<_, _>>()
             .map_err(|error| (error.line().saturating_sub(1), format!("malformed JSON: {error}")));
     }
-    match serde_saphyr::from_str::<Value>(document) {
+    // As kubectl reads it: `defaultMode: 0440` is octal.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    match serde_saphyr::from_str_with_options::<Value>(document, options) {
         Ok(value) => Ok(vec![value]),
         Err(error) => {
             let line = error.location().map_or(1, |location| usize::try_from(location.line()).unwrap_or(1));
@@ -112,13 +123,18 @@ fn parse_document(document: &str) -> Result<Vec<Value>, (usize, String)> {
     }
 }
 
+fn is_pod(value: &Value) -> bool {
+    value.get("apiVersion").is_some_and(|version| version == "v1")
+        && value.get("kind").is_some_and(|kind| kind == "Pod")
+}
+
 fn pod_of(value: Value) -> Result<Option<Pod>, String> {
     let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (field("apiVersion"), field("kind"));
     if kind.is_empty() {
         return Err("not a Kubernetes object: `kind` is missing".to_owned());
     }
-    if (api_version.as_str(), kind.as_str()) != ("v1", "Pod") {
+    if !is_pod(&value) {
         return Err(format!(
             "{kind} ({api_version}) is not run by a node alone, which takes v1 Pods only; other objects need a cluster"
         ));
@@ -208,6 +224,34 @@ mod tests {
             assert!(error.contains(message), "{error}");
         }
         assert!(parse("\n# nothing\n").errors.is_empty());
+    }
+
+    #[test]
+    fn a_field_that_a_pod_does_not_have_is_named_with_its_line_and_its_pod_is_not_run() {
+        let text = format!(
+            "{POD}---\n{}\n  restartpolicy: Never\n",
+            POD.replace("name: a", "name: b").trim_end().replace(
+                "spec: {containers: [{name: c, image: 'fs://x'}]}",
+                "spec:\n  containers:\n  - {name: c, image: 'fs://x'}"
+            )
+        );
+        let manifest = parse(&text);
+        assert_eq!(manifest.pods.len(), 1);
+        let error = manifest.errors[0].to_string();
+        assert_eq!(
+            error,
+            "/m/pods.yaml:12: unknown field spec.restartpolicy (did you mean restartPolicy?); the pod is not run"
+        );
+    }
+
+    #[test]
+    fn modes_are_octal_as_kubectl_reads_them() {
+        for (mode, value) in [("0440", 0o440), ("0o440", 0o440), ("288", 288)] {
+            let volumes = format!("volumes: [{{name: v, configMap: {{name: m, defaultMode: {mode}}}}}], containers");
+            let pod = parse(&POD.replace("containers", &volumes)).pods.remove(0).0;
+            let volume = pod.spec().volumes.as_ref().unwrap()[0].config_map.clone().unwrap();
+            assert_eq!(volume.default_mode, Some(value), "{mode}");
+        }
     }
 
     #[test]
