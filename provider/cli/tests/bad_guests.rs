@@ -69,6 +69,17 @@ async fn a_guest_that_grows_to_its_memory_limit_is_oom_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_comes_late_is_told_and_ends_no_stream() {
+    let node = Node::start();
+    node.add(&HandlerPod::fault("faulty", "late-refusal"));
+    assert!(wait_for(|| node.socket("faulty").exists()), "{}", node.log());
+    let mut stream = node.discover("faulty", "a: 1").await.unwrap();
+    assert!(node.wait_for_unhealthy("faulty").contains("no such thing"));
+    let silence = std::time::Duration::from_millis(300);
+    assert!(tokio::time::timeout(silence, stream.message()).await.is_err(), "the stream is open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_the_host_saw_half_written_comes_when_it_is_whole() {
     // Written in place, as modules of 2021 do it: what the host took away too early is never written again.
     assert_eq!(answer_after("slow-answer").await, ["good"]);

@@ -21,13 +21,17 @@ fn run(command: &mut Command) -> Result<String, String> {
     if output.status.success() { Ok(said) } else { Err(format!("{command:?}: {said}")) }
 }
 
+/// Nothing where there is no Go.
 fn go_client() -> Result<PathBuf, String> {
+    run(Command::new("go").arg("version"))?;
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-client");
-    run(Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(directory().join("go")))?;
+    let built =
+        run(Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(directory().join("go")));
+    built.unwrap_or_else(|said| panic!("{said}"));
     Ok(program)
 }
 
-/// A Python that has grpcio.
+/// A Python that has grpcio; nothing where there is none to be had.
 fn python() -> Result<PathBuf, String> {
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join(GRPCIO);
     let python = environment.join("bin/python");

@@ -322,6 +322,7 @@ impl ServingGuest {
         }
         put_files(exchange, files)?;
         exchange.put(crate::exchange::REQUEST, request)?;
+        guest.names_are_taken();
         guest.wake();
         Ok(())
     }
@@ -335,13 +336,18 @@ impl ServingGuest {
         for (name, content) in new.iter().filter(|(name, content)| old.get(*name) != Some(content)) {
             exchange.put(&name.to_string_lossy(), content)?;
         }
+        guest.names_are_taken();
         guest.wake();
         Ok(())
     }
 
     pub(crate) fn take_answer(&self) -> Result<Option<Vec<u8>>, ExchangeError> {
         match &self.guest {
-            Some(guest) => guest.exchange.take_answer(crate::device::MOST_ANSWER),
+            Some(guest) => {
+                let answer = guest.exchange.take_answer(crate::device::MOST_ANSWER);
+                guest.guest.names_are_taken();
+                answer
+            }
             None => Ok(None),
         }
     }

@@ -51,6 +51,8 @@ pub fn request_json(request: &DiscoverRequest) -> Result<Vec<u8>, DetailsError> 
 }
 
 const PROPERTIES: &str = "discovery_properties";
+/// Longest number that keeps its text, in bytes.
+const MOST_PLAIN: usize = 64;
 
 fn parse(details: &str) -> Result<Json, DetailsError> {
     if details.trim().is_empty() {
@@ -112,7 +114,8 @@ impl Node {
             Content::Plain(Value::Null) if is_member => Json::Value(Value::Null),
             Content::Plain(value) => match written(source, location) {
                 // Only what is nothing but the scalar: a tag before it says what it is to be.
-                Some(text) if text.starts_with(['!', '&']) => Json::Value(value),
+                // Nor a long one, of which every alias would be a copy.
+                Some(text) if text.starts_with(['!', '&']) || text.len() > MOST_PLAIN => Json::Value(value),
                 Some(text) => match RawValue::from_string(text.to_owned()) {
                     Ok(raw) => Json::Text(raw),
                     Err(_) => Json::Value(Value::String(text.to_owned())),

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// The request's file.
 pub const REQUEST: &str = "in.in";
@@ -98,7 +99,12 @@ struct Taken {
     file: std::fs::File,
     /// What it was when it was read: length in bytes, and time of its last change.
     stamp: (i64, i64, i64),
+    read: SystemTime,
 }
+
+/// The kernel's clock for files has steps of some milliseconds: a file that was read so soon after a change may have changed since
+/// without looking so.
+const CLOCK_STEP: Duration = Duration::from_millis(100);
 
 impl ExchangeDirectory {
     /// Makes an empty directory.
@@ -161,7 +167,7 @@ impl ExchangeDirectory {
         let Some(file) = opened.map_err(|error| error.named(ANSWER))? else { return Ok(None) };
         let stamp = stamp(&file);
         let content = read_bounded(&file, ANSWER, most);
-        *last = Some(Taken { file, stamp });
+        *last = content.is_ok().then(|| Taken { file, stamp, read: SystemTime::now() });
         content.map(Some)
     }
 
@@ -187,10 +193,12 @@ pub(crate) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> std::io::Result
 fn read_again(last: &mut Option<Taken>, most: usize) -> Result<Option<Vec<u8>>, ExchangeError> {
     let Some(taken) = last else { return Ok(None) };
     let now = stamp(&taken.file);
-    if now == taken.stamp {
+    let changed = SystemTime::UNIX_EPOCH + Duration::new(u64::try_from(now.1).unwrap_or(0), now.2 as u32);
+    let was_settled = taken.read.duration_since(changed).is_ok_and(|age| age > CLOCK_STEP);
+    if now == taken.stamp && was_settled {
         return Ok(None);
     }
-    taken.stamp = now;
+    (taken.stamp, taken.read) = (now, SystemTime::now());
     read_bounded(&taken.file, ANSWER, most).map(Some)
 }
 
@@ -276,6 +284,8 @@ mod tests {
         assert_eq!(exchange.take_answer(10).unwrap(), None);
         std::fs::write(exchange.path().join(ANSWER), "{}").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{}".to_vec()));
+        std::thread::sleep(CLOCK_STEP * 2);
+        let _ = exchange.take_answer(10);
         assert_eq!(exchange.take_answer(10).unwrap(), None);
     }
 
@@ -284,14 +294,18 @@ mod tests {
         let Fixture { exchange, parent: _parent } = fixture();
         let mut writing = std::fs::File::create(exchange.path().join(ANSWER)).unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(Vec::new()));
-        assert_eq!(exchange.take_answer(10).unwrap(), None);
         writing.write_all(b"{}").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{}".to_vec()));
-        assert_eq!(exchange.take_answer(10).unwrap(), None);
-        // The next answer has the name.
-        std::fs::write(exchange.path().join(ANSWER), "[]").unwrap();
+        // Another one of the same length, in the same step of the clock.
+        writing.seek(std::io::SeekFrom::Start(0)).unwrap();
+        writing.write_all(b"[]").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(b"[]".to_vec()));
+        // The next answer has the name.
+        std::fs::write(exchange.path().join(ANSWER), "{ }").unwrap();
+        assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{ }".to_vec()));
         writing.write_all(b"late").unwrap();
+        std::thread::sleep(CLOCK_STEP * 2);
+        let _ = exchange.take_answer(10);
         assert_eq!(exchange.take_answer(10).unwrap(), None);
     }
 

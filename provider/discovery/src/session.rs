@@ -5,7 +5,7 @@
 //! 2. The session takes a guest of the handler's serving container and gives it the request.
 //! 3. Each answer that passes the checks and differs from the last one is sent.
 //! 4. The guest's end, a stopped container or a newer one: the stream stays open, a new guest takes over.
-//! 5. The session ends when the client goes, when the guest says that the details are invalid before any list was sent, or
+//! 5. The session ends when the client goes, when the guest says that the details are invalid while the call waits for that, or
 //!    when the handler is gone for good.
 //!
 //! # Guarantees
@@ -295,20 +295,18 @@ impl Session {
         }
     }
 
-    /// The guest does not understand the request. Before any list the call fails with it; later the last list stays, as
-    /// the request was good once.
+    /// The guest does not understand the request. The call that still waits fails with it. Later the stream stays, and what the
+    /// guest says is told by the pod's condition: the Agent would open an ended stream again at once, for ever.
     fn refuse_details(&mut self, mut reason: String, container: &Arc<HandlerContainer>) -> Option<Turn> {
         // It becomes an HTTP/2 header.
         reason.truncate(reason.floor_char_boundary(MOST_COMPLAINT));
-        if self.output.last.is_some() {
-            self.complain(container, format!("the guest now calls its discovery details invalid: {reason}"));
-            return None;
+        if self.output.last.is_none() && self.say(Verdict::InvalidDetails(reason.clone())) {
+            tracing::warn!(handler = self.handler.name, reason, "discovery details refused by the guest");
+            return Some(Turn::End);
         }
-        tracing::warn!(handler = self.handler.name, reason, "discovery details refused by the guest");
-        if !self.say(Verdict::InvalidDetails(reason.clone())) {
-            self.output.fail(Status::invalid_argument(reason));
-        }
-        Some(Turn::End)
+        let now = if self.output.last.is_some() { "now " } else { "" };
+        self.complain(container, format!("the guest {now}calls its discovery details invalid: {reason}"));
+        None
     }
 
     fn guest_ended(&mut self, outcome: Outcome) -> Turn {
@@ -428,11 +426,6 @@ impl Output {
         if let Some(last) = &self.last {
             self.unsent = self.sender.try_send(Ok(last.clone())).is_err();
         }
-    }
-
-    fn fail(&mut self, status: Status) {
-        // A full channel means that lists were sent, and then details are not called invalid.
-        let _ = self.sender.try_send(Err(status));
     }
 
     fn client_gone(&self) -> impl Future<Output = ()> + use<> {

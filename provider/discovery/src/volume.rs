@@ -5,11 +5,14 @@
 
 use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
 use akri_krustlet_host::DirectoryWatcher;
-use rustix::fs::Dir;
-use std::os::fd::AsFd as _;
+use akri_krustlet_host::patience::patiently;
+use rustix::fs::{AtFlags, Dir};
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 /// Largest file that is handed on, in bytes.
@@ -28,8 +31,9 @@ impl ExchangeVolume {
     /// Reads the files and keeps watching them.
     pub fn watch(directory: &Path, watcher: &DirectoryWatcher) -> std::io::Result<Self> {
         let changes = watcher.watch(directory)?;
-        let (sender, files) = watch::channel(Arc::new(read_files(directory)?));
-        let task = tokio::spawn(follow(directory.to_owned(), watcher.clone(), changes, sender));
+        let mut known = Known::default();
+        let (sender, files) = watch::channel(Arc::new(read_files(directory, &mut known)?));
+        let task = tokio::spawn(follow(directory.to_owned(), watcher.clone(), changes, known, sender));
         Ok(Self { files, task })
     }
 
@@ -49,11 +53,14 @@ async fn follow(
     directory: PathBuf,
     watcher: DirectoryWatcher,
     mut changes: watch::Receiver<()>,
+    mut known: Known,
     files: watch::Sender<Arc<Files>>,
 ) {
     loop {
         while changes.changed().await.is_ok() {
-            publish(&directory, &files);
+            known = publish(&directory, known, &files).await;
+            // Somebody may be writing all the time; the first change is told at once.
+            tokio::time::sleep(PACE).await;
         }
         // The directory is gone. The last files stay in force; a user may be replacing the directory.
         tracing::warn!(directory = %directory.display(), "the exchange volume was removed; waiting for it to come back");
@@ -63,12 +70,34 @@ async fn follow(
                 break changes;
             }
         };
-        publish(&directory, &files);
+        known = publish(&directory, known, &files).await;
     }
 }
 
-fn publish(directory: &Path, files: &watch::Sender<Arc<Files>>) {
-    match read_files(directory) {
+/// Files as they were read, by their names, with what they were then.
+type Known = HashMap<OsString, (Stamp, Arc<[u8]>)>;
+
+/// Inode, length in bytes, times of the last change of the content and of the file.
+type Stamp = (u64, i64, (i64, i64), (i64, i64));
+
+/// Pause between two looks.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Reads what has changed, on a thread that may wait for the files' system.
+async fn publish(directory: &Path, mut known: Known, files: &watch::Sender<Arc<Files>>) -> Known {
+    let of_thread = directory.to_owned();
+    let read = move || {
+        let read = read_files(&of_thread, &mut known);
+        (read, known)
+    };
+    let (read, known) = match patiently(&directory.display().to_string(), read).await {
+        Ok(read) => read,
+        Err(hangs) => {
+            tracing::warn!(directory = %directory.display(), "the exchange volume: {hangs}");
+            return Known::new();
+        }
+    };
+    match read {
         Ok(new) => {
             files.send_if_modified(|old| {
                 let changed = **old != new;
@@ -80,9 +109,12 @@ fn publish(directory: &Path, files: &watch::Sender<Arc<Files>>) {
         }
         Err(error) => tracing::warn!(directory = %directory.display(), %error, "cannot read the exchange volume"),
     }
+    known
 }
 
-fn read_files(directory: &Path) -> std::io::Result<Files> {
+/// Reads the files of which `known` has not the content, and makes that up to date.
+fn read_files(directory: &Path, known: &mut Known) -> std::io::Result<Files> {
+    let mut before = std::mem::take(known);
     let descriptor = open_directory(rustix::fs::CWD, directory)?;
     let mut files = Files::new();
     for entry in Dir::read_from(&descriptor)? {
@@ -95,9 +127,17 @@ fn read_files(directory: &Path) -> std::io::Result<Files> {
             tracing::warn!(directory = %directory.display(), "more than {MOST_FILES} files in the exchange volume; the rest is not handed on");
             break;
         }
+        let stamp = stamp(descriptor.as_fd(), name);
+        if let Some((_, content)) = before.remove(OsStr::new(name)).filter(|(old, _)| Some(*old) == stamp) {
+            files.insert(name.into(), content.clone());
+            known.extend(stamp.map(|stamp| (name.into(), (stamp, content))));
+            continue;
+        }
         match read_regular(descriptor.as_fd(), name, MOST_FILE) {
             Ok(Some(content)) => {
-                files.insert(name.into(), content.into());
+                let content: Arc<[u8]> = content.into();
+                files.insert(name.into(), content.clone());
+                known.extend(stamp.map(|stamp| (name.into(), (stamp, content))));
             }
             Ok(None) => {}
             Err(error) => {
@@ -107,6 +147,23 @@ fn read_files(directory: &Path) -> std::io::Result<Files> {
     }
     Ok(files)
 }
+
+/// What a file is; none for one that was changed so lately that its next change may look the same.
+fn stamp(directory: BorrowedFd<'_>, name: &str) -> Option<Stamp> {
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let changed = SystemTime::UNIX_EPOCH + Duration::new(u64::try_from(stat.st_ctime).ok()?, stat.st_ctime_nsec as u32);
+    let is_settled = changed.elapsed().is_ok_and(|age| age > CLOCK_STEP);
+    let stamp = (
+        stat.st_ino,
+        stat.st_size,
+        (stat.st_mtime, stat.st_mtime_nsec as i64),
+        (stat.st_ctime, stat.st_ctime_nsec as i64),
+    );
+    is_settled.then_some(stamp)
+}
+
+/// The kernel's clock for files has steps of some milliseconds.
+const CLOCK_STEP: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -311,7 +311,8 @@ fn rewrite(fields: &[u8]) -> Option<Vec<u8>> {
         written.extend_from_slice(&fields[start..reader.position]);
         let start = reader.position;
         let (coded, value) = reader.string()?;
-        if is_authority {
+        // An empty one that the tables keep stays: they must agree to the byte.
+        if is_authority && !(value.is_empty() && prefix == 6) {
             let length = if coded { decoded_length(value)? } else { value.len() };
             write_authority(length, &mut written);
         } else {
@@ -470,7 +471,8 @@ mod tests {
             (coded.to_vec(), literal(0x41, &[b'a'; 10])),
             (by_name, name(&[&[0x40, 10][..], b":authority"].concat())),
             (by_coded_name, name(&[&[0x10, 0x88][..], AUTHORITY_LITERALS[1].1].concat())),
-            (literal(0x41, b""), literal(0x41, b"a")),
+            (literal(0x41, b""), literal(0x41, b"")),
+            (literal(0x01, b""), literal(0x01, b"a")),
             (vec![0x81], literal(0x01, b"a")),
             (literal(0x7a, b"/not/an/authority"), literal(0x7a, b"/not/an/authority")),
         ] {

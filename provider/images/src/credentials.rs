@@ -28,6 +28,14 @@ pub enum CredentialsError {
         /// The entry's key.
         registry: String,
     },
+    /// They are with a program.
+    #[error(
+        "the credentials are not in it but with the program docker-credential-{helper} (`credsStore`, `credHelpers`), which is not run here: log in with a config.json that has neither, or write one with `auths`"
+    )]
+    Helper {
+        /// Its name.
+        helper: String,
+    },
 }
 
 /// Credentials for any number of registries. Their `Debug` form names the registries only.
@@ -49,29 +57,35 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// What tools leave out, they also write as null.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerEntry>,
+    auths: Option<BTreeMap<String, Option<DockerEntry>>>,
+    creds_store: Option<String>,
+    cred_helpers: Option<BTreeMap<String, Option<String>>>,
 }
 
 #[derive(Deserialize)]
 struct DockerEntry {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    auth: String,
-    #[serde(default)]
-    registrytoken: String,
+    username: Option<String>,
+    password: Option<String>,
+    auth: Option<String>,
+    registrytoken: Option<String>,
+    identitytoken: Option<String>,
 }
 
 impl Credentials {
     /// Reads `~/.docker/config.json`, which is also what a Secret of type `kubernetes.io/dockerconfigjson` holds.
     pub fn from_docker_config(json: &[u8]) -> Result<Self, CredentialsError> {
         let config: DockerConfig = parse(json, "Docker's config.json, {\"auths\": {...}}")?;
-        Self::from_entries(config.auths)
+        let credentials = Self::from_entries(config.auths.unwrap_or_default())?;
+        let helpers = config.cred_helpers.unwrap_or_default().into_values().flatten();
+        let helper = config.creds_store.into_iter().chain(helpers).find(|helper| !helper.is_empty());
+        match helper.filter(|_| credentials.entries.is_empty()) {
+            Some(helper) => Err(CredentialsError::Helper { helper }),
+            None => Ok(credentials),
+        }
     }
 
     /// Reads the older `.dockercfg`, which a Secret of type `kubernetes.io/dockercfg` holds.
@@ -79,10 +93,10 @@ impl Credentials {
         Self::from_entries(parse(json, "Docker's .dockercfg, {\"registry\": {...}}")?)
     }
 
-    fn from_entries(entries: BTreeMap<String, DockerEntry>) -> Result<Self, CredentialsError> {
+    fn from_entries(entries: BTreeMap<String, Option<DockerEntry>>) -> Result<Self, CredentialsError> {
         let mut credentials = Self::default();
         for (key, entry) in entries {
-            let Some(auth) = entry.auth(&key)? else { continue };
+            let Some(auth) = entry.map(|entry| entry.auth(&key)).transpose()?.flatten() else { continue };
             let (host, path) = split(&key);
             credentials.entries.push(Entry { host, path, auth });
         }
@@ -110,6 +124,8 @@ impl Credentials {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(json: &[u8], expected: &'static str) -> Result<T, CredentialsError> {
+    // Editors of Windows put a mark before the text.
+    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
     serde_json::from_slice(json).map_err(|error| CredentialsError::Malformed {
         line: error.line(),
         column: error.column(),
@@ -119,23 +135,31 @@ fn parse<T: serde::de::DeserializeOwned>(json: &[u8], expected: &'static str) ->
 
 impl DockerEntry {
     fn auth(self, registry: &str) -> Result<Option<RegistryAuth>, CredentialsError> {
-        if !self.registrytoken.is_empty() {
-            return Ok(Some(RegistryAuth::Bearer(self.registrytoken)));
+        let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
+        if let Some(token) = given(self.registrytoken) {
+            return Ok(Some(RegistryAuth::Bearer(token)));
         }
-        if !self.auth.is_empty() {
+        if given(self.identitytoken).is_some() {
+            tracing::warn!(
+                registry,
+                "the registry's credentials are an `identitytoken`, which is not used here: give it a user and a password, or a `registrytoken`"
+            );
+            return Ok(None);
+        }
+        if let Some(auth) = given(self.auth) {
             let failed = || CredentialsError::Auth { registry: registry.to_owned() };
             let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
             let engine = GeneralPurpose::new(&base64::alphabet::STANDARD, lenient);
-            let decoded = engine.decode(self.auth.trim()).map_err(|_| failed())?;
+            // Tools wrap it after 76 letters.
+            let auth: String = auth.split_ascii_whitespace().collect();
+            let decoded = engine.decode(auth).map_err(|_| failed())?;
             let decoded = String::from_utf8(decoded).map_err(|_| failed())?;
             let (user, password) = decoded.split_once(':').ok_or_else(failed)?;
             // Docker pads with NUL.
             return Ok(Some(RegistryAuth::Basic(user.to_owned(), password.trim_end_matches('\0').to_owned())));
         }
-        if self.username.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(RegistryAuth::Basic(self.username, self.password)))
+        let password = self.password.unwrap_or_default();
+        Ok(given(self.username).map(|username| RegistryAuth::Basic(username, password)))
     }
 }
 
@@ -217,6 +241,21 @@ mod tests {
         assert!(users(json, "empty.example/a").is_empty());
         let old = Credentials::from_dockercfg(br#"{"a.example": {"auth": "dTpw"}}"#).unwrap();
         assert_eq!(old.of(&"a.example/x".parse().unwrap()).len(), 1);
+    }
+
+    #[test]
+    fn what_tools_write_is_read() {
+        let json = "\u{feff}{\"auths\": {\"a.example\": {\"auth\": \"dTpw\\n\", \"username\": null, \"email\": null},
+            \"b.example\": null, \"c.example\": {\"auth\": \"\", \"identitytoken\": \"t\"},
+            \"d.example\": {\"auth\": \"dTox\\r\\nMg==\"}}, \"credHelpers\": {\"e.example\": \"gcloud\"}, \"credsStore\": null}";
+        assert_eq!(users(json, "a.example/x"), ["u:p"]);
+        assert_eq!(users(json, "d.example/x"), ["u:12"]);
+        assert!(users(json, "b.example/x").is_empty() && users(json, "c.example/x").is_empty());
+        assert!(users(r#"{"auths": null}"#, "a.example/x").is_empty());
+        for json in [r#"{"credsStore": "desktop"}"#, r#"{"auths": {"a": {}}, "credHelpers": {"a": "ecr-login"}}"#] {
+            let error = Credentials::from_docker_config(json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("docker-credential-"), "{error}");
+        }
     }
 
     #[test]

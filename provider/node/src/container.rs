@@ -252,7 +252,7 @@ async fn last_words(context: &PodContext, container: &Container, restart: u32, o
     let message = termination_message(context, container)?;
     let log = context.services.data.container_logs(&context.pod, &container.name);
     let failed = *outcome != Outcome::Exited(0);
-    patiently(move || message.read(&log, restart, failed)).await.ok()?
+    tokio::task::spawn_blocking(move || message.read(&log, restart, failed)).await.ok()?
 }
 
 fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {
@@ -352,7 +352,7 @@ async fn run_once(
     let volume::ContainerVolumes { mut preopens, exchange } = {
         let (container, mounted, variables) = (container.clone(), volumes.mounted(), variables.clone());
         let exchange_directory = exchange_directory.map(str::to_owned);
-        let prepared = patiently(move || {
+        let prepared = patiently(context.pod.uid(), move || {
             let exchange = exchange_directory.as_deref();
             volume::preopens(&container, &mounted, &variables, exchange, devices.files, &files)
         });
@@ -364,7 +364,8 @@ async fn run_once(
         let mounted = preopens.clone();
         let failed =
             |error: &dyn std::fmt::Display| format!("cannot make the file of the termination message: {error}");
-        let prepared = patiently(move || message.prepare(&mounted)).await.map_err(|hangs| failed(&hangs))?;
+        let prepared = tokio::task::spawn_blocking(move || message.prepare(&mounted)).await;
+        let prepared = prepared.map_err(|error| failed(&error))?;
         preopens.extend(prepared.map_err(|error| failed(&error))?);
     }
     let guest = GuestSpec {
@@ -404,13 +405,12 @@ async fn run_command(
     tokio::pin!(outcome);
     let listening = stdin.as_ref().map(|_| context.services.shutdown.enter());
     let deadline = tokio::select! {
+        biased;
         outcome = &mut outcome => return Ok(outcome),
         deadline = end_wanted(context, kind, container) => deadline,
-        () = context.services.shutdown.requested() => {
-            if let Some(stdin) = &stdin {
-                stdin.close();
-                (&mut outcome).await;
-            }
+        () = context.services.shutdown.requested(), if stdin.is_some() => {
+            stdin.iter().for_each(Stdin::close);
+            (&mut outcome).await;
             drop(listening);
             // That it ended is the node's doing, and not told: its next start runs it again.
             std::future::pending().await

@@ -93,7 +93,7 @@ pub async fn access(context: &PodContext, kind: ContainerKind, container: &str) 
         context.event(kind, container, EventType::Warning, "DeviceNotGiven", message);
     }
     let mut access = DeviceAccess { variables: provided.envs.into_iter().collect(), ..DeviceAccess::default() };
-    let given = patiently(move || {
+    let given = patiently(uid, move || {
         for mount in &provided.mounts {
             give(mount, &mut access)?;
         }

@@ -105,6 +105,8 @@ pub struct Node {
     shutdown_grace_period: Duration,
     /// Pods of a node alone that are tried again: what the node gave up, after a pause.
     retries: JoinSet<String>,
+    /// What evicted pods left is removed.
+    freeing: JoinSet<()>,
     pauses: HashMap<String, BackOff>,
     /// The disk was nearly full when it was looked at last.
     had_full_disk: bool,
@@ -204,6 +206,7 @@ impl Node {
             thresholds: config.thresholds,
             shutdown_grace_period: config.shutdown_grace_period,
             retries: JoinSet::new(),
+            freeing: JoinSet::new(),
             pauses: HashMap::new(),
             had_full_disk: false,
             told_full: Arc::default(),
@@ -240,6 +243,7 @@ impl Node {
                 _ = pressure.tick() => self.relieve(),
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Some(Ok(uid)) = self.retries.join_next() => self.retry(&uid),
+                Some(_) = self.freeing.join_next() => {}
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
@@ -417,11 +421,26 @@ impl Node {
         known.running = false;
         let stop = known.context.termination.current();
         self.release(&uid);
+        if stop.is_some_and(|stop| stop.reason == StopReason::Evicted) {
+            self.free(&uid);
+        }
         match (stop.map(|stop| stop.reason), self.pods.get(&uid)) {
             (Some(StopReason::Gone), _) => self.forget(&uid),
             (Some(StopReason::Deleted), Some(known)) => self.services.sink.ended(&known.pod),
             _ => self.plan_retry(uid),
         }
+    }
+
+    /// What an evicted pod has on the disk goes at once, but for its logs.
+    fn free(&mut self, uid: &str) {
+        let directory = self.services.data.pod(uid);
+        self.freeing.spawn_blocking(move || {
+            for part in ["volumes", "files", "exchange", "streams"] {
+                if let Err(error) = akri_krustlet_host::file::remove_tree(&directory.join(part)) {
+                    tracing::warn!(directory = %directory.display(), %error, "cannot remove what an evicted pod left");
+                }
+            }
+        });
     }
 
     /// A pod of a manifest that the node gave up: nobody but the node makes another one of it.
@@ -450,7 +469,8 @@ impl Node {
 
     /// Runs a pod that the node gave up once more, from its beginning.
     fn retry(&mut self, uid: &str) {
-        if self.pods.get(uid).is_none_or(|known| known.running) {
+        let is_given_up = |known: &KnownPod| !known.running && status::is_given_up(&known.context.reporter.current());
+        if !self.pods.get(uid).is_some_and(is_given_up) {
             return;
         }
         if let Some(known) = self.pods.remove(uid) {

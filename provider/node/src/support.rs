@@ -129,7 +129,7 @@ const CONTAINER: &[Row] = &[
     ("securityContext.seccompProfile", Ignored, "a guest makes no system calls"),
     ("securityContext.windowsOptions", Refused, "the node is not Windows"),
     ("startupProbe", Refused, "a guest has no process to run a probe in, and no port"),
-    ("stdin", Honoured, "the input is open and empty, and ends when the pod is asked to end"),
+    ("stdin", Honoured, "the input is open and empty, and ends when the pod is asked to end, or the node ends"),
     ("stdinOnce", Ignored, "nobody can attach"),
     (
         "terminationMessagePath",

@@ -1,7 +1,7 @@
 //! Bounds what a guest keeps in its private directory, whatever it does to descriptors and names.
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bounds what a guest keeps in its private directory.
@@ -82,54 +82,67 @@ fn measure_directory(directory: BorrowedFd<'_>, depth: u32, bytes: &mut u64, ent
     true
 }
 
-/// The open files that a guest has written to.
+/// A guest's open files in its private directory, and what it has written to them. Those of other volumes are not bounded.
 #[derive(Debug, Default)]
-pub(crate) struct WrittenFiles {
-    /// Bytes written, by descriptor.
-    bytes: BTreeMap<i32, u64>,
-    /// Open files that are the guest's answer.
-    answers: BTreeSet<i32>,
-    /// One of them may have lost its name, and so cannot be measured any more.
-    nameless: bool,
+pub(crate) struct OpenFiles {
+    /// By descriptor; the private directory itself is one.
+    of_private: BTreeMap<i32, OpenFile>,
 }
 
-impl WrittenFiles {
-    pub(crate) fn write(&mut self, descriptor: i32, bytes: u64) {
-        *self.bytes.entry(descriptor).or_default() += bytes;
+#[derive(Debug, Default)]
+struct OpenFile {
+    /// Bytes written; `None` if it was not written.
+    written: Option<u64>,
+    /// It may have lost its name, and so cannot be measured any more.
+    nameless: bool,
+    /// It is the guest's answer.
+    is_answer: bool,
+}
+
+impl OpenFiles {
+    /// The private directory has this descriptor.
+    pub(crate) fn new(private: Option<i32>) -> Self {
+        Self { of_private: private.into_iter().map(|descriptor| (descriptor, OpenFile::default())).collect() }
     }
 
-    /// The file is the guest's answer.
-    pub(crate) fn is_answer(&mut self, descriptor: i32) {
-        self.answers.insert(descriptor);
+    /// Whether the descriptor is one of the private directory, or of what is in it.
+    pub(crate) fn is_private(&self, descriptor: i32) -> bool {
+        self.of_private.contains_key(&descriptor)
+    }
+
+    /// Something in the private directory was opened.
+    pub(crate) fn open(&mut self, descriptor: i32, is_answer: bool) {
+        self.of_private.insert(descriptor, OpenFile { is_answer, ..OpenFile::default() });
+    }
+
+    pub(crate) fn write(&mut self, descriptor: i32, bytes: u64) {
+        if let Some(file) = self.of_private.get_mut(&descriptor) {
+            *file.written.get_or_insert_default() += bytes;
+        }
     }
 
     /// True if it is an answer that had been written.
     pub(crate) fn close(&mut self, descriptor: i32) -> bool {
-        let written = self.bytes.remove(&descriptor).is_some();
-        self.nameless &= !self.bytes.is_empty();
-        self.answers.remove(&descriptor) && written
+        self.of_private.remove(&descriptor).is_some_and(|file| file.is_answer && file.written.is_some())
     }
 
     /// True if what had the number was an answer that had been written.
     pub(crate) fn renumber(&mut self, from: i32, to: i32) -> bool {
         let replaced = self.close(to);
-        if let Some(bytes) = self.bytes.remove(&from) {
-            self.bytes.insert(to, bytes);
-        }
-        if self.answers.remove(&from) {
-            self.answers.insert(to);
+        if let Some(file) = self.of_private.remove(&from) {
+            self.of_private.insert(to, file);
         }
         replaced
     }
 
-    /// A name was removed or replaced.
+    /// A name was removed or replaced: it may have been that of any of them.
     pub(crate) fn lose_name(&mut self) {
-        self.nameless |= !self.bytes.is_empty();
+        self.of_private.values_mut().for_each(|file| file.nameless = true);
     }
 
     /// Bytes that may be on the disk without a name.
     pub(crate) fn nameless_bytes(&self) -> u64 {
-        if self.nameless { self.bytes.values().sum() } else { 0 }
+        self.of_private.values().filter(|file| file.nameless).filter_map(|file| file.written).sum()
     }
 }
 
@@ -158,16 +171,23 @@ mod tests {
     fn a_file_without_a_name_and_a_tree_too_deep_to_measure_count() {
         let directory = tempfile::tempdir().unwrap();
         let mut of_files = budget(directory.path());
-        let mut written = WrittenFiles::default();
+        let mut files = OpenFiles::new(Some(3));
+        files.open(5, false);
+        // Its name goes before anything is written, by the guest or by the host.
+        files.lose_name();
         let mut total = 0;
-        while of_files.may_write(64 << 10, written.nameless_bytes()) {
-            written.write(5, 64 << 10);
-            written.lose_name();
+        while of_files.may_write(64 << 10, files.nameless_bytes()) {
+            files.write(5, 64 << 10);
+            files.close(6);
             total += 64;
             assert!(total <= 1024, "{total} KiB");
         }
-        assert!(!written.close(5), "it is no answer");
-        assert!(of_files.may_write(64 << 10, written.nameless_bytes()), "closed, it takes no room");
+        assert!(!files.close(5), "it is no answer");
+        assert!(of_files.may_write(64 << 10, files.nameless_bytes()), "closed, it takes no room");
+        // A log on another volume is nobody's business.
+        files.write(7, 1 << 30);
+        files.lose_name();
+        assert!(!files.is_private(7) && files.nameless_bytes() == 0);
 
         let mut path = directory.path().to_owned();
         let mut of_entries = budget(directory.path());

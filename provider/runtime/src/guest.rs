@@ -1,7 +1,7 @@
 //! A guest: one running instance of a program.
 
 use crate::cpu::GuestThreads;
-use crate::disk::{DiskBudget, WrittenFiles};
+use crate::disk::{DiskBudget, OpenFiles};
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::program::{LoadError, Program};
@@ -148,6 +148,11 @@ impl Guest {
         self.signals.wake();
     }
 
+    /// See [`Signals::names_are_taken`].
+    pub fn names_are_taken(&self) {
+        self.signals.names_are_taken();
+    }
+
     /// Follows what the guest does.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.signals.progress()
@@ -223,6 +228,9 @@ pub(crate) fn start(
     Ok(Guest { signals, interrupt, outcome })
 }
 
+/// Descriptor of the first directory that a guest is given.
+const FIRST_PREOPEN: i32 = 3;
+
 /// Builds the store of every guest: the one place where what a guest may use is decided.
 pub(crate) fn build_store(
     engine: &Engine,
@@ -248,8 +256,8 @@ pub(crate) fn build_store(
         wasi.stderr(log.stream(Stream::Stderr));
     }
     let limits = *spec.limits.limits();
-    let mut disk = None;
-    for preopen in &spec.preopens {
+    let (mut disk, mut private) = (None, None);
+    for (preopen, descriptor) in spec.preopens.iter().zip(FIRST_PREOPEN..) {
         let failed =
             |source| StartError::Directory { host: preopen.host.clone(), guest: preopen.guest.clone(), source };
         let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
@@ -267,6 +275,7 @@ pub(crate) fn build_store(
             let directory =
                 rustix::fs::open(&preopen.host, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
             disk = Some(DiskBudget::new(directory, limits.disk, limits.disk_entries));
+            private = Some(descriptor);
         }
     }
     let state = GuestState {
@@ -276,7 +285,7 @@ pub(crate) fn build_store(
         clock,
         disk,
         open_files: 0,
-        written: WrittenFiles::default(),
+        files: OpenFiles::new(private),
         answer: spec.answer.clone(),
         stdin: spec.stdin.clone(),
     };

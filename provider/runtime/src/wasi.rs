@@ -8,9 +8,10 @@
 //!
 //! No sockets, no inherited environment; standard input is empty or, see [`crate::stdin`], open with nothing in it.
 
-use crate::disk::{DiskBudget, WrittenFiles};
+use crate::disk::{DiskBudget, OpenFiles};
 use crate::limits::GuestLimiter;
 use crate::stdin::Stdin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ pub struct Signals {
     wake: Notify,
     wakeable: bool,
     progress: watch::Sender<Progress>,
+    /// The host has taken names of files away that the guest may have open.
+    names_taken: AtomicBool,
 }
 
 /// What a guest has done so far.
@@ -52,7 +55,12 @@ pub struct Progress {
 
 impl Signals {
     pub(crate) fn new(wakeable: bool) -> Self {
-        Self { wake: Notify::new(), wakeable, progress: watch::Sender::new(Progress::default()) }
+        Self {
+            wake: Notify::new(),
+            wakeable,
+            progress: watch::Sender::new(Progress::default()),
+            names_taken: AtomicBool::new(false),
+        }
     }
 
     /// Ends the guest's sleep, or the next one if it is not sleeping. Does nothing for a guest that opted out.
@@ -60,6 +68,11 @@ impl Signals {
         if self.wakeable {
             self.wake.notify_one();
         }
+    }
+
+    /// The host took names of files in the private directory away: what the guest has open of them still takes room.
+    pub fn names_are_taken(&self) {
+        self.names_taken.store(true, Ordering::Relaxed);
     }
 
     /// Follows what the guest does.
@@ -76,7 +89,7 @@ pub(crate) struct GuestState {
     pub(crate) clock: GuestClock,
     pub(crate) disk: Option<DiskBudget>,
     pub(crate) open_files: usize,
-    pub(crate) written: WrittenFiles,
+    pub(crate) files: OpenFiles,
     /// See [`crate::GuestSpec::answer`].
     pub(crate) answer: Option<String>,
     /// An open standard input; an empty one is always ready.
@@ -84,6 +97,14 @@ pub(crate) struct GuestState {
 }
 
 impl GuestState {
+    /// Bytes of open files that may have no name any more.
+    fn nameless_bytes(&mut self) -> u64 {
+        if self.signals.names_taken.swap(false, Ordering::Relaxed) {
+            self.files.lose_name();
+        }
+        self.files.nameless_bytes()
+    }
+
     fn report_answer(&self) {
         self.signals.progress.send_modify(|progress| progress.answers += 1);
     }
@@ -179,7 +200,7 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                 if state.open_files >= state.limiter.container().limits().open_files {
                     return Ok(errno::MFILE);
                 }
-                if oflags & OFLAGS_CREAT != 0 && !may_create(&mut caller) {
+                if oflags & OFLAGS_CREAT != 0 && !may_create(&mut caller, fd) {
                     return Ok(errno::NOSPC);
                 }
                 let result = call_preview1!(
@@ -192,13 +213,11 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                     let is_answer = state.is_answer(&named);
                     let memory = exported_memory(&mut caller)?;
                     let descriptor = read_u32(memory.data(&caller), opened as u32 as usize);
-                    if let Some(descriptor) = descriptor.map(|descriptor| descriptor as i32) {
-                        let written = &mut caller.data_mut().written;
-                        if is_answer {
-                            written.is_answer(descriptor);
-                        }
+                    let files = &mut caller.data_mut().files;
+                    if let Some(descriptor) = descriptor.filter(|_| files.is_private(fd)) {
+                        files.open(descriptor as i32, is_answer);
                         if oflags & OFLAGS_TRUNC != 0 {
-                            written.write(descriptor, 0);
+                            files.write(descriptor as i32, 0);
                         }
                     }
                 }
@@ -216,7 +235,7 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
             if result == errno::SUCCESS {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
-                if state.written.close(fd) {
+                if state.files.close(fd) {
                     state.report_answer();
                 }
             }
@@ -232,7 +251,7 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
             if result == errno::SUCCESS && from != to {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
-                if state.written.renumber(from, to) {
+                if state.files.renumber(from, to) {
                     state.report_answer();
                 }
             }
@@ -276,7 +295,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         "path_create_directory",
         |mut caller: Caller<'_, GuestState>, (fd, path, length): (i32, i32, i32)| {
             Box::new(async move {
-                if !may_create(&mut caller) {
+                if !may_create(&mut caller, fd) {
                     return Ok(errno::NOSPC);
                 }
                 Ok(call_preview1!(caller, path_create_directory(fd, path, length)))
@@ -288,7 +307,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         "path_symlink",
         |mut caller: Caller<'_, GuestState>, (old, old_length, fd, new, new_length): (i32, i32, i32, i32, i32)| {
             Box::new(async move {
-                if !may_create(&mut caller) {
+                if !may_create(&mut caller, fd) {
                     return Ok(errno::NOSPC);
                 }
                 let (named, _) = named(&mut caller, new, new_length)?;
@@ -303,7 +322,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         |mut caller: Caller<'_, GuestState>,
          (fd, flags, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32, i32)| {
             Box::new(async move {
-                if !may_create(&mut caller) {
+                if !may_create(&mut caller, new_fd) {
                     return Ok(errno::NOSPC);
                 }
                 let (named, _) = named(&mut caller, new, new_length)?;
@@ -319,7 +338,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
             Box::new(async move {
                 let result = call_preview1!(caller, path_unlink_file(fd, path, length));
                 if result == errno::SUCCESS {
-                    caller.data_mut().written.lose_name();
+                    caller.data_mut().files.lose_name();
                 }
                 Ok(result)
             })
@@ -340,9 +359,13 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
     Ok(())
 }
 
-fn may_create(caller: &mut Caller<'_, GuestState>) -> bool {
+/// Whether an entry may be made in a directory.
+fn may_create(caller: &mut Caller<'_, GuestState>, directory: i32) -> bool {
     let state = caller.data_mut();
-    let nameless = state.written.nameless_bytes();
+    if !state.files.is_private(directory) {
+        return true;
+    }
+    let nameless = state.nameless_bytes();
     state.disk.as_mut().is_none_or(|disk| disk.may_create(nameless))
 }
 
@@ -354,7 +377,7 @@ fn is_stdio(descriptor: i32) -> bool {
 fn changed_names(caller: &mut Caller<'_, GuestState>, name: &[u8], result: i32) -> i32 {
     if result == errno::SUCCESS {
         let state = caller.data_mut();
-        state.written.lose_name();
+        state.files.lose_name();
         if state.is_answer(name) {
             state.report_answer();
         }
@@ -387,6 +410,9 @@ fn may_write(
     if is_stdio(fd) {
         return Ok(Ok(0));
     }
+    if !caller.data().files.is_private(fd) {
+        return Ok(Ok(0));
+    }
     let count = count as u32 as usize;
     if count > MOST_VECTORS {
         return Ok(Err(errno::INVAL));
@@ -398,7 +424,7 @@ fn may_write(
         let Some(length) = read_u32(memory, vectors as u32 as usize + index * 8 + 4) else { break };
         bytes += u64::from(length);
     }
-    let nameless = state.written.nameless_bytes();
+    let nameless = state.nameless_bytes();
     if state.disk.as_mut().is_some_and(|disk| !disk.may_write(bytes, nameless)) {
         return Ok(Err(errno::NOSPC));
     }
@@ -408,7 +434,7 @@ fn may_write(
 /// Notes a write that was done: a number that is no open file leaves nothing behind.
 fn has_written(caller: &mut Caller<'_, GuestState>, fd: i32, bytes: u64, result: i32) -> i32 {
     if result == errno::SUCCESS && !is_stdio(fd) {
-        caller.data_mut().written.write(fd, bytes);
+        caller.data_mut().files.write(fd, bytes);
     }
     result
 }

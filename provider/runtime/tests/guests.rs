@@ -344,18 +344,20 @@ async fn an_import_of_the_wrong_type_is_named_and_compiled_once() {
 }
 
 #[tokio::test]
-async fn a_compile_bomb_is_compiled_once_however_often_it_is_started() {
+async fn what_the_compiler_refused_is_compiled_once_however_often_it_is_started() {
     let directory = tempfile::tempdir().unwrap();
-    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.wall_time = Duration::from_millis(1));
-    assert!(matches!(runtime.load(&command(SPIN)).await, Err(LoadError::Compile(CompileError::Limit(_)))));
-    let started = std::time::Instant::now();
-    for _ in 0..100 {
-        assert!(matches!(runtime.load(&command(SPIN)).await, Err(LoadError::Compile(CompileError::Limit(_)))));
+    let runs = directory.path().join("runs");
+    let runtime = runtime_with(directory.path(), |compiler| {
+        let refuse = format!("echo run >> {}; exit 65", runs.display());
+        *compiler = Compiler::new("/bin/sh", ["-c".to_owned(), refuse]);
+    });
+    let count = || std::fs::read_to_string(&runs).unwrap().lines().count();
+    for _ in 0..10 {
+        assert!(matches!(runtime.load(&command(SPIN)).await, Err(LoadError::Compile(CompileError::Invalid(_)))));
     }
-    assert!(started.elapsed() < Duration::from_secs(60), "no child is started for it");
-    // Others are compiled.
-    let other = runtime_in(directory.path());
-    other.load(&command(SLEEP)).await.unwrap();
+    assert_eq!(count(), 1);
+    assert!(runtime.load(&command(SLEEP)).await.is_err());
+    assert_eq!(count(), 2, "another module is another one");
 }
 
 /// Waits for standard input or, with a clock, for a day; exits with the number of events and the type of the first.
@@ -406,5 +408,6 @@ async fn writes_to_numbers_that_are_no_files_leave_nothing_behind() {
     let guest = runtime.start(&program, GuestSpec::new("write", ContainerLimits::default().share())).unwrap();
     assert_eq!(guest.outcome().await, Outcome::Exited(0));
     let grown = resident().saturating_sub(before);
-    assert!(grown < 32 << 20, "{grown} bytes for 2,000,000 writes");
+    // Other tests of this process have memory, too, but not fifty bytes for each write.
+    assert!(grown < 64 << 20, "{grown} bytes for 2,000,000 writes");
 }

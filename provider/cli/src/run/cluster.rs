@@ -197,13 +197,17 @@ async fn own_address(connection: &Connection, data: &DataDirectory) -> anyhow::R
     };
     match (found, data.address()) {
         (Ok(address), last) => {
-            if last != Some(address) {
-                data.store_address(address).context("cannot write the node's address to the data directory")?;
+            if last != Some(address)
+                && let Err(error) = data.store_address(address)
+            {
+                tracing::warn!(%error, "cannot remember the node's address; a start without a network will fail");
             }
             Ok(address)
         }
         (Err(error), Some(last)) => {
-            tracing::warn!("{error:#}; the node has the address that it had last, {last}");
+            tracing::warn!(
+                "{error:#}; the node has the address that it had last, {last}: restart it if the network gives it another one"
+            );
             Ok(last)
         }
         (Err(error), None) => Err(error),

@@ -47,8 +47,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// How long a start waits for an answer that it can do without: the pods that the node remembers are to run at once.
 pub const FIRST_ANSWER: Duration = Duration::from_secs(3);
-/// What is said when it does not come.
-pub const NO_ANSWER: &str = "no answer from the API server within 3 s";
 
 /// A connection. All that speak to the API server have [`Connection::client`], which goes on working when the node's
 /// certificate is renewed.

@@ -13,7 +13,7 @@
 //! ```
 
 use super::certificate::{Certificate, CertificateError, renewal_part, write_secret};
-use super::connection::{Connection, ConnectionError, FIRST_ANSWER, NO_ANSWER, code, describe};
+use super::connection::{Connection, ConnectionError, FIRST_ANSWER, code, describe};
 use super::signing::{Purpose, SigningError, SigningRequest};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
@@ -198,7 +198,11 @@ async fn check_user(connection: &Connection, path: &Path, node: &str) -> Result<
     let review = match tokio::time::timeout(FIRST_ANSWER, reviews.create(&parameters, &asked)).await {
         Ok(Ok(review)) => review,
         Err(_) => {
-            tracing::warn!(server = connection.url(), "cannot ask the API server who the node is: {NO_ANSWER}");
+            tracing::warn!(
+                server = connection.url(),
+                "cannot ask the API server who the node is: no answer within {} s",
+                FIRST_ANSWER.as_secs()
+            );
             return Ok(());
         }
         Ok(Err(error)) if code(&error) == Some(401) => {

@@ -9,7 +9,7 @@
 //! 4. On shutdown nothing is told: most ends are restarts that take a second, and after 40 s the cluster notices by the lease.
 //!    Pods are never deleted.
 
-use super::connection::{Connection, FIRST_ANSWER, NO_ANSWER, code, describe, version, watch_back_off};
+use super::connection::{Connection, FIRST_ANSWER, code, describe, version, watch_back_off};
 use super::machine::{Capacity, Pressure, Thresholds, os_image, read};
 use crate::provider::WasmProvider;
 use akri_krustlet_devices::Amount;
@@ -137,12 +137,19 @@ impl Registration {
             let lease = match asked {
                 Ok(Ok(Some(lease))) => lease,
                 Ok(Ok(None)) => return Ok(()),
-                Ok(Err(error)) => {
-                    tracing::warn!("cannot see whether another node has this name: {}", describe(&error));
-                    return Ok(());
-                }
-                Err(_) => {
-                    tracing::warn!("cannot see whether another node has this name: {NO_ANSWER}");
+                failed => {
+                    let what = failed.map_or_else(
+                        |_| format!("no answer within {} s", FIRST_ANSWER.as_secs()),
+                        |error| error.err().map(|error| describe(&error)).unwrap_or_default(),
+                    );
+                    tracing::warn!("cannot see whether another node has this name: {what}");
+                    // One that had it a moment ago may have it still, until its lease has run out.
+                    let holds =
+                        |seen: Timestamp| Timestamp::now().as_second() - seen.as_second() < i64::from(LEASE_SECONDS);
+                    if seen.is_some_and(holds) {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue;
+                    }
                     return Ok(());
                 }
             };

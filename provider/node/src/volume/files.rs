@@ -67,9 +67,7 @@ pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, S
             Source::Link(from) => {
                 let from = format!("/proc/self/fd/{}", from.as_raw_fd());
                 match rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW) {
-                    Err(rustix::io::Errno::XDEV) if file.read_only && is_small(&from) => {
-                        std::fs::copy(&from, &to).map(|_| ())
-                    }
+                    Err(rustix::io::Errno::XDEV) if file.read_only && is_small(&from) => copy_bounded(&from, &to),
                     linked => Ok(linked?),
                 }
             }
@@ -85,6 +83,18 @@ pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, S
         })?;
     }
     Ok(preopens.into_values().collect())
+}
+
+/// Files of the kernel say that they are empty, and may go on without end.
+fn copy_bounded(from: &str, to: &Path) -> std::io::Result<()> {
+    use std::io::Read as _;
+    let mut source = std::fs::File::open(from)?.take(MOST_COPIED + 1);
+    let copied = std::io::copy(&mut source, &mut std::fs::File::create(to)?)?;
+    if copied > MOST_COPIED {
+        std::fs::remove_file(to)?;
+        return Err(std::io::Error::other(format!("it has more than {} MiB", MOST_COPIED >> 20)));
+    }
+    Ok(())
 }
 
 fn is_small(path: &str) -> bool {

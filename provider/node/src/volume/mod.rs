@@ -177,7 +177,7 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
         let failed = |path: &Path, what| MountError { volume: volume.name.clone(), path: path.to_owned(), what };
         let of_volume = if let Some(source) = &volume.host_path {
             let (source, path) = (source.clone(), pod.resolve(&source.path));
-            let mounted = patiently({
+            let mounted = patiently(pod.uid(), {
                 let path = path.clone();
                 move || host_path::mount(&source, path)
             });

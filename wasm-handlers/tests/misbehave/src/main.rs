@@ -4,7 +4,7 @@
 use serde_json::json;
 use std::fs;
 use std::io::{Seek as _, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DIRECTORY: &str = "/tmp/wde-dir";
 
@@ -180,6 +180,15 @@ fn do_fault(fault: &str) {
             answer(json!({ "devices": [device("good")] }).to_string());
             std::thread::sleep(Duration::from_secs(60));
             answer(r#"{"devices":["#);
+        }
+        // Later than a call waits for it.
+        "late-refusal" => {
+            // The host may end a sleep.
+            let until = Instant::now() + Duration::from_millis(1500);
+            while Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            answer(json!({ "error": { "invalid_details": "no such thing" } }).to_string());
         }
         // The host looks when the answer's first part is there, and once more when it is whole.
         "slow-answer" => {
