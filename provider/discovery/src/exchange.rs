@@ -5,6 +5,7 @@
 //! descriptor and by single file names, follows no symbolic link, reads regular files only and no more than a bound, and
 //! prepares what it writes outside, where the guest cannot reach.
 
+use akri_krustlet_host::file::FileStamp;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// The request's file.
 pub const REQUEST: &str = "in.in";
@@ -97,14 +98,10 @@ pub struct ExchangeDirectory {
 #[derive(Debug)]
 struct Taken {
     file: std::fs::File,
-    /// What it was when it was read: length in bytes, and time of its last change.
-    stamp: (i64, i64, i64),
+    /// What it was when it was read; none if that cannot be told.
+    stamp: Option<FileStamp>,
     read: SystemTime,
 }
-
-/// The kernel's clock for files has steps of some milliseconds: a file that was read so soon after a change may have changed since
-/// without looking so.
-const CLOCK_STEP: Duration = Duration::from_millis(100);
 
 impl ExchangeDirectory {
     /// Makes an empty directory.
@@ -193,18 +190,15 @@ pub(crate) fn open_directory(at: BorrowedFd<'_>, path: &Path) -> std::io::Result
 fn read_again(last: &mut Option<Taken>, most: usize) -> Result<Option<Vec<u8>>, ExchangeError> {
     let Some(taken) = last else { return Ok(None) };
     let now = stamp(&taken.file);
-    let changed = SystemTime::UNIX_EPOCH + Duration::new(u64::try_from(now.1).unwrap_or(0), now.2 as u32);
-    let was_settled = taken.read.duration_since(changed).is_ok_and(|age| age > CLOCK_STEP);
-    if now == taken.stamp && was_settled {
+    if now == taken.stamp && now.is_none_or(|stamp| stamp.is_settled(taken.read)) {
         return Ok(None);
     }
     (taken.stamp, taken.read) = (now, SystemTime::now());
     read_bounded(&taken.file, ANSWER, most).map(Some)
 }
 
-fn stamp(file: &std::fs::File) -> (i64, i64, i64) {
-    use std::os::unix::fs::MetadataExt as _;
-    file.metadata().map_or((0, 0, 0), |metadata| (metadata.size() as i64, metadata.mtime(), metadata.mtime_nsec()))
+fn stamp(file: &std::fs::File) -> Option<FileStamp> {
+    file.metadata().ok().map(|metadata| FileStamp::of(&metadata))
 }
 
 /// Reads a regular file of at most `most` bytes by its single name in `directory`, following no link; `None` if it is not
@@ -266,6 +260,10 @@ fn open_regular(directory: BorrowedFd<'_>, name: &str) -> Result<Option<std::fs:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    /// Longer than the step of the kernel's clock for files.
+    const SETTLED: Duration = Duration::from_millis(200);
 
     struct Fixture {
         parent: tempfile::TempDir,
@@ -284,7 +282,7 @@ mod tests {
         assert_eq!(exchange.take_answer(10).unwrap(), None);
         std::fs::write(exchange.path().join(ANSWER), "{}").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{}".to_vec()));
-        std::thread::sleep(CLOCK_STEP * 2);
+        std::thread::sleep(SETTLED);
         let _ = exchange.take_answer(10);
         assert_eq!(exchange.take_answer(10).unwrap(), None);
     }
@@ -304,7 +302,7 @@ mod tests {
         std::fs::write(exchange.path().join(ANSWER), "{ }").unwrap();
         assert_eq!(exchange.take_answer(10).unwrap(), Some(b"{ }".to_vec()));
         writing.write_all(b"late").unwrap();
-        std::thread::sleep(CLOCK_STEP * 2);
+        std::thread::sleep(SETTLED);
         let _ = exchange.take_answer(10);
         assert_eq!(exchange.take_answer(10).unwrap(), None);
     }

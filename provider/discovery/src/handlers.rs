@@ -132,7 +132,11 @@ impl Handlers {
             let endpoint = entry.socket.as_ref()?.path().to_owned();
             Some(ServedHandler { name: name.to_owned(), endpoint, shared: entry.shared })
         };
-        changed.into_iter().map(|name| (served(&name), name)).map(|(served, name)| (name, served)).collect()
+        let pair = |name: String| {
+            let served = served(&name);
+            (name, served)
+        };
+        changed.into_iter().map(pair).collect()
     }
 
     /// Changes when a handler gets or loses its socket, or is shared where it was not.

@@ -377,8 +377,8 @@ async fn replaced(serving: &mut watch::Receiver<Option<Arc<HandlerContainer>>>, 
     }
 }
 
-/// Resolves when the guest has written its answer more often than `seen`, but not before `earliest`, and counts that as seen. What it
-/// writes between two calls is not missed.
+/// Resolves when the guest has written its answer more often than `seen`, but not before `earliest`, and counts that as seen.
+/// What it writes between two calls is not missed.
 async fn written(
     progress: &mut Option<watch::Receiver<akri_krustlet_runtime::wasi::Progress>>,
     seen: &mut u64,

@@ -5,11 +5,12 @@
 
 use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
 use akri_krustlet_host::DirectoryWatcher;
+use akri_krustlet_host::file::FileStamp;
 use akri_krustlet_host::patience::patiently;
-use rustix::fs::{AtFlags, Dir};
+use rustix::fs::Dir;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -75,10 +76,7 @@ async fn follow(
 }
 
 /// Files as they were read, by their names, with what they were then.
-type Known = HashMap<OsString, (Stamp, Arc<[u8]>)>;
-
-/// Inode, length in bytes, times of the last change of the content and of the file.
-type Stamp = (u64, i64, (i64, i64), (i64, i64));
+type Known = HashMap<OsString, (FileStamp, Arc<[u8]>)>;
 
 /// Pause between two looks.
 const PACE: Duration = Duration::from_millis(20);
@@ -127,7 +125,7 @@ fn read_files(directory: &Path, known: &mut Known) -> std::io::Result<Files> {
             tracing::warn!(directory = %directory.display(), "more than {MOST_FILES} files in the exchange volume; the rest is not handed on");
             break;
         }
-        let stamp = stamp(descriptor.as_fd(), name);
+        let stamp = stamp(&directory.join(name));
         if let Some((_, content)) = before.remove(OsStr::new(name)).filter(|(old, _)| Some(*old) == stamp) {
             files.insert(name.into(), content.clone());
             known.extend(stamp.map(|stamp| (name.into(), (stamp, content))));
@@ -149,21 +147,10 @@ fn read_files(directory: &Path, known: &mut Known) -> std::io::Result<Files> {
 }
 
 /// What a file is; none for one that was changed so lately that its next change may look the same.
-fn stamp(directory: BorrowedFd<'_>, name: &str) -> Option<Stamp> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    let changed = SystemTime::UNIX_EPOCH + Duration::new(u64::try_from(stat.st_ctime).ok()?, stat.st_ctime_nsec as u32);
-    let is_settled = changed.elapsed().is_ok_and(|age| age > CLOCK_STEP);
-    let stamp = (
-        stat.st_ino,
-        stat.st_size,
-        (stat.st_mtime, stat.st_mtime_nsec as i64),
-        (stat.st_ctime, stat.st_ctime_nsec as i64),
-    );
-    is_settled.then_some(stamp)
+fn stamp(file: &Path) -> Option<FileStamp> {
+    let stamp = FileStamp::of(&std::fs::symlink_metadata(file).ok()?);
+    stamp.is_settled(SystemTime::now()).then_some(stamp)
 }
-
-/// The kernel's clock for files has steps of some milliseconds.
-const CLOCK_STEP: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -4,8 +4,10 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, renameat, st
 use std::ffi::{CStr, CString};
 use std::io::{Error, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 /// Writes a file so that a reader, or the next start after a kill, finds the old content or the new one.
 pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
@@ -28,6 +30,33 @@ fn write(path: &Path, content: &[u8], mode: u32, durable: bool) -> std::io::Resu
         let _ = std::fs::remove_file(&staged);
     }
     placed
+}
+
+/// What a file was when it was looked at: inode, length in bytes, and time of its last change. Equal for a file that was not
+/// changed since, if it [is settled](FileStamp::is_settled).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    inode: u64,
+    length: u64,
+    changed: SystemTime,
+}
+
+/// The kernel's clock for files has steps of some milliseconds.
+const CLOCK_STEP: Duration = Duration::from_millis(100);
+
+impl FileStamp {
+    /// Of a file with this metadata.
+    pub fn of(metadata: &std::fs::Metadata) -> Self {
+        let seconds = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
+        let rest = Duration::from_nanos(u64::try_from(metadata.ctime_nsec()).unwrap_or(0));
+        Self { inode: metadata.ino(), length: metadata.len(), changed: SystemTime::UNIX_EPOCH + seconds + rest }
+    }
+
+    /// Whether a change after `read` looks different: a file that was read so soon after a change may have been changed since
+    /// within the same step of the clock.
+    pub fn is_settled(&self, read: SystemTime) -> bool {
+        read.duration_since(self.changed).is_ok_and(|age| age > CLOCK_STEP)
+    }
 }
 
 /// Removes a directory and all that is in it; one that is not there is gone already.

@@ -105,8 +105,6 @@ pub struct Node {
     shutdown_grace_period: Duration,
     /// Pods of a node alone that are tried again: what the node gave up, after a pause.
     retries: JoinSet<String>,
-    /// What evicted pods left is removed.
-    freeing: JoinSet<()>,
     pauses: HashMap<String, BackOff>,
     /// The disk was nearly full when it was looked at last.
     had_full_disk: bool,
@@ -206,7 +204,6 @@ impl Node {
             thresholds: config.thresholds,
             shutdown_grace_period: config.shutdown_grace_period,
             retries: JoinSet::new(),
-            freeing: JoinSet::new(),
             pauses: HashMap::new(),
             had_full_disk: false,
             told_full: Arc::default(),
@@ -243,7 +240,6 @@ impl Node {
                 _ = pressure.tick() => self.relieve(),
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Some(Ok(uid)) = self.retries.join_next() => self.retry(&uid),
-                Some(_) = self.freeing.join_next() => {}
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
@@ -432,9 +428,9 @@ impl Node {
     }
 
     /// What an evicted pod has on the disk goes at once, but for its logs.
-    fn free(&mut self, uid: &str) {
+    fn free(&self, uid: &str) {
         let directory = self.services.data.pod(uid);
-        self.freeing.spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             for part in ["volumes", "files", "exchange", "streams"] {
                 if let Err(error) = akri_krustlet_host::file::remove_tree(&directory.join(part)) {
                     tracing::warn!(directory = %directory.display(), %error, "cannot remove what an evicted pod left");

@@ -55,8 +55,7 @@ impl TerminationMessage {
     /// Makes the file, empty, for a container that starts, and gives it its directory. A volume that is mounted there, or around
     /// it, has the file instead, and the message is not read. Blocks.
     ///
-    /// The directory is bounded like a handler's own, unless the container has a volume that it can fill anyway: the bound counts
-    /// what a guest writes anywhere.
+    /// The directory is bounded like a handler's own, unless the container has a volume that it can fill anyway.
     pub fn prepare(&self, mounted: &[Preopen]) -> Result<Option<Preopen>> {
         remove_tree(&self.directory)?;
         // A directory of its own would hide that of a volume around it.

@@ -209,8 +209,8 @@ fn link_files(linker: &mut Linker<GuestState>) -> Result<()> {
                 );
                 if result == errno::SUCCESS {
                     caller.data_mut().open_files += 1;
-                    let (named, state) = named(&mut caller, path, length)?;
-                    let is_answer = state.is_answer(&named);
+                    let named = named(&mut caller, path, length)?;
+                    let is_answer = caller.data().is_answer(&named);
                     let memory = exported_memory(&mut caller)?;
                     let descriptor = read_u32(memory.data(&caller), opened as u32 as usize);
                     let files = &mut caller.data_mut().files;
@@ -310,7 +310,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
                 if !may_create(&mut caller, fd) {
                     return Ok(errno::NOSPC);
                 }
-                let (named, _) = named(&mut caller, new, new_length)?;
+                let named = named(&mut caller, new, new_length)?;
                 let result = call_preview1!(caller, path_symlink(old, old_length, fd, new, new_length));
                 Ok(changed_names(&mut caller, &named, result))
             })
@@ -325,7 +325,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
                 if !may_create(&mut caller, new_fd) {
                     return Ok(errno::NOSPC);
                 }
-                let (named, _) = named(&mut caller, new, new_length)?;
+                let named = named(&mut caller, new, new_length)?;
                 let result = call_preview1!(caller, path_link(fd, flags, old, old_length, new_fd, new, new_length));
                 Ok(changed_names(&mut caller, &named, result))
             })
@@ -350,7 +350,7 @@ fn link_writes(linker: &mut Linker<GuestState>) -> Result<()> {
         |mut caller: Caller<'_, GuestState>,
          (fd, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32)| {
             Box::new(async move {
-                let (named, _) = named(&mut caller, new, new_length)?;
+                let named = named(&mut caller, new, new_length)?;
                 let result = call_preview1!(caller, path_rename(fd, old, old_length, new_fd, new, new_length));
                 Ok(changed_names(&mut caller, &named, result))
             })
@@ -386,30 +386,29 @@ fn changed_names(caller: &mut Caller<'_, GuestState>, name: &[u8], result: i32) 
 }
 
 /// A path in the guest's memory, or nothing if it is not in there; longer ones than the kernel takes are cut off.
-fn named<'a>(caller: &'a mut Caller<'_, GuestState>, at: i32, length: i32) -> Result<(Vec<u8>, &'a mut GuestState)> {
+fn named(caller: &mut Caller<'_, GuestState>, at: i32, length: i32) -> Result<Vec<u8>> {
     const MOST: usize = 4096;
-    let memory = exported_memory(caller)?;
-    let (memory, state) = memory.data_and_store_mut(caller);
-    let (at, length) = (at as u32 as usize, (length as u32 as usize).min(MOST));
-    let path = at.checked_add(length).and_then(|end| memory.get(at..end)).unwrap_or_default();
     // A guest that has no answer to give has its paths looked at by nobody.
-    Ok((if state.answer.is_some() { path.to_vec() } else { Vec::new() }, state))
+    if caller.data().answer.is_none() {
+        return Ok(Vec::new());
+    }
+    let memory = exported_memory(caller)?;
+    let (at, length) = (at as u32 as usize, (length as u32 as usize).min(MOST));
+    let path = at.checked_add(length).and_then(|end| memory.data(&*caller).get(at..end));
+    Ok(path.unwrap_or_default().to_vec())
 }
 
 /// More vectors than this in one write make no sense.
 const MOST_VECTORS: usize = 1024;
 
-/// Adds up the vectors of a write and asks the disk budget; the error number if it is refused. Standard output and error have
-/// their own bounds.
+/// Adds up the vectors of a write and asks the disk budget; the error number if it is refused. Other volumes are not
+/// bounded; standard output and error have their own bounds.
 fn may_write(
     caller: &mut Caller<'_, GuestState>,
     fd: i32,
     vectors: i32,
     count: i32,
 ) -> Result<std::result::Result<u64, i32>> {
-    if is_stdio(fd) {
-        return Ok(Ok(0));
-    }
     if !caller.data().files.is_private(fd) {
         return Ok(Ok(0));
     }
@@ -433,7 +432,7 @@ fn may_write(
 
 /// Notes a write that was done: a number that is no open file leaves nothing behind.
 fn has_written(caller: &mut Caller<'_, GuestState>, fd: i32, bytes: u64, result: i32) -> i32 {
-    if result == errno::SUCCESS && !is_stdio(fd) {
+    if result == errno::SUCCESS {
         caller.data_mut().files.write(fd, bytes);
     }
     result
@@ -531,7 +530,7 @@ async fn poll_oneoff(
     let has_files = subscriptions.iter().any(|one| one.due.is_none() && !waits_for_stdin(one));
     let first_due = subscriptions.iter().filter_map(|subscription| subscription.due).min();
     let mut over = Instant::now();
-    let mut stdin_ended = stdin.is_none();
+    let mut stdin_ended = false;
     if !has_files {
         let clock = async {
             match first_due {
@@ -548,11 +547,11 @@ async fn poll_oneoff(
         tokio::select! {
             biased;
             () = end => stdin_ended = true,
-            () = clock => over = Instant::now(),
+            () = clock => {}
             // The guest is told that its first clock is over: it runs its loop sooner. One without a clock waits on.
             () = signals.wake.notified(), if first_due.is_some() => {}
         }
-        if let Some(due) = first_due.filter(|_| !stdin_ended || stdin.is_none()) {
+        if let Some(due) = first_due.filter(|_| !stdin_ended) {
             over = due.max(Instant::now());
         }
     }

@@ -7,8 +7,8 @@ use super::{PodEvent, PodSource};
 use crate::manifest::{MOST_FILE, Manifest, ManifestError, is_manifest};
 use crate::pod::PodObject;
 use akri_krustlet_host::DirectoryWatcher;
+use akri_krustlet_host::file::FileStamp;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -30,24 +30,9 @@ pub struct FolderSource {
 #[derive(Debug)]
 struct File {
     /// What the file was when it was read; `None` if it was so new that another write may look the same.
-    stamp: Option<Stamp>,
+    stamp: Option<FileStamp>,
     pods: Vec<(PodObject, usize)>,
     complaints: Vec<String>,
-}
-
-/// Inode, length in bytes, and time of the last change: equal for a file that was not written since.
-#[derive(Debug, PartialEq)]
-struct Stamp(u64, u64, SystemTime);
-
-/// The kernel's clock for files has steps of some milliseconds.
-const CLOCK_STEP: Duration = Duration::from_millis(100);
-
-impl Stamp {
-    fn of(metadata: &std::fs::Metadata) -> Option<Self> {
-        let modified = metadata.modified().ok()?;
-        let settled = modified.elapsed().is_ok_and(|age| age > CLOCK_STEP);
-        settled.then(|| Self(metadata.ino(), metadata.len(), modified))
-    }
 }
 
 impl FolderSource {
@@ -114,7 +99,7 @@ impl FolderSource {
         if metadata.len() > MOST_FILE {
             return Err(format!("manifest {}: larger than {} MiB", path.display(), MOST_FILE >> 20));
         }
-        let stamp = Stamp::of(&metadata);
+        let stamp = Some(FileStamp::of(&metadata)).filter(|stamp| stamp.is_settled(SystemTime::now()));
         if stamp.is_some() && self.files.get(path).is_some_and(|file| file.stamp == stamp) {
             complaints.extend(self.files.get(path).into_iter().flat_map(|file| file.complaints.iter().cloned()));
             return Ok(());
