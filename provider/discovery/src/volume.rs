@@ -78,21 +78,27 @@ async fn follow(
 /// Files as they were read, by their names, with what they were then.
 type Known = HashMap<OsString, (FileStamp, Arc<[u8]>)>;
 
+/// Pause after a look that came to nothing.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Pause between two looks.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Reads what has changed, on a thread that may wait for the files' system.
+/// Reads what has changed, on a thread that may wait for the files' system; again if that does not answer, since nothing else may
+/// tell of the change.
 async fn publish(directory: &Path, mut known: Known, files: &watch::Sender<Arc<Files>>) -> Known {
-    let of_thread = directory.to_owned();
-    let read = move || {
-        let read = read_files(&of_thread, &mut known);
-        (read, known)
-    };
-    let (read, known) = match patiently(&directory.display().to_string(), read).await {
-        Ok(read) => read,
-        Err(hangs) => {
-            tracing::warn!(directory = %directory.display(), "the exchange volume: {hangs}");
-            return Known::new();
+    let (read, known) = loop {
+        let (of_thread, mut before) = (directory.to_owned(), std::mem::take(&mut known));
+        let read = move || {
+            let read = read_files(&of_thread, &mut before);
+            (read, before)
+        };
+        match patiently(&directory.display().to_string(), read).await {
+            Ok(read) => break read,
+            Err(hangs) => {
+                tracing::warn!(directory = %directory.display(), "the exchange volume: {hangs}; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
         }
     };
     match read {
