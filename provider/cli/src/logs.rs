@@ -5,7 +5,7 @@ use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_node::DataDirectory;
 use akri_krustlet_node::container_log::{ContainerLogReader, LogRequest};
 use akri_krustlet_node::data_directory::StoredPod;
-use akri_krustlet_runtime::log::{LogLine, LogOptions};
+use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use anyhow::Context as _;
 use std::io::Write as _;
 
@@ -59,8 +59,13 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<()> {
 async fn copy(arguments: &LogsArguments, request: LogRequest, data: DataDirectory) -> anyhow::Result<()> {
     let watcher = if request.follow { Some(DirectoryWatcher::start()?) } else { None };
     let mut reader = ContainerLogReader::open(request, data, watcher.as_ref())?;
-    while let Some(lines) = reader.next().await? {
-        print(arguments, lines)?;
+    let mut printer = LogPrinter::new(arguments.timestamps);
+    while let Some(parts) = reader.next().await? {
+        let mut text = Vec::new();
+        parts.iter().for_each(|part| printer.print(part, &mut text));
+        let mut out = std::io::stdout().lock();
+        out.write_all(&text)?;
+        out.flush()?;
     }
     Ok(())
 }
@@ -105,16 +110,4 @@ fn since(text: &str) -> anyhow::Result<jiff::Timestamp> {
     let span: jiff::SignedDuration =
         text.parse().with_context(|| format!("--since {text}: expected a duration such as 30s, 5m or 2h"))?;
     Ok(jiff::Timestamp::now().checked_sub(span)?)
-}
-
-fn print(arguments: &LogsArguments, lines: Vec<LogLine>) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    for line in lines {
-        if arguments.timestamps {
-            write!(out, "{:.9} ", line.time)?;
-        }
-        writeln!(out, "{}", line.text)?;
-    }
-    out.flush()?;
-    Ok(())
 }

@@ -8,8 +8,10 @@ use fixture::akri::Akri;
 use fixture::cluster::{Cluster, ClusterNode, cluster};
 use fixture::wait_for;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A node with a handler of the name of the test, and the Agent.
 struct Scene {
@@ -179,6 +181,82 @@ fn twenty_configurations_of_one_handler_do_not_disturb_each_other() {
     scene.cluster.kubectl_ok(&["delete", "configuration", &name(0)]);
     scene.akri.wait_for_instances(&name(0), 0);
     assert_eq!(all(1..19), after[1..], "a deleted Configuration touches no other one");
+}
+
+/// Requests to the API server for Instances, by verb, as it counts them itself.
+fn instance_requests(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let metrics = cluster.kubectl_ok(&["get", "--raw", "/metrics"]);
+    let mut counts = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+        let label = |name: &str| line.split_once(&format!("{name}=\""))?.1.split('"').next();
+        let (Some("instances"), Some(verb)) = (label("resource"), label("verb")) else { continue };
+        let count: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        *counts.entry(verb.to_owned()).or_default() += count as u64;
+    }
+    counts
+}
+
+#[test]
+fn fifty_configurations_lose_no_device_over_outages_of_devices_and_agent() {
+    let Some(mut scene) = Scene::start("busy-agent", &[]) else { return };
+    let name = |number: usize| format!("busy-{number:02}");
+    // Their handler never comes: the Agent tries in vain, ever again.
+    for number in 0..10 {
+        scene.akri.configure(&format!("dead-{number}"), "no-such-handler", &["x"], None);
+    }
+    for number in 0..50 {
+        scene.akri.configure(&name(number), scene.name, &[&format!("device{number}")], None);
+    }
+    let present =
+        |scene: &Scene| scene.akri.instances_of_all().into_iter().filter(|name| name.starts_with("busy-")).count();
+    let becomes = |scene: &Scene, number: usize, patience: u64| {
+        let start = Instant::now();
+        while present(scene) != number {
+            let missing = number.abs_diff(present(scene));
+            assert!(start.elapsed() < Duration::from_secs(patience), "{missing} of 50 differ after {patience} s");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        start.elapsed()
+    };
+    let first = becomes(&scene, 50, 180);
+    let before = instance_requests(scene.cluster);
+    scene.set_online(false);
+    let gone = becomes(&scene, 0, 180);
+    scene.akri.kill_agent();
+    scene.set_online(true);
+    scene.akri.start_agent();
+    let back = becomes(&scene, 50, 180);
+    // Off and on again, faster than the Agent can follow.
+    scene.set_online(false);
+    assert!(wait_for(|| present(&scene) < 50));
+    scene.set_online(true);
+    let again = becomes(&scene, 50, 180);
+    // Those that the Agent still deletes go and come back: in the end, all of them stay.
+    let mut quiet = Instant::now();
+    let mut settling = instance_requests(scene.cluster);
+    while quiet.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_secs(1));
+        if present(&scene) != 50 {
+            assert!(wait_for(|| present(&scene) == 50), "a device is lost");
+            (quiet, settling) = (Instant::now(), instance_requests(scene.cluster));
+        }
+    }
+    let after = instance_requests(scene.cluster);
+    let since = |earlier: &BTreeMap<String, u64>, later: &BTreeMap<String, u64>| -> BTreeMap<String, u64> {
+        let of = |(verb, count): (&String, &u64)| (verb.clone(), count - earlier.get(verb).unwrap_or(&0));
+        later.iter().map(of).collect()
+    };
+    println!(
+        "50 Instances {first:.1?} after their Configurations, gone after {gone:.1?}, back after {back:.1?} with a new Agent, again after {again:.1?}"
+    );
+    println!(
+        "requests for Instances: {:?}; in 30 s after that: {:?}",
+        since(&before, &settling),
+        since(&settling, &after)
+    );
+    let writes: u64 =
+        since(&settling, &after).into_iter().filter(|(verb, _)| verb == "APPLY").map(|(_, count)| count).sum();
+    assert!(writes < 50, "{writes} writes: lists are repeated though every Instance is there");
 }
 
 #[test]

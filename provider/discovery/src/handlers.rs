@@ -9,6 +9,7 @@
 //!    last claim has been gone for the grace period do the streams get an empty list and end, and the socket goes.
 
 use crate::container::HandlerContainer;
+use crate::instance::Instances;
 use crate::last_lists::LastLists;
 use crate::service;
 use akri_krustlet_host::ServedSocket;
@@ -29,12 +30,19 @@ pub struct HandlersConfig {
     pub last_lists: PathBuf,
     /// How long streams stay open after the last pod of their handler is gone. Default 30 s.
     pub grace_period: Duration,
+    /// The node's name, which is in the Instances' names of devices that other nodes do not see.
+    pub node: String,
 }
 
 impl HandlersConfig {
     /// The defaults.
-    pub fn new(directory: impl Into<PathBuf>, last_lists: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), last_lists: last_lists.into(), grace_period: Duration::from_secs(30) }
+    pub fn new(node: &str, directory: impl Into<PathBuf>, last_lists: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            last_lists: last_lists.into(),
+            grace_period: Duration::from_secs(30),
+            node: node.to_owned(),
+        }
     }
 }
 
@@ -43,6 +51,7 @@ impl HandlersConfig {
 pub struct Handlers {
     config: HandlersConfig,
     lists: Arc<LastLists>,
+    instances: Arc<Instances>,
     entries: Mutex<Entries>,
     changed: watch::Sender<()>,
 }
@@ -73,6 +82,7 @@ struct Entry {
 pub(crate) struct Handler {
     pub(crate) name: String,
     pub(crate) lists: Arc<LastLists>,
+    pub(crate) instances: Arc<Instances>,
     pub(crate) serving: watch::Sender<Option<Arc<HandlerContainer>>>,
     /// Cancelled when the handler is gone for good.
     pub(crate) closing: CancellationToken,
@@ -93,12 +103,18 @@ impl Handlers {
     /// No handlers yet. Must be called in a runtime.
     pub fn new(config: HandlersConfig) -> std::io::Result<Arc<Self>> {
         let lists = LastLists::open(&config.last_lists)?;
-        Ok(Arc::new(Self { config, lists, entries: Mutex::default(), changed: watch::Sender::new(()) }))
+        let instances = Instances::new(&config.node);
+        Ok(Arc::new(Self { config, lists, instances, entries: Mutex::default(), changed: watch::Sender::new(()) }))
     }
 
     /// Directory of the sockets.
     pub fn directory(&self) -> &std::path::Path {
         &self.config.directory
+    }
+
+    /// The Instances of the handlers' devices, for whoever can tell of them.
+    pub fn instances(&self) -> Arc<Instances> {
+        self.instances.clone()
     }
 
     /// A pod wants to be a handler of this name.
@@ -110,6 +126,7 @@ impl Handlers {
             handler: Arc::new(Handler {
                 name: name.to_owned(),
                 lists: self.lists.clone(),
+                instances: self.instances.clone(),
                 serving: watch::Sender::new(None),
                 closing: CancellationToken::new(),
             }),

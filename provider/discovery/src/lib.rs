@@ -7,7 +7,7 @@
 //!
 //! What Akri expects of a handler is described in its Agent; the rules that we keep because breaking them loses devices
 //! stand with the code that keeps them: a stream never ends while its handler exists ([`session`]), a handler is
-//! registered once in each life of the Agent ([`registration`]), a list is repeated after it was first sent ([`session`]).
+//! registered once in each life of the Agent ([`registration`]), a list is repeated until its Instances are there ([`output`]).
 
 pub mod agent;
 pub mod container;
@@ -17,6 +17,7 @@ pub mod exchange;
 pub mod handlers;
 pub mod instance;
 pub mod last_lists;
+pub mod output;
 pub mod registration;
 pub mod service;
 pub mod session;

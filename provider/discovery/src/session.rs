@@ -13,16 +13,15 @@
 //!   them with new UIDs, killing every broker.
 //! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
 //!   once, not once per occurrence.
-//! - After the first list and after each change, the current list is sent again, every 200 ms at first, then ever more seldom, at
-//!   last every five minutes. The Agent applies a list that comes too soon onto an Instance that it is deleting, when it or
-//!   the handler was restarted or a device comes back, and forgets it; a deletion waits for device plugins that register, a
-//!   second each. The repetition after it heals that, however long it took.
+//! - The current list is sent again until the Agent has made Instances of it ([`crate::output`]).
 
 use crate::container::{ContainerError, HandlerContainer, ServingGuest};
 use crate::device::Answer;
 use crate::exchange::Files;
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
+use crate::output::Output;
+use akri_krustlet_host::TokenBucket;
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::DiscoverResponse;
 use std::future::pending;
@@ -32,24 +31,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
-
-/// The pause before a list is sent again, after what time since it was new. With many devices they are longer: each list costs
-/// the Agent a request to the API server for each device. They never end: a busy Agent may forget a list minutes later.
-fn repetition(age: Duration, devices: usize) -> Duration {
-    let devices = u32::try_from(devices).unwrap_or(u32::MAX);
-    let at_least = |pause: Duration, each: Duration| pause.max(each.saturating_mul(devices));
-    match age.as_millis() {
-        0..100 => Duration::from_millis(50),
-        100..250 => Duration::from_millis(150),
-        250..5_000 => at_least(Duration::from_millis(200), Duration::from_millis(25)),
-        5_000..30_000 => at_least(Duration::from_secs(1), Duration::from_millis(50)),
-        30_000..120_000 => at_least(Duration::from_secs(5), Duration::from_millis(50)),
-        _ => at_least((age / 4).min(LONGEST_REPETITION), Duration::from_millis(50)),
-    }
-}
-
-/// Longest pause before a list is sent again, of a few devices.
-const LONGEST_REPETITION: Duration = Duration::from_secs(300);
 
 /// Pause before a failed guest is replaced: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -80,13 +61,14 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         serving: handler.serving.subscribe(),
         kept: handler.lists.stream(&handler.name, &request),
+        output: Output::new(sender, handler.instances.of_stream()),
         handler,
         request,
-        output: Output { sender, last: None, unsent: false, repeated: None },
         verdict: Some(verdict),
         back_off: BACK_OFF.0,
         complained: None,
-        rate: AnswerRate::new(),
+        answers: TokenBucket::new(ANSWER_BYTES, ANSWER_BYTES),
+        complaints: TokenBucket::new(COMPLAINTS.0, COMPLAINTS.1),
     };
     session.take_up_last_list();
     tokio::spawn(session.run());
@@ -104,7 +86,10 @@ struct Session {
     back_off: Duration,
     /// Whose status tells of this stream's trouble.
     complained: Option<Arc<HandlerContainer>>,
-    rate: AnswerRate,
+    /// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
+    answers: TokenBucket,
+    /// Bounds what is written of its trouble.
+    complaints: TokenBucket,
 }
 
 impl Drop for Session {
@@ -113,34 +98,12 @@ impl Drop for Session {
     }
 }
 
-/// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
-struct AnswerRate {
-    /// Bytes that may be read at once; negative when more were.
-    bytes: f64,
-    at: Instant,
-}
-
-/// Bytes of answers that a stream takes each second; also its burst.
+/// Bytes of answers that a stream reads and checks each second; also its burst.
 const ANSWER_BYTES: f64 = (4 << 20) as f64;
 /// The least that an answer counts for.
 const ANSWER_LEAST: usize = 64 << 10;
-
-impl AnswerRate {
-    fn new() -> Self {
-        Self { bytes: ANSWER_BYTES, at: Instant::now() }
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        let filled = self.at.elapsed().as_secs_f64() * ANSWER_BYTES;
-        self.bytes = (self.bytes + filled).min(ANSWER_BYTES) - bytes.max(ANSWER_LEAST) as f64;
-        self.at = Instant::now();
-    }
-
-    /// When the next answer may be read.
-    fn next(&self) -> Instant {
-        self.at + Duration::from_secs_f64((-self.bytes / ANSWER_BYTES).max(0.0))
-    }
-}
+/// Lines about a stream's trouble in the container's log and the node's: so many at once, then so many a second.
+const COMPLAINTS: (f64, f64) = (16.0, 0.2);
 
 /// Why a session stops using a guest.
 enum Turn {
@@ -164,7 +127,7 @@ impl Session {
         let Some(json) = self.kept.take_left() else { return };
         let Some(container) = self.serving.borrow().clone() else { return };
         if let Ok(Answer::Devices { list, .. }) = Answer::read(&json, container.allowed_host_paths()) {
-            self.output.send(list);
+            self.output.send(list, container.settings().shared);
             self.say(Verdict::Answered);
         }
     }
@@ -233,7 +196,7 @@ impl Session {
                 }
                 () = container.stopped().cancelled() => return Turn::Replaced,
                 () = replaced(&mut self.serving, container) => return Turn::Replaced,
-                () = written(&mut progress, &mut seen_writes, self.rate.next()) => {
+                () = written(&mut progress, &mut seen_writes, self.answers.when(0.0)) => {
                     if let Some(turn) = self.take_answer(&guest, container) {
                         return turn;
                     }
@@ -262,15 +225,15 @@ impl Session {
         let json = match guest.take_answer() {
             Ok(None) => {
                 // A look has its price, too.
-                self.rate.spend(0);
+                self.answers.spend(ANSWER_LEAST as f64);
                 return None;
             }
             Ok(Some(json)) => {
-                self.rate.spend(json.len());
+                self.answers.spend(json.len().max(ANSWER_LEAST) as f64);
                 json
             }
             Err(error) => {
-                self.rate.spend(crate::device::MOST_ANSWER);
+                self.answers.spend(crate::device::MOST_ANSWER as f64);
                 self.complain(container, error.to_string());
                 return None;
             }
@@ -281,7 +244,7 @@ impl Session {
                     Some(warning) => self.complain(container, warning),
                     None => self.withdraw_complaint(),
                 }
-                if self.output.send(list) {
+                if self.output.send(list, container.settings().shared) {
                     self.kept.keep(&json);
                 }
                 self.say(Verdict::Answered);
@@ -300,11 +263,11 @@ impl Session {
     fn refuse_details(&mut self, mut reason: String, container: &Arc<HandlerContainer>) -> Option<Turn> {
         // It becomes an HTTP/2 header.
         reason.truncate(reason.floor_char_boundary(MOST_COMPLAINT));
-        if self.output.last.is_none() && self.say(Verdict::InvalidDetails(reason.clone())) {
+        if self.output.is_empty() && self.say(Verdict::InvalidDetails(reason.clone())) {
             tracing::warn!(handler = self.handler.name, reason, "discovery details refused by the guest");
             return Some(Turn::End);
         }
-        let now = if self.output.last.is_some() { "now " } else { "" };
+        let now = if !self.output.is_empty() { "now " } else { "" };
         self.complain(container, format!("the guest {now}calls its discovery details invalid: {reason}"));
         None
     }
@@ -319,7 +282,7 @@ impl Session {
                     "no memory for the guest of a stream: all guests of the container share resources.limits.memory ({} MiB); raise it",
                     limit >> 20
                 );
-                if self.output.last.is_none() && self.say(Verdict::Exhausted(reason.clone())) {
+                if self.output.is_empty() && self.say(Verdict::Exhausted(reason.clone())) {
                     return Turn::End;
                 }
                 Turn::Failed(reason)
@@ -338,8 +301,10 @@ impl Session {
         complaint.truncate(complaint.floor_char_boundary(MOST_COMPLAINT));
         let known = container.complaints().borrow().get(&self.number).is_some_and(|old| *old == complaint);
         if !known {
-            tracing::warn!(handler = self.handler.name, container = container.name(), "{complaint}");
-            container.note(&format!("[akri-krustlet] {complaint}"));
+            if self.complaints.try_take() {
+                tracing::warn!(handler = self.handler.name, container = container.name(), "{complaint}");
+                container.note(&format!("[akri-krustlet] {complaint}"));
+            }
             container.complain(self.number, Some(complaint));
             self.complained = Some(container.clone());
         }
@@ -352,7 +317,7 @@ impl Session {
 
     /// The handler is gone for good: an empty list, then the end.
     async fn close(&mut self) {
-        let _ = self.output.sender.send(Ok(DiscoverResponse::default())).await;
+        self.output.close().await;
     }
 }
 
@@ -393,140 +358,5 @@ async fn written(
         Ok(writes) => *seen = writes,
         // The guest has ended; its outcome tells how.
         Err(_) => pending().await,
-    }
-}
-
-/// The stream as the session writes it: the newest list wins over a slow reader.
-struct Output {
-    sender: mpsc::Sender<Result<DiscoverResponse, Status>>,
-    last: Option<DiscoverResponse>,
-    /// `last` waits for room in the channel.
-    unsent: bool,
-    /// When the list was new, and when it was sent last.
-    repeated: Option<(Instant, Instant)>,
-}
-
-/// Nothing: what [`Output::tend`] returns.
-enum Never {}
-
-impl Output {
-    /// Sends a list unless it is the last one; whether it is new.
-    fn send(&mut self, list: DiscoverResponse) -> bool {
-        if self.last.as_ref() == Some(&list) {
-            return false;
-        }
-        let now = Instant::now();
-        self.repeated = Some((now, now));
-        self.last = Some(list);
-        self.push();
-        true
-    }
-
-    fn push(&mut self) {
-        if let Some(last) = &self.last {
-            self.unsent = self.sender.try_send(Ok(last.clone())).is_err();
-        }
-    }
-
-    fn client_gone(&self) -> impl Future<Output = ()> + use<> {
-        let sender = self.sender.clone();
-        async move { sender.closed().await }
-    }
-
-    /// Sends what waited for room, and the repetitions. Runs for ever; may be dropped at any time.
-    async fn tend(&mut self) -> Never {
-        loop {
-            let devices = self.last.as_ref().map_or(0, |list| list.devices.len());
-            let repetition = self.repeated.map(|(new, sent)| sent + repetition(sent - new, devices));
-            let due = async {
-                match repetition {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => pending().await,
-                }
-            };
-            let room = async {
-                match self.unsent {
-                    true => self.sender.reserve().await.is_ok(),
-                    false => pending().await,
-                }
-            };
-            tokio::select! {
-                () = due => {
-                    if let (Some((_, sent)), Some(due)) = (&mut self.repeated, repetition) {
-                        *sent = due;
-                    }
-                    self.push();
-                }
-                true = room => self.push(),
-                else => pending().await,
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use akri_proto::v0::Device;
-
-    fn list(id: &str) -> DiscoverResponse {
-        DiscoverResponse { devices: vec![Device { id: id.to_owned(), ..Device::default() }] }
-    }
-
-    fn output() -> (Output, Stream) {
-        let (sender, stream) = mpsc::channel(4);
-        (Output { sender, last: None, unsent: false, repeated: None }, stream)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_list_is_repeated_for_ever_and_ever_more_seldom() {
-        let (mut output, mut stream) = output();
-        output.send(list("a"));
-        let start = Instant::now();
-        let mut times = Vec::new();
-        let mut read = async || {
-            while let Some(Ok(read)) = stream.recv().await {
-                assert_eq!(read, list("a"));
-                times.push(start.elapsed().as_millis());
-            }
-        };
-        tokio::select! {
-            _ = output.tend() => unreachable!(),
-            () = read() => {}
-            () = tokio::time::sleep(Duration::from_secs(7200)) => {}
-        }
-        assert_eq!(times[..6], [0, 50, 100, 250, 450, 650]);
-        let longest = |from: u128, to: u128| {
-            let pairs = times.windows(2).filter(|pair| pair[0] >= from && pair[1] <= to);
-            pairs.map(|pair| pair[1] - pair[0]).max()
-        };
-        assert_eq!((longest(0, 5_000), longest(5_000, 31_000)), (Some(200), Some(1000)));
-        assert_eq!((longest(31_000, 120_000), longest(120_000, 7_200_000)), (Some(5000), Some(300_000)));
-        assert!(*times.last().unwrap() > 6_900_000 && times.len() < 150, "{times:?}");
-        output.send(list("a"));
-        assert!(stream.try_recv().is_err(), "an identical list is not sent");
-        output.send(list("b"));
-        assert_eq!(stream.try_recv().unwrap().unwrap(), list("b"));
-        assert!(stream.try_recv().is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_reader_gets_the_newest_list() {
-        let (mut output, mut stream) = output();
-        for number in 0..10 {
-            output.send(list(&number.to_string()));
-        }
-        let mut last = None;
-        let mut read = async || {
-            loop {
-                last = stream.recv().await;
-            }
-        };
-        tokio::select! {
-            _ = output.tend() => unreachable!(),
-            () = read() => unreachable!(),
-            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
-        }
-        assert_eq!(last.unwrap().unwrap(), list("9"));
     }
 }

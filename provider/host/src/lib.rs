@@ -1,6 +1,6 @@
 //! What several parts of a node need of the system: Unix sockets that gRPC is spoken on ([`socket`],
 //! [`ServedSocket`]), changes of directories ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]),
-//! and work that may never end ([`patience`]).
+//! work that may never end ([`patience`]), and how often something may happen ([`TokenBucket`]).
 
 mod authority;
 mod directory_watcher;
@@ -8,6 +8,8 @@ pub mod file;
 pub mod patience;
 mod served_socket;
 pub mod socket;
+mod token_bucket;
 
 pub use directory_watcher::DirectoryWatcher;
 pub use served_socket::ServedSocket;
+pub use token_bucket::TokenBucket;

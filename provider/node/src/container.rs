@@ -13,6 +13,7 @@ use crate::termination::{StopReason, Termination};
 use crate::termination_message::TerminationMessage;
 use crate::volume::{self, Volumes};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
+use akri_krustlet_host::TokenBucket;
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
@@ -325,6 +326,9 @@ struct Life<'a> {
     claim: Option<&'a HandlerClaim>,
 }
 
+/// Changes of a handler's condition that are told at once, and how many are told each second after that.
+const CONDITIONS: (f64, f64) = (10.0, 0.2);
+
 /// One life of the container. An error means that it was not started.
 async fn run_once(
     context: &PodContext,
@@ -345,8 +349,15 @@ async fn run_once(
     let own: Vec<_> = variables.iter().map(|(name, _)| name.clone()).collect();
     variables.extend(devices.variables.into_iter().filter(|(name, _)| !own.contains(name)));
     let log_directory = services.data.container_logs(&context.pod, &container.name);
-    let log = ContainerLog::create(&log_directory, restart, LogLimits::default())
-        .map_err(|error| format!("cannot make the container's log in {}: {error}", log_directory.display()))?;
+    let log_limits = LogLimits { many_guests: handler.is_some(), ..LogLimits::default() };
+    let log = {
+        let directory = log_directory.clone();
+        let created = patiently(context.pod.uid(), move || ContainerLog::create(&directory, restart, log_limits)).await;
+        let failed = |error: &dyn std::fmt::Display| {
+            format!("cannot make the container's log in {}: {error}", log_directory.display())
+        };
+        created.map_err(|hangs| failed(&hangs))?.map_err(|error| failed(&error))?
+    };
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
     let files = services.data.pod(context.pod.uid()).join("files").join(&container.name);
     let volume::ContainerVolumes { mut preopens, exchange } = {
@@ -500,9 +511,14 @@ async fn run_handler(
     report_running(context, ContainerKind::App, container, restart, image);
     context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
 
+    let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
     let run = handler.run();
     tokio::pin!(run);
     loop {
+        let changed = async {
+            tokio::time::sleep_until(conditions.when(1.0)).await;
+            complaints.changed().await
+        };
         tokio::select! {
             outcome = &mut run => return Ok(outcome),
             // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
@@ -510,7 +526,8 @@ async fn run_handler(
                 handler.stop();
                 return Ok(run.await);
             }
-            Ok(()) = complaints.changed() => {
+            Ok(()) = changed => {
+                conditions.spend(1.0);
                 let text = complaints.borrow_and_update().values().cloned().collect::<std::collections::BTreeSet<_>>();
                 let text = text.into_iter().collect::<Vec<_>>().join("; ");
                 let reason = if text.is_empty() { "" } else { "BadAnswer" };

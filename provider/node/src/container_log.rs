@@ -3,13 +3,10 @@
 use crate::data_directory::{DataDirectory, StoredPod};
 use crate::pod::PodObject;
 use akri_krustlet_host::DirectoryWatcher;
-use akri_krustlet_runtime::log::{LogError, LogLine, LogOptions, Logs};
+use akri_krustlet_runtime::log::{LogError, LogOptions, LogPart, Logs};
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use std::sync::Arc;
 use tokio::sync::watch;
-
-/// Lines that are held at once.
-const BATCH: usize = 256;
 
 /// Which log.
 #[derive(Clone, Debug)]
@@ -74,7 +71,8 @@ pub struct ContainerLogReader {
     request: LogRequest,
     uid: String,
     data: DataDirectory,
-    logs: Logs,
+    /// Only missing while it is read.
+    logs: Option<Logs>,
     restart: u32,
     changes: Option<(watch::Receiver<()>, watch::Receiver<()>)>,
     ended: bool,
@@ -116,17 +114,26 @@ impl ContainerLogReader {
             Some(watcher) => Some((watcher.watch(&directory)?, watcher.watch(&data.pod(object.uid()))?)),
             None => None,
         };
-        Ok(Self { uid: object.uid().to_owned(), request, data, logs, restart, changes, ended: false })
+        Ok(Self { uid: object.uid().to_owned(), request, data, logs: Some(logs), restart, changes, ended: false })
     }
 
-    /// The next lines; waits for some if the container may still print. `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Vec<LogLine>>, ContainerLogError> {
+    /// What comes next; waits for some if the container may still print. `None` at the end. If the wait is given up, so is the
+    /// reader.
+    pub async fn next(&mut self) -> Result<Option<Vec<LogPart>>, ContainerLogError> {
         loop {
-            // Asked before reading: what was printed before the end is read after it is known.
-            let runs = self.changes.is_some() && self.runs();
-            let lines = self.logs.read_batch(BATCH)?;
-            if !lines.is_empty() {
-                return Ok(Some(lines));
+            let Some(mut logs) = self.logs.take() else { return Ok(None) };
+            let (uid, name, restart) = (self.uid.clone(), self.request.container.clone(), self.restart);
+            let data = self.changes.is_some().then(|| self.data.clone());
+            let read = tokio::task::spawn_blocking(move || {
+                // Asked before reading: what was printed before the end is read after it is known.
+                let runs = data.is_some_and(|data| runs(&data, &uid, &name, restart));
+                (logs.read_batch(), runs, logs)
+            });
+            let (parts, runs, logs) = read.await.map_err(std::io::Error::other)?;
+            self.logs = Some(logs);
+            let parts = parts?;
+            if !parts.is_empty() {
+                return Ok(Some(parts));
             }
             if !runs || self.ended {
                 return Ok(None);
@@ -140,14 +147,14 @@ impl ContainerLogReader {
             }
         }
     }
+}
 
-    fn runs(&self) -> bool {
-        let status = self.data.status(&self.uid).and_then(|status| container_of(status, &self.request.container));
-        status.is_some_and(|status| {
-            let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
-            running && u32::try_from(status.restart_count) == Ok(self.restart)
-        })
-    }
+fn runs(data: &DataDirectory, uid: &str, container: &str, restart: u32) -> bool {
+    let status = data.status(uid).and_then(|status| container_of(status, container));
+    status.is_some_and(|status| {
+        let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
+        running && u32::try_from(status.restart_count) == Ok(restart)
+    })
 }
 
 fn find(request: &LogRequest, data: &DataDirectory) -> Result<(PodObject, ContainerStatus), ContainerLogError> {

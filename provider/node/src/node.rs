@@ -229,6 +229,10 @@ impl Node {
     pub async fn run(mut self, mut source: impl PodSource, shutdown: CancellationToken) {
         let registration =
             tokio::spawn(registration::run(self.services.handlers.clone(), self.services.watcher.clone()));
+        let instances = self.services.cluster.as_ref().map(|cluster| {
+            let (client, instances) = (cluster.client.clone(), self.services.handlers.instances());
+            tokio::spawn(crate::cluster::instances::follow(client, instances))
+        });
         let period = self.image_gc_period;
         let mut pressure = tokio::time::interval_at(tokio::time::Instant::now() + PRESSURE, PRESSURE);
         let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
@@ -249,6 +253,7 @@ impl Node {
         }
         tracing::info!("the node is ending; its pods are taken up again by its next start");
         registration.abort();
+        instances.iter().for_each(|task| task.abort());
         self.services.handlers.remove_sockets();
         if let Some(devices) = &self.services.devices {
             devices.remove_sockets();

@@ -16,7 +16,7 @@ use akri_krustlet_devices::Devices;
 use akri_krustlet_discovery::Handlers;
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::Runtime;
-use akri_krustlet_runtime::log::LogOptions;
+use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use k8s_openapi::api::core::v1::Node;
 use krator::{ObjectState, SharedState};
 use kubelet::node::Builder;
@@ -196,10 +196,11 @@ impl Provider for WasmProvider {
         let options = LogOptions { tail: sender.tail(), since: None };
         let request = LogRequest { namespace, pod, container, previous: false, follow: false, options };
         let mut reader = ContainerLogReader::open(request, self.state.services.data.clone(), None)?;
-        while let Some(lines) = reader.next().await? {
-            for line in lines {
-                sender.send(format!("{}\n", line.text)).await?;
-            }
+        let mut printer = LogPrinter::default();
+        while let Some(parts) = reader.next().await? {
+            let mut text = Vec::new();
+            parts.iter().for_each(|part| printer.print(part, &mut text));
+            sender.send(String::from_utf8_lossy(&text).into_owned()).await?;
         }
         Ok(())
     }

@@ -194,7 +194,7 @@ async fn output_goes_to_the_log_and_an_unfinished_line_is_kept() {
     let mut texts = Vec::new();
     // The store, and with it the unfinished line, is dropped right after the outcome is known.
     for _ in 0..500 {
-        texts.extend(reader.read_available().unwrap().into_iter().map(|line| line.text));
+        texts.extend(reader.read_batch().unwrap().into_iter().map(|part| String::from_utf8(part.text).unwrap()));
         if texts.len() == 2 {
             break;
         }

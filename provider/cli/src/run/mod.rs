@@ -162,7 +162,11 @@ fn node_config(
         data: data.clone(),
         handlers: HandlersConfig {
             grace_period: Duration::from_secs(arguments.handler_grace_period),
-            ..HandlersConfig::new(std::path::absolute(&arguments.discovery_handlers_directory)?, data.last_lists())
+            ..HandlersConfig::new(
+                name,
+                std::path::absolute(&arguments.discovery_handlers_directory)?,
+                data.last_lists(),
+            )
         },
         devices: device_plugins(arguments, data)?,
         insecure_registries: arguments.insecure_registries.clone(),

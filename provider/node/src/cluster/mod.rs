@@ -4,6 +4,7 @@ pub mod certificate;
 pub mod connection;
 pub mod events;
 pub mod identity;
+pub mod instances;
 pub mod labels;
 pub mod machine;
 pub mod registration;

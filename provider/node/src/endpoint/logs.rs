@@ -2,14 +2,13 @@
 
 use super::{Body, Shared, text};
 use crate::container_log::{ContainerLogError, ContainerLogReader, LogRequest};
-use akri_krustlet_runtime::log::{LogLine, LogOptions};
+use akri_krustlet_runtime::log::{LogOptions, LogPrinter, Stream};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use jiff::{SignedDuration, Timestamp};
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use tokio::sync::mpsc;
 
 /// What the query asks for.
@@ -21,8 +20,8 @@ struct Query {
     tail: Option<usize>,
     since: Option<Timestamp>,
     limit_bytes: Option<u64>,
-    /// `stdout` or `stderr`; both by default.
-    stream: Option<String>,
+    /// Both by default.
+    stream: Option<Stream>,
 }
 
 impl Query {
@@ -55,8 +54,8 @@ impl Query {
                 }
                 "stream" => match value.as_str() {
                     "All" | "" => query.stream = None,
-                    "Stdout" => query.stream = Some("stdout".to_owned()),
-                    "Stderr" => query.stream = Some("stderr".to_owned()),
+                    "Stdout" => query.stream = Some(Stream::Stdout),
+                    "Stderr" => query.stream = Some(Stream::Stderr),
                     _ => return Err(invalid("All, Stdout or Stderr")),
                 },
                 _ => {}
@@ -131,38 +130,29 @@ pub(super) fn answer(shared: &Shared, [namespace, pod, container]: [&str; 3], qu
 /// Reads until the log or the client ends.
 async fn copy(mut reader: ContainerLogReader, query: Query, chunks: mpsc::Sender<Bytes>) {
     let mut left = query.limit_bytes.unwrap_or(u64::MAX);
+    let mut printer = LogPrinter::new(query.timestamps);
     loop {
-        let lines = tokio::select! {
-            lines = reader.next() => lines,
+        let parts = tokio::select! {
+            parts = reader.next() => parts,
             () = chunks.closed() => return,
         };
-        let lines = match lines {
-            Ok(Some(lines)) => lines,
+        let parts = match parts {
+            Ok(Some(parts)) => parts,
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!(%error, "a log that is being read broke off");
                 return;
             }
         };
-        let mut chunk = print(&lines, &query).into_bytes();
+        let mut chunk = Vec::new();
+        let wanted = parts.iter().filter(|part| query.stream.is_none_or(|stream| stream == part.stream));
+        wanted.for_each(|part| printer.print(part, &mut chunk));
         chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         left -= chunk.len() as u64;
         if (!chunk.is_empty() && chunks.send(Bytes::from(chunk)).await.is_err()) || left == 0 {
             return;
         }
     }
-}
-
-fn print(lines: &[LogLine], query: &Query) -> String {
-    let mut text = String::new();
-    for line in lines.iter().filter(|line| query.stream.as_ref().is_none_or(|stream| *stream == line.stream)) {
-        if query.timestamps {
-            let _ = write!(text, "{:.9} ", line.time);
-        }
-        text.push_str(&line.text);
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Container logs: files in the layout and format that a kubelet's tools expect.
 //!
 //! `<directory>/<restart>.log`, lines `<RFC 3339 time> <stdout|stderr> <F|P> <text>`, P for a part of a line longer than
-//! 16 KiB. A file of 10 MiB is renamed to `<restart>.log.<time>`; five files are kept for each restart.
+//! 16 KiB, and for a last line that the guest did not end. A file of 10 MiB is renamed to `<restart>.log.<time>`; five files are kept for each restart.
 
 mod reader;
 mod writer;
 
-pub use reader::{LogError, LogLine, LogOptions, Logs};
+pub use reader::{LogError, LogOptions, LogPart, LogPrinter, Logs};
 pub use writer::{ContainerLog, LogLimits, LogStream};
 
 /// Which of a guest's outputs a line came from.
@@ -19,7 +19,12 @@ pub enum Stream {
 }
 
 impl Stream {
-    fn name(self) -> &'static str {
+    fn named(name: &str) -> Option<Self> {
+        [Self::Stdout, Self::Stderr].into_iter().find(|stream| stream.name() == name)
+    }
+
+    /// `stdout` or `stderr`.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",

@@ -1,12 +1,12 @@
 //! Writing: bounded in rate and in size, whatever the guest prints.
 
 use super::{Stream, files_of};
+use akri_krustlet_host::TokenBucket;
 use bytes::Bytes;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::Instant;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
@@ -19,11 +19,13 @@ pub struct LogLimits {
     pub files: usize,
     /// Bytes per second that a container may print; above it, the guest waits in its write. Default 1 MiB.
     pub rate: u32,
+    /// Several guests write it: a last line that one does not end is ended, so that the next one's does not go on with it.
+    pub many_guests: bool,
 }
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { file_size: 10 << 20, files: 5, rate: 1 << 20 }
+        Self { file_size: 10 << 20, files: 5, rate: 1 << 20, many_guests: false }
     }
 }
 
@@ -40,14 +42,9 @@ pub struct ContainerLog {
     directory: PathBuf,
     restart: u32,
     limits: LogLimits,
-    rate: Mutex<Rate>,
+    /// Bytes.
+    rate: Mutex<TokenBucket>,
     file: Mutex<FileState>,
-}
-
-#[derive(Debug)]
-struct Rate {
-    bytes: f64,
-    at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +61,7 @@ impl ContainerLog {
             directory: directory.to_owned(),
             restart,
             limits,
-            rate: Mutex::new(Rate { bytes: f64::from(limits.rate), at: Instant::now() }),
+            rate: Mutex::new(TokenBucket::new(f64::from(limits.rate), f64::from(limits.rate))),
             file: Mutex::default(),
         };
         log.open()?;
@@ -146,17 +143,13 @@ impl ContainerLog {
     }
 
     fn allowed(&self) -> usize {
-        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let per_second = f64::from(self.limits.rate);
-        rate.bytes = (rate.bytes + now.duration_since(rate.at).as_secs_f64() * per_second).min(per_second);
-        rate.at = now;
+        let bytes = self.rate.lock().unwrap_or_else(PoisonError::into_inner).available();
         // Less than a page is not worth a turn of the guest.
-        if rate.bytes < 4096.0_f64.min(per_second) { 0 } else { (rate.bytes as usize).min(PERMIT) }
+        if bytes < 4096.0_f64.min(f64::from(self.limits.rate)) { 0 } else { (bytes as usize).min(PERMIT) }
     }
 
     fn spend(&self, bytes: usize) {
-        self.rate.lock().unwrap_or_else(PoisonError::into_inner).bytes -= bytes as f64;
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner).spend(bytes as f64);
     }
 }
 
@@ -258,7 +251,9 @@ impl OutputStream for LineStream {
 impl Drop for LineStream {
     fn drop(&mut self) {
         if !self.unfinished.is_empty() {
-            self.print(b"\n");
+            let mut line = Vec::new();
+            push_line(&mut line, self.stream, if self.log.limits.many_guests { 'F' } else { 'P' }, &self.unfinished);
+            self.log.append(&line);
         }
     }
 }
@@ -267,10 +262,11 @@ impl Drop for LineStream {
 mod tests {
     use super::*;
     use crate::log::{LogOptions, Logs};
+    use tokio::time::Instant;
 
     fn text_of(directory: &Path, restart: u32) -> Vec<String> {
         let mut logs = Logs::open(directory, restart, LogOptions::default()).unwrap();
-        logs.read_available().unwrap().into_iter().map(|line| line.text).collect()
+        logs.read_batch().unwrap().into_iter().map(|part| String::from_utf8(part.text).unwrap()).collect()
     }
 
     #[test]
@@ -289,7 +285,12 @@ mod tests {
         assert_eq!(lines[0][1..], ["stdout", "F", "one"]);
         assert_eq!(lines[1][1..], ["stdout", "F", "two"]);
         assert_eq!((lines[2][2], lines[2][3].len()), ("P", LINE));
-        assert_eq!(lines[3][1..], ["stdout", "F", "xxxxx"]);
+        assert_eq!(lines[3][1..], ["stdout", "P", "xxxxx"]);
+        let of_many = LogLimits { many_guests: true, ..LogLimits::default() };
+        let log = ContainerLog::create(directory.path(), 4, of_many).unwrap();
+        log.stream(Stream::Stderr).lines().print(b"unfinished");
+        let file = std::fs::read_to_string(directory.path().join("4.log")).unwrap();
+        assert!(file.ends_with(" stderr F unfinished\n"), "{file}");
     }
 
     #[test]
