@@ -189,13 +189,38 @@ async fn of_devices_with_one_id_the_first_is_kept_and_nameless_ones_are_left_out
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn host_paths_that_the_pod_allows_are_passed_on() {
-    let node = Node::start();
-    let mut pod = HandlerPod::fault("faulty", "privileged");
-    pod.annotations.push(("akri-krustlet/allowed-host-paths", "/etc,/dev/mem"));
-    node.add(&pod);
+async fn host_paths_that_pod_and_operator_allow_are_passed_on() {
+    let privileged = || {
+        let mut pod = HandlerPod::fault("faulty", "privileged");
+        pod.annotations.push(("akri-krustlet/allowed-host-paths", "/etc,/dev/mem"));
+        pod
+    };
+    let node = Node::start_with(&["--allowed-host-paths", "/etc,/dev/mem"]);
+    node.add(&privileged());
     let (_stream, ids) = node.first_list("faulty", "a: 1").await;
     assert_eq!(ids, ["a"]);
+
+    let node = Node::start_with(&["--allowed-host-paths", "/dev/mem"]);
+    node.add(&privileged());
+    assert!(wait_for(|| node.socket("faulty").exists()));
+    let _stream = node.discover("faulty", "a: 1").await.unwrap();
+    let message = node.wait_for_unhealthy("faulty");
+    assert!(message.contains("--allowed-host-paths /etc"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_another_namespace_does_not_take_over_a_handler() {
+    let mut node = Node::start();
+    node.add(&HandlerPod::new("own", "camera", "debug-echo"));
+    let (_stream, ids) = node.first_list("camera", "descriptions: [a]").await;
+    assert_eq!(ids, ["a"]);
+    let mut other: serde_json::Value =
+        serde_json::from_str(&HandlerPod::new("other", "camera", "debug-echo").manifest()).unwrap();
+    other["metadata"]["namespace"] = "elsewhere".into();
+    node.write_manifest("other.json", &other.to_string());
+    node.wait_for_log("belongs to pods of namespace \"default\"");
+    node.wait_for_log("--handler-namespaces camera=elsewhere");
+    node.assert_undisturbed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,6 +132,9 @@ pub struct ProvidedMount {
     pub host_path: String,
     /// The container cannot write.
     pub read_only: bool,
+    /// The path comes from a discovery handler, by way of Akri: a symbolic link in it is not followed.
+    #[serde(default)]
+    pub without_links: bool,
 }
 
 impl Provided {

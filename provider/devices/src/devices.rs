@@ -316,7 +316,15 @@ impl Devices {
                 granted.provided = Some(provided);
             }
         }
-        self.write(&self.lock())
+        self.write(&self.lock())?;
+        // A plugin that gave a device does not say again what it gave: that must outlive a power cut.
+        let path = self.config.checkpoint.clone();
+        let failed = |path: &Path, source| AllocationError::Checkpoint { path: path.to_owned(), source };
+        let synced = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || akri_krustlet_host::file::sync(&path)
+        });
+        synced.await.map_err(std::io::Error::other).flatten().map_err(|source| failed(&path, source))
     }
 
     fn unanswered(&self, uid: &str) -> Vec<(String, String, BTreeSet<String>)> {

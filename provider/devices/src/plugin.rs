@@ -78,7 +78,9 @@ impl Connection {
         }
         let mut provided = Provided::default();
         for response in responses {
-            let response = checked(response).map_err(|message| self.failed("Allocate", message))?;
+            let mut response = checked(response).map_err(|message| self.failed("Allocate", message))?;
+            let of_akri = self.resource.starts_with("akri.sh/");
+            response.mounts.iter_mut().for_each(|mount| mount.without_links = of_akri);
             provided.merge(&self.resource, &response);
         }
         if !provided.conflicts.is_empty() {
@@ -135,6 +137,7 @@ fn checked(response: ContainerAllocateResponse) -> Result<Provided, String> {
         container_path: format!("/{}", mount.container_path.trim_start_matches('/')),
         host_path: mount.host_path,
         read_only: mount.read_only,
+        without_links: false,
     });
     Ok(Provided {
         envs: response.envs,

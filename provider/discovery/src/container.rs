@@ -9,8 +9,8 @@
 //!
 //! All guests share the container's memory and CPU limits.
 
-use crate::device::AllowList;
 use crate::exchange::{ExchangeDirectory, ExchangeError, ExchangeRoot, Files};
+use crate::host_path::{AllowList, HostPaths};
 use crate::settings::{self, HandlerSettings};
 use crate::volume::ExchangeVolume;
 use akri_krustlet_host::DirectoryWatcher;
@@ -44,6 +44,8 @@ pub struct ContainerSpec {
     pub limits: Arc<SharedLimits>,
     /// The container's log.
     pub log: Arc<ContainerLog>,
+    /// Host paths that devices of any handler may name, if its pod allows them too.
+    pub operator_host_paths: AllowList,
     /// Directory for the guests' exchange directories; emptied at start.
     pub exchange_root: PathBuf,
     /// The exchange volume.
@@ -83,6 +85,7 @@ pub struct HandlerContainer {
     guests: Mutex<Guests>,
     spare_changed: Notify,
     stopped: CancellationToken,
+    host_paths: Arc<HostPaths>,
     complaints: watch::Sender<BTreeMap<u64, String>>,
 }
 
@@ -102,7 +105,14 @@ impl HandlerContainer {
         let root = ExchangeRoot::create(&spec.exchange_root).map_err(ContainerError::Exchange)?;
         let volume = ExchangeVolume::watch(&spec.exchange_volume, watcher)
             .map_err(|source| ContainerError::Volume { path: spec.exchange_volume.clone(), source })?;
+        let volumes = spec.preopens.iter().filter(|preopen| !preopen.read_only).map(|preopen| preopen.host.clone());
+        let host_paths = Arc::new(HostPaths {
+            pod: spec.settings.allowed_host_paths.clone(),
+            operator: spec.operator_host_paths.clone(),
+            writable: volumes.chain([spec.exchange_root.clone(), spec.exchange_volume.clone()]).collect(),
+        });
         let container = Self {
+            host_paths,
             spec,
             runtime,
             root,
@@ -173,8 +183,9 @@ impl HandlerContainer {
         self.volume.files()
     }
 
-    pub(crate) fn allowed_host_paths(&self) -> &AllowList {
-        &self.spec.settings.allowed_host_paths
+    /// What its devices may name of the host.
+    pub(crate) fn host_paths(&self) -> &Arc<HostPaths> {
+        &self.host_paths
     }
 
     /// A guest for a stream: the spare, or a new one.

@@ -1,5 +1,6 @@
 //! Checks what a guest answers before it leaves the node.
 
+use crate::host_path::{HostPaths, Refusal};
 use akri_proto::v0::{Device, DeviceSpec, DiscoverResponse, Mount};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,35 +15,6 @@ pub const MOST_NAME: usize = 256;
 pub const MOST_VALUE: usize = 64 << 10;
 /// Most devices in one list.
 pub const MOST_DEVICES: usize = 1024;
-
-/// Host paths that a handler's devices may name. Empty by default: what a handler returns becomes mounts and devices of
-/// other pods, so it is the handler's real privilege.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowList(Vec<String>);
-
-impl AllowList {
-    /// Parses `/dev/video*,/run/udev`: absolute paths, each standing for itself and what is below it; a `*` at the end
-    /// stands for any rest of that path component. On failure returns the entry at fault.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        entries
-            .map(|entry| {
-                let path = entry.strip_suffix('*').unwrap_or(entry);
-                let whole = crate::settings::is_plain_absolute(path) && !path.contains('*');
-                if whole { Ok(entry.trim_end_matches('/').to_owned()) } else { Err(entry.to_owned()) }
-            })
-            .collect::<Result<_, _>>()
-            .map(Self)
-    }
-
-    fn allows(&self, path: &str) -> bool {
-        crate::settings::is_plain_absolute(path)
-            && self.0.iter().any(|entry| match entry.strip_suffix('*') {
-                Some(prefix) => path.starts_with(prefix),
-                None => path.strip_prefix(entry.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            })
-    }
-}
 
 /// What a guest said.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,16 +74,15 @@ pub enum RefusedAnswer {
         /// The property.
         name: String,
     },
-    /// A host path outside of the allow-list.
-    #[error(
-        "device {id:?} names the host path {path:?}, which its pod does not allow; if the handler is trusted with it, annotate the pod: {annotation}: {path}",
-        annotation = crate::settings::ALLOWED_HOST_PATHS
-    )]
+    /// A host path that it may not name.
+    #[error("device {id:?} names the host path {path:?}, {}", refusal.explain(path))]
     HostPath {
         /// The device.
         id: String,
         /// The path.
         path: String,
+        /// Why not.
+        refusal: Refusal,
     },
     /// A container path that is not absolute, or permissions other than of r, w and m.
     #[error("device {id:?}: {what}")]
@@ -165,7 +136,7 @@ impl Answer {
     ///
     /// Devices are sorted by id, so that a guest that lists the same ones in another order has said nothing new. Of
     /// devices with the same id the first is kept and those with an empty id are left out; a warning names them.
-    pub fn read(json: &[u8], allowed: &AllowList) -> Result<Self, RefusedAnswer> {
+    pub fn read(json: &[u8], allowed: &HostPaths) -> Result<Self, RefusedAnswer> {
         let answer: AnswerJson = serde_json::from_slice(json).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => RefusedAnswer::Shape(error.to_string()),
             _ => RefusedAnswer::NotJson(error.to_string()),
@@ -196,6 +167,30 @@ impl Answer {
     }
 }
 
+/// Looks at the host paths of a list that was read. Blocks as long as the files that they name do.
+pub(crate) fn look_at_host_paths(list: &DiscoverResponse, allowed: &HostPaths) -> Result<(), RefusedAnswer> {
+    for device in &list.devices {
+        for path in host_paths(device) {
+            allowed.look(path).map_err(|refusal| RefusedAnswer::HostPath {
+                id: device.id.clone(),
+                path: path.clone(),
+                refusal,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a list names any.
+pub(crate) fn has_host_paths(list: &DiscoverResponse) -> bool {
+    list.devices.iter().any(|device| host_paths(device).next().is_some())
+}
+
+fn host_paths(device: &Device) -> impl Iterator<Item = &String> {
+    let mounts = device.mounts.iter().map(|mount| &mount.host_path);
+    mounts.chain(device.device_specs.iter().map(|spec| &spec.host_path))
+}
+
 fn warning(repeated: &BTreeSet<String>, nameless: usize) -> Option<String> {
     let mut parts = Vec::new();
     if !repeated.is_empty() {
@@ -207,7 +202,7 @@ fn warning(repeated: &BTreeSet<String>, nameless: usize) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
-fn check(device: DeviceJson, allowed: &AllowList) -> Result<Device, RefusedAnswer> {
+fn check(device: DeviceJson, allowed: &HostPaths) -> Result<Device, RefusedAnswer> {
     let id = device.id;
     let short = |what: String, size: usize, most: usize| {
         if size <= most {
@@ -230,8 +225,8 @@ fn check(device: DeviceJson, allowed: &AllowList) -> Result<Device, RefusedAnswe
     let paths = device.mounts.iter().map(|mount| (&mount.container_path, &mount.host_path));
     let spec_paths = device.device_specs.iter().map(|spec| (&spec.container_path, &spec.host_path));
     for (container_path, host_path) in paths.chain(spec_paths) {
-        if !allowed.allows(host_path) {
-            return Err(RefusedAnswer::HostPath { id, path: host_path.clone() });
+        if let Err(refusal) = allowed.check(host_path) {
+            return Err(RefusedAnswer::HostPath { id, path: host_path.clone(), refusal });
         }
         if !crate::settings::is_plain_absolute(container_path) {
             let what = format!("container path {container_path:?} is not an absolute path without `..`");
@@ -273,10 +268,11 @@ fn is_variable_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host_path::AllowList;
     use serde_json::json;
 
     fn read(json: &serde_json::Value) -> Result<Answer, RefusedAnswer> {
-        Answer::read(json.to_string().as_bytes(), &AllowList::default())
+        Answer::read(json.to_string().as_bytes(), &HostPaths::default())
     }
 
     fn ids(answer: &Answer) -> Vec<&str> {
@@ -325,7 +321,7 @@ mod tests {
             let error = read(&answer).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
-        assert!(matches!(Answer::read(b"{\"devices\":[", &AllowList::default()), Err(RefusedAnswer::NotJson(_))));
+        assert!(matches!(Answer::read(b"{\"devices\":[", &HostPaths::default()), Err(RefusedAnswer::NotJson(_))));
     }
 
     #[test]
@@ -335,7 +331,8 @@ mod tests {
                 {"container_path": "/dev/x", "host_path": path, "permissions": "rw"}]}]})
             .to_string()
         };
-        let allowed = AllowList::parse("/dev/video*, /run/udev/").unwrap();
+        let list = AllowList::parse("/dev/video*, /run/udev/").unwrap();
+        let allowed = HostPaths { pod: list.clone(), operator: list, writable: Vec::new() };
         for (path, is_allowed) in [
             ("/dev/video0", true),
             ("/run/udev", true),
@@ -348,7 +345,7 @@ mod tests {
             let answer = Answer::read(device(path).as_bytes(), &allowed);
             assert_eq!(answer.is_ok(), is_allowed, "{path}: {answer:?}");
         }
-        let refused = Answer::read(device("/dev/mem").as_bytes(), &AllowList::default()).unwrap_err().to_string();
+        let refused = Answer::read(device("/dev/mem").as_bytes(), &HostPaths::default()).unwrap_err().to_string();
         assert!(refused.contains("akri-krustlet/allowed-host-paths: /dev/mem"), "{refused}");
         assert_eq!(AllowList::parse("/a,b"), Err("b".to_owned()));
         assert_eq!(AllowList::parse("/*"), Err("/*".to_owned()));

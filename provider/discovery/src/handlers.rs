@@ -5,21 +5,26 @@
 //! 2. When the container runs (its module is compiled by then), [`HandlerClaim::serve`] puts it behind the name. The first
 //!    one makes the socket.
 //! 3. Of several containers with one name the one of the newest pod serves; when that changes, streams move over.
-//! 4. A container that stops leaves its claim in place: the streams stay open with their last good lists. Only when the
+//! 4. A name belongs to the namespace whose pods claimed it first, or to the one that the operator says. Pods of others are told.
+//! 5. A container that stops leaves its claim in place: the streams stay open with their last good lists. Only when the
 //!    last claim has been gone for the grace period do the streams get an empty list and end, and the socket goes.
 
 use crate::container::HandlerContainer;
+use crate::host_path::AllowList;
 use crate::instance::Instances;
 use crate::last_lists::LastLists;
 use crate::service;
 use akri_krustlet_host::ServedSocket;
 use akri_krustlet_host::socket::SocketError;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// How long after the node's start a name stays that of the namespace that had it before, if none of its pods comes.
+const OWNER_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a node serves its handlers.
 #[derive(Clone, Debug)]
@@ -30,20 +35,45 @@ pub struct HandlersConfig {
     pub last_lists: PathBuf,
     /// How long streams stay open after the last pod of their handler is gone. Default 30 s.
     pub grace_period: Duration,
+    /// Which namespace's pods may serve a handler of a name; of other names, those that served it first.
+    pub namespaces: BTreeMap<String, String>,
+    /// Where it is kept who served a name first, over an end of the node.
+    pub owners: PathBuf,
+    /// Host paths that the devices of any handler may name, if its pod allows them too.
+    pub host_paths: AllowList,
     /// The node's name, which is in the Instances' names of devices that other nodes do not see.
     pub node: String,
 }
 
 impl HandlersConfig {
     /// The defaults.
-    pub fn new(node: &str, directory: impl Into<PathBuf>, last_lists: impl Into<PathBuf>) -> Self {
+    pub fn new(
+        node: &str,
+        directory: impl Into<PathBuf>,
+        last_lists: impl Into<PathBuf>,
+        owners: impl Into<PathBuf>,
+    ) -> Self {
         Self {
             directory: directory.into(),
             last_lists: last_lists.into(),
             grace_period: Duration::from_secs(30),
+            namespaces: BTreeMap::new(),
+            owners: owners.into(),
+            host_paths: AllowList::default(),
             node: node.to_owned(),
         }
     }
+}
+
+/// A handler's name that a pod may not have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "the discovery handler {name:?} belongs to pods of namespace {owner:?}; choose another DISCOVERY_HANDLER_NAME, or start the node with --handler-namespaces {name}={namespace}"
+)]
+pub struct ForeignName {
+    name: String,
+    owner: String,
+    namespace: String,
 }
 
 /// The handlers of a node.
@@ -59,6 +89,8 @@ pub struct Handlers {
 #[derive(Debug, Default)]
 struct Entries {
     by_name: HashMap<String, Entry>,
+    /// The namespace of each name's pods.
+    owners: BTreeMap<String, String>,
     next_claim: u64,
     /// Names whose socket or scope is another than [`Handlers::take_changed`] told.
     changed: BTreeSet<String>,
@@ -104,7 +136,26 @@ impl Handlers {
     pub fn new(config: HandlersConfig) -> std::io::Result<Arc<Self>> {
         let lists = LastLists::open(&config.last_lists)?;
         let instances = Instances::new(&config.node);
-        Ok(Arc::new(Self { config, lists, instances, entries: Mutex::default(), changed: watch::Sender::new(()) }))
+        let owners = read_owners(&config.owners);
+        let entries = Mutex::new(Entries { owners: owners.clone(), ..Entries::default() });
+        let handlers = Arc::new(Self { config, lists, instances, entries, changed: watch::Sender::new(()) });
+        // Whoever had a name has it again; if nobody comes, it is free.
+        let unclaimed = Arc::downgrade(&handlers);
+        tokio::spawn(async move {
+            tokio::time::sleep(OWNER_PATIENCE).await;
+            if let Some(handlers) = unclaimed.upgrade() {
+                let mut entries = handlers.entries();
+                let Entries { by_name, owners, .. } = &mut *entries;
+                owners.retain(|name, _| by_name.contains_key(name));
+                handlers.keep_owners(owners);
+            }
+        });
+        Ok(handlers)
+    }
+
+    /// Host paths that devices of any handler may name, if its pod allows them too.
+    pub fn host_paths(&self) -> &AllowList {
+        &self.config.host_paths
     }
 
     /// Directory of the sockets.
@@ -117,9 +168,24 @@ impl Handlers {
         self.instances.clone()
     }
 
-    /// A pod wants to be a handler of this name.
-    pub fn claim(self: &Arc<Self>, name: &str) -> HandlerClaim {
+    /// A pod of a namespace wants to be a handler of this name. The name stays the namespace's as long as pods claim it: the
+    /// discovery properties of open streams are nobody else's.
+    pub fn claim(self: &Arc<Self>, name: &str, namespace: &str) -> Result<HandlerClaim, ForeignName> {
         let mut entries = self.entries();
+        let owner = self.config.namespaces.get(name).or_else(|| entries.owners.get(name));
+        match owner {
+            Some(owner) if owner != namespace => {
+                return Err(ForeignName {
+                    name: name.to_owned(),
+                    owner: owner.clone(),
+                    namespace: namespace.to_owned(),
+                });
+            }
+            _ => {}
+        }
+        if entries.owners.insert(name.to_owned(), namespace.to_owned()).as_deref() != Some(namespace) {
+            self.keep_owners(&entries.owners);
+        }
         entries.next_claim += 1;
         let number = entries.next_claim;
         let entry = entries.by_name.entry(name.to_owned()).or_insert_with(|| Entry {
@@ -137,7 +203,18 @@ impl Handlers {
             socket: None,
         });
         entry.claims += 1;
-        HandlerClaim { handlers: self.clone(), name: name.to_owned(), number }
+        Ok(HandlerClaim { handlers: self.clone(), name: name.to_owned(), number })
+    }
+
+    fn keep_owners(&self, owners: &BTreeMap<String, String>) {
+        let path = &self.config.owners;
+        let kept = serde_json::to_vec(owners).map_err(std::io::Error::other);
+        if let Err(error) = kept.and_then(|json| akri_krustlet_host::file::write_atomically(path, &json, 0o600)) {
+            tracing::warn!(
+                path = %path.display(), %error,
+                "cannot keep whose the handlers' names are; after a restart of the node they belong to whoever comes first"
+            );
+        }
     }
 
     /// The handlers that have changed since they were asked for last, by name; `None` for one that has no socket any more.
@@ -204,6 +281,8 @@ impl Handlers {
             tracing::info!(handler = name, "no pod of this handler is left: its streams end");
             entry.handler.closing.cancel();
             drop(entry);
+            entries.owners.remove(name);
+            self.keep_owners(&entries.owners);
             entries.changed.insert(name.to_owned());
             self.changed.send_replace(());
         }
@@ -212,6 +291,21 @@ impl Handlers {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn read_owners(path: &std::path::Path) -> BTreeMap<String, String> {
+    let json = match std::fs::read(path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read whose the handlers' names are");
+            return BTreeMap::new();
+        }
+    };
+    serde_json::from_slice(&json).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "cannot understand whose the handlers' names are");
+        BTreeMap::new()
+    })
 }
 
 impl Entry {
@@ -299,5 +393,45 @@ impl Drop for Serving<'_> {
             entry.containers.retain(|(_, container)| !Arc::ptr_eq(container, &self.container));
             entry.update_serving();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(directory: &std::path::Path) -> HandlersConfig {
+        HandlersConfig::new("n", directory, directory.join("lists"), directory.join("owners.json"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_stays_in_its_namespace_while_its_pods_are_there_and_over_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let handlers = Handlers::new(config(directory.path())).unwrap();
+        let first = handlers.claim("camera", "a").unwrap();
+        let refused = handlers.claim("camera", "b").unwrap_err().to_string();
+        assert!(refused.contains("namespace \"a\"") && refused.contains("--handler-namespaces camera=b"), "{refused}");
+        let second = handlers.claim("camera", "a").unwrap();
+        drop(first);
+        drop(second);
+        assert!(handlers.claim("camera", "b").is_err(), "its streams are still open");
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        let other = handlers.claim("camera", "b").unwrap();
+        std::mem::forget(other);
+
+        let restarted = Handlers::new(config(directory.path())).unwrap();
+        assert!(restarted.claim("camera", "a").is_err(), "whoever had it comes first");
+        tokio::time::sleep(OWNER_PATIENCE + Duration::from_secs(1)).await;
+        assert!(restarted.claim("camera", "a").is_ok(), "nobody came");
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_says_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let namespaces = BTreeMap::from([("camera".to_owned(), "trusted".to_owned())]);
+        let handlers = Handlers::new(HandlersConfig { namespaces, ..config(directory.path()) }).unwrap();
+        assert!(handlers.claim("camera", "a").is_err());
+        assert!(handlers.claim("camera", "trusted").is_ok());
+        assert!(handlers.claim("meter", "a").is_ok());
     }
 }

@@ -15,6 +15,7 @@ pub mod details;
 pub mod device;
 pub mod exchange;
 pub mod handlers;
+pub mod host_path;
 pub mod instance;
 pub mod last_lists;
 pub mod output;

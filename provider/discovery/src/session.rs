@@ -16,12 +16,13 @@
 //! - The current list is sent again until the Agent has made Instances of it ([`crate::output`]).
 
 use crate::container::{ContainerError, HandlerContainer, ServingGuest};
-use crate::device::Answer;
+use crate::device::{Answer, has_host_paths, look_at_host_paths};
 use crate::exchange::Files;
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
 use akri_krustlet_host::TokenBucket;
+use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::DiscoverResponse;
 use std::future::pending;
@@ -57,7 +58,7 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (sender, stream) = mpsc::channel(4);
     let (verdict, first_verdict) = oneshot::channel();
-    let mut session = Session {
+    let session = Session {
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         serving: handler.serving.subscribe(),
         kept: handler.lists.stream(&handler.name, &request),
@@ -70,7 +71,6 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         answers: TokenBucket::new(ANSWER_BYTES, ANSWER_BYTES),
         complaints: TokenBucket::new(COMPLAINTS.0, COMPLAINTS.1),
     };
-    session.take_up_last_list();
     tokio::spawn(session.run());
     (stream, first_verdict)
 }
@@ -118,15 +118,18 @@ enum Turn {
 impl Session {
     /// To its end, which is not that of the node.
     async fn run(mut self) {
+        self.take_up_last_list().await;
         self.serve().await;
         self.kept.close();
     }
 
     /// Begins with the list that was in force when the node ended, if the container that serves now may still give it.
-    fn take_up_last_list(&mut self) {
+    async fn take_up_last_list(&mut self) {
         let Some(json) = self.kept.take_left() else { return };
         let Some(container) = self.serving.borrow().clone() else { return };
-        if let Ok(Answer::Devices { list, .. }) = Answer::read(&json, container.allowed_host_paths()) {
+        if let Ok(Answer::Devices { list, .. }) = Answer::read(&json, container.host_paths())
+            && look(&list, &container).await.is_ok()
+        {
             self.output.send(list, container.settings().shared);
             self.say(Verdict::Answered);
         }
@@ -197,13 +200,13 @@ impl Session {
                 () = container.stopped().cancelled() => return Turn::Replaced,
                 () = replaced(&mut self.serving, container) => return Turn::Replaced,
                 () = written(&mut progress, &mut seen_writes, self.answers.when(0.0)) => {
-                    if let Some(turn) = self.take_answer(&guest, container) {
+                    if let Some(turn) = self.take_answer(&guest, container).await {
                         return turn;
                     }
                 }
                 outcome = guest.outcome() => {
                     // It may have answered with its last breath.
-                    if let Some(turn) = self.take_answer(&guest, container) {
+                    if let Some(turn) = self.take_answer(&guest, container).await {
                         return turn;
                     }
                     return self.guest_ended(outcome);
@@ -221,7 +224,7 @@ impl Session {
     }
 
     /// Reads what the guest wrote, if it did; `Some` if that ends the guest's use.
-    fn take_answer(&mut self, guest: &ServingGuest, container: &Arc<HandlerContainer>) -> Option<Turn> {
+    async fn take_answer(&mut self, guest: &ServingGuest, container: &Arc<HandlerContainer>) -> Option<Turn> {
         let json = match guest.take_answer() {
             Ok(None) => {
                 // A look has its price, too.
@@ -238,8 +241,12 @@ impl Session {
                 return None;
             }
         };
-        match Answer::read(&json, container.allowed_host_paths()) {
+        match Answer::read(&json, container.host_paths()) {
             Ok(Answer::Devices { list, warning }) => {
+                if let Err(refused) = look(&list, container).await {
+                    self.complain(container, refused);
+                    return None;
+                }
                 match warning {
                     Some(warning) => self.complain(container, warning),
                     None => self.withdraw_complaint(),
@@ -318,6 +325,19 @@ impl Session {
     /// The handler is gone for good: an empty list, then the end.
     async fn close(&mut self) {
         self.output.close().await;
+    }
+}
+
+/// Looks at the host paths that a list names, if it names any.
+async fn look(list: &DiscoverResponse, container: &HandlerContainer) -> Result<(), String> {
+    if !has_host_paths(list) {
+        return Ok(());
+    }
+    let (list, allowed) = (list.clone(), container.host_paths().clone());
+    match patiently(container.name(), move || look_at_host_paths(&list, &allowed)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(refused)) => Err(refused.to_string()),
+        Err(hangs) => Err(format!("the host paths of its devices: {hangs}")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a container's environment and its pod's annotations say about the handler in it.
 
-use crate::device::AllowList;
+use crate::host_path::AllowList;
 use std::collections::BTreeMap;
 
 /// Environment: the handler's name. Its presence makes the container a discovery handler.

@@ -1,12 +1,16 @@
 //! Files that are either the old or the new one, whatever happens; directories that go, whatever is in them.
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
 use std::ffi::{CStr, CString};
 use std::io::{Error, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Writes a file so that a reader, or the next start after a kill, finds the old content or the new one.
@@ -20,8 +24,12 @@ pub fn write_durably(path: &Path, content: &[u8], mode: u32) -> std::io::Result<
 }
 
 fn write(path: &Path, content: &[u8], mode: u32, durable: bool) -> std::io::Result<()> {
-    let staged = path.with_extension("new");
-    // Never a file of somebody else's with wider rights.
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // Beside it, of a name that no other writer of the same file has.
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", NEXT.fetch_add(1, Ordering::Relaxed)));
+    let staged = path.with_file_name(name);
+    // Never a file of an earlier life, or of somebody else's with wider rights.
     let _ = std::fs::remove_file(&staged);
     let mut file = std::fs::File::options().write(true).create_new(true).mode(mode).open(&staged)?;
     let written = file.write_all(content).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
@@ -29,7 +37,34 @@ fn write(path: &Path, content: &[u8], mode: u32, durable: bool) -> std::io::Resu
     if placed.is_err() {
         let _ = std::fs::remove_file(&staged);
     }
-    placed
+    placed?;
+    if durable { sync_directory(path) } else { Ok(()) }
+}
+
+/// Makes what was written to a file durable, its name included. Blocks.
+pub fn sync(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()?;
+    sync_directory(path)
+}
+
+fn sync_directory(of: &Path) -> std::io::Result<()> {
+    let parent = of.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent)?.sync_all()
+}
+
+/// Whether a path, if it is there, is reached without a symbolic link. Blocks as long as what it is on does.
+pub fn is_reached_without_links(path: &Path) -> std::io::Result<bool> {
+    let (flags, resolve) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_SYMLINKS);
+    match openat2(CWD, path, flags, Mode::empty(), resolve) {
+        Ok(_) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::LOOP) => Ok(false),
+        // A kernel or a sandbox without openat2.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let links = |part: &Path| std::fs::symlink_metadata(part).is_ok_and(|metadata| metadata.is_symlink());
+            Ok(!path.ancestors().any(links))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What a file was when it was looked at: inode, length in bytes, and time of its last change. Equal for a file that was not
@@ -57,6 +92,36 @@ impl FileStamp {
     pub fn is_settled(&self, read: SystemTime) -> bool {
         read.duration_since(self.changed).is_ok_and(|age| age > CLOCK_STEP)
     }
+}
+
+/// Files that were read, and whether they have been changed since.
+#[derive(Debug)]
+pub struct ReadFiles {
+    files: Vec<(PathBuf, Option<FileStamp>)>,
+    at: SystemTime,
+}
+
+impl ReadFiles {
+    /// To be made before they are read.
+    pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let files = paths.into_iter().map(|path| {
+            let stamp = stamp_of(&path);
+            (path, stamp)
+        });
+        Self { files: files.collect(), at: SystemTime::now() }
+    }
+
+    /// Whether one of them is another one now, has come or gone. Blocks as long as what they are on does.
+    pub fn are_changed(&self) -> bool {
+        self.files.iter().any(|(path, was)| {
+            let now = stamp_of(path);
+            now != *was || now.is_some_and(|stamp| !stamp.is_settled(self.at))
+        })
+    }
+}
+
+fn stamp_of(path: &Path) -> Option<FileStamp> {
+    std::fs::metadata(path).ok().map(|metadata| FileStamp::of(&metadata))
 }
 
 /// Removes a directory and all that is in it; one that is not there is gone already.
@@ -125,13 +190,46 @@ fn remove_files(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writers_of_one_file_do_not_disturb_each_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.json");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    (0..100).for_each(|_| write_atomically(path, &[b'0' + writer; 1000], 0o600).unwrap())
+                });
+            }
+        });
+        let content = std::fs::read(&path).unwrap();
+        assert!(content.len() == 1000 && content.iter().all(|byte| *byte == content[0]));
+        write_durably(&path, b"x", 0o600).unwrap();
+        sync(&path).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_link_anywhere_in_a_path_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::fs::write(root.join("real/file"), "").unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("file", root.join("real/last")).unwrap();
+        for (path, without) in
+            [("real/file", true), ("real/none", true), ("link/file", false), ("link/none", false), ("real/last", false)]
+        {
+            assert_eq!(is_reached_without_links(&root.join(path)).unwrap(), without, "{path}");
+        }
+    }
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_file_is_replaced_with_its_mode_and_nothing_is_left_behind() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
-        std::fs::write(directory.path().join("state.new"), "of a run that was killed").unwrap();
         write_atomically(&path, b"1", 0o640).unwrap();
         write_durably(&path, b"2", 0o600).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"2");

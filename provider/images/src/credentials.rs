@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -38,6 +38,37 @@ pub enum CredentialsError {
     },
 }
 
+/// What is shown to a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// Nothing.
+    Anonymous,
+    /// A user and their password.
+    Basic(String, String),
+    /// A token for the registry itself.
+    Bearer(String),
+    /// A token for its server of tokens, in place of a password.
+    Identity(String),
+}
+
+impl Credential {
+    /// Tells credentials apart without holding them: two for the same registry are the same if this is.
+    pub(crate) fn fingerprint(&self, registry: &str) -> Option<String> {
+        let parts: [&str; 3] = match self {
+            Self::Anonymous => return None,
+            Self::Basic(user, password) => ["basic", user, password],
+            Self::Bearer(token) => ["bearer", token, ""],
+            Self::Identity(token) => ["identity", token, ""],
+        };
+        let mut hash = Sha256::new().chain_update(registry);
+        for part in parts {
+            hash.update([0]);
+            hash.update(part);
+        }
+        Some(crate::digest::hex(&hash.finalize()))
+    }
+}
+
 /// Credentials for any number of registries. Their `Debug` form names the registries only.
 #[derive(Clone, Default)]
 pub struct Credentials {
@@ -48,7 +79,7 @@ pub struct Credentials {
 struct Entry {
     host: String,
     path: String,
-    auth: RegistryAuth,
+    auth: Credential,
 }
 
 impl fmt::Debug for Credentials {
@@ -109,7 +140,7 @@ impl Credentials {
     }
 
     /// What to try for an image, the most specific entry first; empty if there is none for its registry.
-    pub(crate) fn of(&self, image: &Reference) -> Vec<RegistryAuth> {
+    pub(crate) fn of(&self, image: &Reference) -> Vec<Credential> {
         let path = format!("/{}", image.repository());
         let host = canonical(image.registry());
         let matches = |entry: &&Entry| {
@@ -134,17 +165,14 @@ fn parse<T: serde::de::DeserializeOwned>(json: &[u8], expected: &'static str) ->
 }
 
 impl DockerEntry {
-    fn auth(self, registry: &str) -> Result<Option<RegistryAuth>, CredentialsError> {
+    fn auth(self, registry: &str) -> Result<Option<Credential>, CredentialsError> {
         let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
         if let Some(token) = given(self.registrytoken) {
-            return Ok(Some(RegistryAuth::Bearer(token)));
+            return Ok(Some(Credential::Bearer(token)));
         }
-        if given(self.identitytoken).is_some() {
-            tracing::warn!(
-                registry,
-                "the registry's credentials are an `identitytoken`, which is not used here: give it a user and a password, or a `registrytoken`"
-            );
-            return Ok(None);
+        // Docker writes it beside an `auth` without a password.
+        if let Some(token) = given(self.identitytoken) {
+            return Ok(Some(Credential::Identity(token)));
         }
         if let Some(auth) = given(self.auth) {
             let failed = || CredentialsError::Auth { registry: registry.to_owned() };
@@ -156,10 +184,10 @@ impl DockerEntry {
             let decoded = String::from_utf8(decoded).map_err(|_| failed())?;
             let (user, password) = decoded.split_once(':').ok_or_else(failed)?;
             // Docker pads with NUL.
-            return Ok(Some(RegistryAuth::Basic(user.to_owned(), password.trim_end_matches('\0').to_owned())));
+            return Ok(Some(Credential::Basic(user.to_owned(), password.trim_end_matches('\0').to_owned())));
         }
         let password = self.password.unwrap_or_default();
-        Ok(given(self.username).map(|username| RegistryAuth::Basic(username, password)))
+        Ok(given(self.username).map(|username| Credential::Basic(username, password)))
     }
 }
 
@@ -218,9 +246,9 @@ mod tests {
         auths
             .into_iter()
             .map(|auth| match auth {
-                RegistryAuth::Basic(user, password) => format!("{user}:{password}"),
-                RegistryAuth::Bearer(token) => token,
-                RegistryAuth::Anonymous => String::new(),
+                Credential::Basic(user, password) => format!("{user}:{password}"),
+                Credential::Bearer(token) | Credential::Identity(token) => token,
+                Credential::Anonymous => String::new(),
             })
             .collect()
     }
@@ -250,7 +278,8 @@ mod tests {
             \"d.example\": {\"auth\": \"dTox\\r\\nMg==\"}}, \"credHelpers\": {\"e.example\": \"gcloud\"}, \"credsStore\": null}";
         assert_eq!(users(json, "a.example/x"), ["u:p"]);
         assert_eq!(users(json, "d.example/x"), ["u:12"]);
-        assert!(users(json, "b.example/x").is_empty() && users(json, "c.example/x").is_empty());
+        assert!(users(json, "b.example/x").is_empty());
+        assert_eq!(users(json, "c.example/x"), ["t"]);
         assert!(users(r#"{"auths": null}"#, "a.example/x").is_empty());
         for json in [r#"{"credsStore": "desktop"}"#, r#"{"auths": {"a": {}}, "credHelpers": {"a": "ecr-login"}}"#] {
             let error = Credentials::from_docker_config(json.as_bytes()).unwrap_err().to_string();

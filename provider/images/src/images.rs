@@ -1,12 +1,12 @@
 //! [`Images`]: finds and pulls images.
 
-use crate::credentials::Credentials;
-use crate::registry::{PullError, Registry};
-use crate::store::{Image, ImageStore};
+use crate::credentials::{Credential, Credentials, CredentialsError};
+use crate::registry::{Fetched, PullError, Registry};
+use crate::store::{Access, Image, ImageStore};
+use akri_krustlet_host::file::ReadFiles;
 use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -18,11 +18,68 @@ pub struct ImagesConfig {
     /// Registries that are spoken to without TLS, as `host` or `host:port`.
     pub insecure_registries: Vec<String>,
     /// Credentials of the node itself, tried after those of a pod.
-    pub credentials: Credentials,
+    pub credentials: NodeCredentials,
     /// Largest module, in bytes.
     pub module_size_limit: u64,
     /// When unused images go.
     pub garbage_collection: GarbageCollection,
+}
+
+/// The node's own credentials, which are read again when their file is changed.
+#[derive(Clone, Debug, Default)]
+pub struct NodeCredentials {
+    file: Option<PathBuf>,
+    read: Arc<Mutex<Credentials>>,
+    files: Arc<Mutex<Option<ReadFiles>>>,
+}
+
+impl NodeCredentials {
+    /// Those of a Docker config.json. Blocks.
+    pub fn of_file(path: PathBuf) -> Result<Self, NodeCredentialsError> {
+        let files = ReadFiles::new([path.clone()]);
+        let read = read_credentials(&path)?;
+        Ok(Self { file: Some(path), read: Arc::new(Mutex::new(read)), files: Arc::new(Mutex::new(Some(files))) })
+    }
+
+    /// As they are now. A file that cannot be read any more is told, and what it held counts on.
+    async fn current(&self) -> Credentials {
+        if let Some(path) = self.file.clone() {
+            let of_file = self.clone();
+            // It reads, or leaves everything as it is.
+            let _ = tokio::task::spawn_blocking(move || of_file.look(&path)).await;
+        }
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn look(&self, path: &Path) {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.as_ref().is_some_and(|files| !files.are_changed()) {
+            return;
+        }
+        *files = Some(ReadFiles::new([path.to_owned()]));
+        match read_credentials(path) {
+            Ok(read) => *self.read.lock().unwrap_or_else(PoisonError::into_inner) = read,
+            Err(error) => tracing::error!(
+                path = %path.display(),
+                "the credentials for registries cannot be read again: {error}; those that were known count on"
+            ),
+        }
+    }
+}
+
+fn read_credentials(path: &Path) -> Result<Credentials, NodeCredentialsError> {
+    Ok(Credentials::from_docker_config(&std::fs::read(path)?)?)
+}
+
+/// Why a file of credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeCredentialsError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// It holds no credentials.
+    #[error(transparent)]
+    Content(#[from] CredentialsError),
 }
 
 /// When images that nobody uses are removed.
@@ -80,15 +137,16 @@ impl Images {
     /// What keeps the registry from answering for the moment has been tried four times by then; the rest is final until
     /// somebody changes the image, the registry or the credentials.
     pub async fn pull(&self, reference: &Reference, credentials: &Credentials) -> Result<(Image, PathBuf), PullError> {
-        let mut all = credentials.clone();
-        all.extend(self.config.credentials.clone());
-        let mut candidates = all.of(reference);
+        let of_pod = credentials.of(reference).into_iter().map(|credential| (credential, true));
+        let of_node = self.config.credentials.current().await.of(reference);
+        let mut candidates: Vec<_> = of_pod.chain(of_node.into_iter().map(|credential| (credential, false))).collect();
         if candidates.is_empty() {
-            candidates.push(RegistryAuth::Anonymous);
+            candidates.push((Credential::Anonymous, false));
         }
         let mut refused = None;
-        for auth in candidates {
-            match self.pull_with(reference, auth).await {
+        for (credential, is_of_pod) in candidates {
+            let holder = credential.fingerprint(reference.registry()).filter(|_| is_of_pod);
+            match self.pull_with(reference, credential, holder).await {
                 Err(error @ PullError::Unauthorized { .. }) => refused = Some(error),
                 result => return result,
             }
@@ -96,17 +154,43 @@ impl Images {
         Err(refused.unwrap_or(PullError::NotFound { registry: reference.registry().to_owned() }))
     }
 
-    async fn pull_with(&self, reference: &Reference, auth: RegistryAuth) -> Result<(Image, PathBuf), PullError> {
-        let registry = Registry::new(reference, auth, &self.config.insecure_registries)?;
+    /// Whether pods with these credentials may run an image that is here without the registry being asked: it was pulled without
+    /// any or with the node's own, or with one of theirs.
+    pub fn may_run(&self, image: &Image, reference: &Reference, credentials: &Credentials) -> bool {
+        let Access::Holders(holders) = &image.access else { return true };
+        let fingerprint = |credential: &Credential| credential.fingerprint(reference.registry());
+        credentials.of(reference).iter().filter_map(fingerprint).any(|holder| holders.contains(&holder))
+    }
+
+    async fn pull_with(
+        &self,
+        reference: &Reference,
+        credential: Credential,
+        holder: Option<String>,
+    ) -> Result<(Image, PathBuf), PullError> {
+        let registry = Registry::new(reference, credential, &self.config.insecure_registries)?;
         let resolved = registry.resolve(reference).await?;
         let id = format!("{}/{}@{}", reference.registry(), reference.repository(), resolved.digest);
         let download = self.download(&resolved.digest);
         let _one_at_a_time = download.lock().await;
-        if let Some((image, path)) = self.find(reference).filter(|(image, _)| image.id == id) {
+        let known = self.find(reference).filter(|(image, _)| image.id == id);
+        // The registry has just said that whoever has these credentials may have it.
+        let access = match (known.as_ref().map(|(image, _)| &image.access), holder) {
+            (Some(Access::Everyone), _) | (_, None) => Access::Everyone,
+            (Some(Access::Holders(known)), Some(holder)) => {
+                Access::Holders(known.iter().cloned().chain([holder]).collect())
+            }
+            (None, Some(holder)) => Access::Holders(BTreeSet::from([holder])),
+        };
+        if let Some((mut image, path)) = known {
+            if image.access != access {
+                image.access = access;
+                self.store.add(&image)?;
+            }
             return Ok((image, path));
         }
-        let module = registry.fetch(reference, &resolved, &self.store, self.config.module_size_limit).await?;
-        let image = Image { reference: reference.whole(), id, module, pulled: SystemTime::now() };
+        let Fetched { module, launch } = registry.fetch(&resolved, &self.store, self.config.module_size_limit).await?;
+        let image = Image { reference: reference.whole(), id, module, pulled: SystemTime::now(), access, launch };
         self.store.add(&image)?;
         let path = self.store.blob(&image.module).ok_or_else(|| std::io::Error::other("the module was removed"))?;
         Ok((image, path))

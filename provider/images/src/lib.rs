@@ -9,15 +9,18 @@
 //! Credentials come as Docker writes them ([`Credentials`]) and are sent to the registry that they are for, nowhere else.
 //! Knows neither Kubernetes nor Akri.
 
+mod archive;
 pub mod credentials;
+mod digest;
 mod images;
 pub mod layout;
 pub mod reference;
 mod registry;
+mod session;
 pub mod store;
 
 pub use credentials::Credentials;
-pub use images::{GarbageCollection, Images, ImagesConfig};
+pub use images::{GarbageCollection, Images, ImagesConfig, NodeCredentials};
 pub use oci_client::Reference;
 pub use registry::PullError;
-pub use store::Image;
+pub use store::{Access, Image, Launch};

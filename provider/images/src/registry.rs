@@ -1,16 +1,18 @@
-//! Talks to registries.
+//! What is asked of a registry for one image: manifests, the module, or the layers that it is in.
 
+use crate::archive;
+use crate::credentials::Credential;
+use crate::digest::{self, Hasher};
 use crate::layout::{self, Layout, LayoutError};
-use crate::store::{ImageStore, hex};
-use futures::StreamExt as _;
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol, SizedStream};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::{OciDescriptor, OciManifest};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, RegistryOperation};
-use sha2::{Digest as _, Sha256};
+use crate::session::Session;
+use crate::store::{ImageStore, Launch};
+use oci_client::Reference;
+use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
+use reqwest::StatusCode;
+use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why an image cannot be had from its registry.
@@ -88,198 +90,270 @@ impl PullError {
 /// Pauses before a request that failed for the moment is made again.
 const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// Largest configuration of an image, in bytes.
+/// Largest manifest, in bytes, and largest configuration of an image.
+const MOST_MANIFEST: usize = 4 << 20;
 const MOST_CONFIG: u64 = 1 << 20;
+/// Indexes in indexes, and manifests of one image that are looked at.
+const MOST_DEPTH: usize = 4;
+const MOST_MANIFESTS: usize = 16;
 
-/// One registry with one set of credentials, for one pull: tokens are not shared between pulls of different pods.
+/// One registry with one set of credentials, for one pull.
 pub(crate) struct Registry {
-    client: oci_client::Client,
-    auth: RegistryAuth,
-    name: String,
+    session: Session,
 }
 
 /// What a reference leads to.
 pub(crate) struct Resolved {
-    /// Digest of the manifest that names the layers.
+    /// Digest of the manifest, or the index, that the reference names.
     pub(crate) digest: String,
-    pub(crate) layout: Layout,
-    config: OciDescriptor,
+    manifest: OciImageManifest,
+    layout: Layout,
+    /// An index said that it is WebAssembly.
+    is_wasm: bool,
+}
+
+/// What was downloaded.
+pub(crate) struct Fetched {
+    /// The module's digest in the store.
+    pub(crate) module: String,
+    pub(crate) launch: Launch,
+}
+
+/// What matters of an image's configuration.
+#[derive(Default, Deserialize)]
+struct Configuration {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    config: Option<Execution>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Execution {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
 }
 
 impl Registry {
-    pub(crate) fn new(image: &Reference, auth: RegistryAuth, insecure: &[String]) -> Result<Self, PullError> {
-        let name = image.resolve_registry().to_owned();
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(insecure.to_vec()),
-            read_timeout: Some(Duration::from_secs(30)),
-            connect_timeout: Some(Duration::from_secs(10)),
-            user_agent: concat!("akri-krustlet/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let client = oci_client::Client::try_from(config)
-            .map_err(|error| PullError::Protocol { registry: name.clone(), message: error.to_string() })?;
-        Ok(Self { client, auth, name })
+    pub(crate) fn new(image: &Reference, credential: Credential, insecure: &[String]) -> Result<Self, PullError> {
+        Ok(Self { session: Session::new(image, credential, insecure)? })
     }
 
     /// Follows the reference to a manifest with layers.
     pub(crate) async fn resolve(&self, image: &Reference) -> Result<Resolved, PullError> {
-        self.retried(|| async {
-            self.client.auth(image, &self.auth, RegistryOperation::Pull).await.map_err(|error| self.failed(error))
-        })
-        .await?;
-        let (manifest, digest) = self.manifest(image).await?;
-        let (manifest, digest) = match manifest {
-            OciManifest::Image(manifest) => (manifest, digest),
-            OciManifest::ImageIndex(index) => {
-                let entry = layout::entry_of(&index.manifests)?;
-                match self.manifest(&image.clone_with_digest(entry.digest.clone())).await? {
-                    (OciManifest::Image(manifest), _) => (manifest, digest),
-                    (OciManifest::ImageIndex(_), _) => {
-                        return Err(self.protocol("an index of indexes".to_owned()));
-                    }
-                }
-            }
-        };
-        Ok(Resolved { digest, layout: layout::layout_of(&manifest)?, config: manifest.config })
+        let name = image.digest().or(image.tag()).unwrap_or("latest");
+        let (manifest, digest) = self.manifest(name).await?;
+        let mut left = MOST_MANIFESTS;
+        let mut resolved = self.image_of(manifest, digest.clone(), false, MOST_DEPTH, &mut left).await?;
+        resolved.digest = digest;
+        Ok(resolved)
     }
 
-    async fn manifest(&self, image: &Reference) -> Result<(OciManifest, String), PullError> {
-        let (bytes, digest) = self
+    /// The image of a manifest: itself, or the first of an index that can be run here.
+    async fn image_of(
+        &self,
+        manifest: OciManifest,
+        digest: String,
+        is_wasm: bool,
+        depth: usize,
+        left: &mut usize,
+    ) -> Result<Resolved, PullError> {
+        let index = match manifest {
+            OciManifest::Image(manifest) => {
+                let layout = layout::layout_of(&manifest)?;
+                return Ok(Resolved { digest, manifest, layout, is_wasm });
+            }
+            OciManifest::ImageIndex(index) => index,
+        };
+        if depth == 0 {
+            return Err(self.session.protocol(format!("indexes in more than {MOST_DEPTH} indexes")));
+        }
+        let mut refused = None;
+        for entry in layout::entries_of(&index.manifests)? {
+            *left = left
+                .checked_sub(1)
+                .ok_or_else(|| self.session.protocol(format!("more than {MOST_MANIFESTS} manifests for one image")))?;
+            let platform = entry.platform.as_ref().map(|of| (of.os.to_string(), of.architecture.to_string()));
+            let says_so = layout::is_annotated(&entry.annotations)
+                || platform.as_ref().is_some_and(|(os, architecture)| layout::is_wasm(os, architecture));
+            let (manifest, digest) = self.manifest(&entry.digest).await?;
+            let found = Box::pin(self.image_of(manifest, digest, is_wasm || says_so, depth - 1, left)).await;
+            match (found, platform) {
+                (Ok(image), Some((os, _)))
+                    if os == "linux" && !image.is_wasm && !layout::is_annotated(&image.manifest.annotations) =>
+                {
+                    refused.get_or_insert(layout::platforms(index.manifests.iter().filter_map(|entry| {
+                        let platform = entry.platform.as_ref()?;
+                        Some((platform.os.to_string(), platform.architecture.to_string()))
+                    })));
+                }
+                (Ok(image), _) => return Ok(image),
+                (Err(PullError::Layout(error)), _) => {
+                    refused.get_or_insert(error);
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| layout::platforms(std::iter::empty())).into())
+    }
+
+    /// A manifest by its tag or digest, and its digest.
+    async fn manifest(&self, name: &str) -> Result<(OciManifest, String), PullError> {
+        let body = self
             .retried(|| async {
-                let answer = self.client.pull_manifest_raw(image, &self.auth, &layout::MANIFESTS).await;
-                answer.map_err(|error| self.failed(error))
+                let answer = self.session.get(&format!("manifests/{name}"), &layout::MANIFESTS, 0).await?;
+                self.session.body(answer, MOST_MANIFEST).await
             })
             .await?;
-        let manifest = serde_json::from_slice(&bytes)
-            .map_err(|error| self.protocol(format!("a manifest that is not understood: {error}")))?;
-        Ok((manifest, digest))
+        let actual = digest::of(&body, name);
+        if digest::parts(name).is_some() && actual != name {
+            return Err(self.damaged(name, actual));
+        }
+        if name.contains(':') && digest::parts(name).is_none() {
+            return Err(self
+                .session
+                .protocol(format!("digest {name:?}, which cannot be checked: sha256, sha384 and sha512 can")));
+        }
+        let manifest = serde_json::from_slice(&body)
+            .map_err(|error| self.session.protocol(format!("a manifest that is not understood: {error}")))?;
+        Ok((manifest, actual))
     }
 
-    /// Downloads what the module is in and puts the module into the store; its digest.
+    /// Downloads what the module is in and puts the module into the store.
     pub(crate) async fn fetch(
         &self,
-        image: &Reference,
         resolved: &Resolved,
         store: &ImageStore,
         limit: u64,
-    ) -> Result<String, PullError> {
-        let (digest, path) = match &resolved.layout {
-            Layout::Artifact(layer) => (layer.digest.clone(), self.blob(image, layer, store, limit).await?),
+    ) -> Result<Fetched, PullError> {
+        let (module, path, launch) = match &resolved.layout {
+            Layout::Artifact(layer) => (layer.digest.clone(), self.blob(layer, store, limit).await?, Launch::default()),
             Layout::Archives(layers) => {
-                let entrypoint = self.entrypoint(image, resolved, store).await?;
-                let total = layers.iter().map(size_of).sum();
+                let configuration = self.configuration(resolved, store).await?;
+                let total = layers.iter().map(size_of).fold(0, u64::saturating_add);
                 if total > limit {
                     return Err(PullError::TooLarge { size: total, limit });
                 }
                 let mut archives = Vec::new();
                 for layer in layers {
-                    archives.push((layer.media_type.clone(), self.blob(image, layer, store, limit).await?));
+                    archives.push(self.blob(layer, store, limit).await?);
                 }
-                let unpacked =
-                    tokio::task::spawn_blocking(move || layout::module_of(&archives, entrypoint.as_deref(), limit));
-                let module = unpacked.await.map_err(std::io::Error::other)??;
-                let digest = store.keep_bytes(&module)?;
+                let (launch, directory) = launch_of(configuration);
+                let program = launch.program.clone().or_else(|| launch.cmd.first().cloned());
+                let unpacked = tokio::task::spawn_blocking({
+                    let store = store.clone();
+                    move || {
+                        let module = archive::module_of(&archives, program.as_deref(), &directory, limit)?;
+                        Ok::<_, PullError>(store.keep_bytes(&module)?)
+                    }
+                });
+                let digest = unpacked.await.map_err(std::io::Error::other)??;
                 let path = store.blob(&digest).ok_or_else(|| std::io::Error::other("the module was removed"))?;
-                (digest, path)
+                (digest, path, launch)
             }
         };
         check_magic(&path)?;
-        Ok(digest)
+        Ok(Fetched { module, launch })
     }
 
-    /// What an image's configuration starts, after checking that the image is for WebAssembly at all.
-    async fn entrypoint(
-        &self,
-        image: &Reference,
-        resolved: &Resolved,
-        store: &ImageStore,
-    ) -> Result<Option<String>, PullError> {
-        let path = self.blob(image, &resolved.config, store, MOST_CONFIG).await?;
-        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)
-            .map_err(|error| self.protocol(format!("a configuration that is not understood: {error}")))?;
-        let text = |name: &str| config.get(name).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
-        let (os, architecture) = (text("os"), text("architecture"));
-        if !layout::is_wasm(&os, &architecture) {
-            return Err(LayoutError::Platform { platforms: format!("{os}/{architecture}") }.into());
+    /// An image's configuration, after checking that the image is for WebAssembly at all.
+    async fn configuration(&self, resolved: &Resolved, store: &ImageStore) -> Result<Configuration, PullError> {
+        let config = &resolved.manifest.config;
+        let is_of_image = config.media_type.ends_with("image.config.v1+json")
+            || config.media_type.ends_with("container.image.v1+json");
+        if !is_of_image {
+            return Ok(Configuration::default());
         }
-        let first = |pointer: &str| config.pointer(pointer).and_then(|value| value.as_str()).map(str::to_owned);
-        Ok(first("/config/Entrypoint/0").or_else(|| first("/config/Cmd/0")))
+        let path = self.blob(config, store, MOST_CONFIG).await?;
+        let configuration: Configuration = serde_json::from_slice(&std::fs::read(&path)?)
+            .map_err(|error| self.session.protocol(format!("a configuration that is not understood: {error}")))?;
+        let (os, architecture) = (configuration.os.clone(), configuration.architecture.clone());
+        let labels = configuration.config.as_ref().and_then(|config| config.labels.clone());
+        let is_for_wasm = resolved.is_wasm
+            || layout::is_wasm(&os, &architecture)
+            || (os.is_empty() && architecture.is_empty())
+            || layout::is_annotated(&resolved.manifest.annotations)
+            || layout::is_annotated(&labels);
+        if !is_for_wasm {
+            return Err(layout::platforms(std::iter::once((os, architecture))).into());
+        }
+        Ok(configuration)
     }
 
     /// Downloads a blob unless it is there. A connection that breaks off is taken up where it was.
-    async fn blob(
-        &self,
-        image: &Reference,
-        layer: &OciDescriptor,
-        store: &ImageStore,
-        limit: u64,
-    ) -> Result<PathBuf, PullError> {
+    async fn blob(&self, layer: &OciDescriptor, store: &ImageStore, limit: u64) -> Result<PathBuf, PullError> {
         let size = size_of(layer);
         if size > limit {
             return Err(PullError::TooLarge { size, limit });
         }
         if store.blob_path(&layer.digest).is_none() {
-            return Err(self.protocol(format!("digest {:?}, which is not SHA-256", layer.digest)));
+            return Err(self.session.protocol(format!(
+                "digest {:?}, which cannot be checked: sha256, sha384 and sha512 can",
+                layer.digest
+            )));
         }
         if let Some(path) = store.blob(&layer.digest) {
             return Ok(path);
         }
-        let mut download =
-            Download { staged: tempfile::NamedTempFile::new_in(store.staged())?, hash: Sha256::new(), bytes: 0 };
+        let mut download = Download::new(&layer.digest, store)?;
         let mut pauses = PAUSES.iter();
         loop {
-            match self.continue_download(image, layer, &mut download, size).await {
+            match self.continue_download(layer, &mut download, size).await {
                 Ok(()) => break,
                 Err(error) if error.is_temporary() => {
                     let Some(pause) = pauses.next() else { return Err(error) };
-                    tracing::info!(registry = self.name, bytes = download.bytes, "{error}; going on with the download");
+                    tracing::info!(
+                        registry = self.session.name(),
+                        bytes = download.bytes,
+                        "{error}; going on with the download"
+                    );
                     tokio::time::sleep(*pause).await;
                 }
                 Err(error) => return Err(error),
             }
         }
-        let actual = format!("sha256:{}", hex(&download.hash.finalize()));
+        let actual = download.hash.digest();
         if actual != layer.digest {
-            return Err(PullError::Digest { registry: self.name.clone(), expected: layer.digest.clone(), actual });
+            return Err(self.damaged(&layer.digest, actual));
         }
-        Ok(store.keep(download.staged, &actual)?)
+        // To the disk, which may take its time.
+        let store = store.clone();
+        let kept = tokio::task::spawn_blocking(move || store.keep(download.staged, &actual));
+        Ok(kept.await.map_err(std::io::Error::other)??)
     }
 
     async fn continue_download(
         &self,
-        image: &Reference,
         layer: &OciDescriptor,
         download: &mut Download,
         size: u64,
     ) -> Result<(), PullError> {
-        let stream = if download.bytes == 0 {
-            self.client.pull_blob_stream(image, layer).await.map_err(|error| self.failed(error))?
-        } else {
-            let answer = self.client.pull_blob_stream_partial(image, layer, download.bytes, None).await;
-            match answer.map_err(|error| self.failed(error))? {
-                BlobResponse::Partial(stream) => stream,
-                // The registry cannot continue; once more from the beginning.
-                BlobResponse::Full(stream) => {
-                    download.restart()?;
-                    stream
+        let mut answer = self.session.get(&format!("blobs/{}", layer.digest), &[], download.bytes).await?;
+        if download.bytes > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
+            // The registry cannot continue; once more from the beginning.
+            download.restart(&layer.digest)?;
+        }
+        loop {
+            let chunk = match answer.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => {
+                    let error = self.session.failed(&error);
+                    return Err(self.session.temporary(format!("the download broke off: {error}")));
                 }
-            }
-        };
-        let SizedStream { mut stream, .. } = stream;
-        while let Some(chunk) = stream.next().await {
-            // The library ends its stream with an error if the digest is wrong; ours tells both digests.
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(_) if download.bytes == size => break,
-                Err(error) => return Err(self.temporary(format!("the download broke off: {error}"))),
             };
             if download.bytes + chunk.len() as u64 > size {
-                return Err(self.protocol(format!("more than the {size} bytes that the manifest says")));
+                return Err(self.session.protocol(format!("more than the {size} bytes that the manifest says")));
             }
             download.take(&chunk)?;
         }
         if download.bytes < size {
-            return Err(self.temporary(format!("the download ended after {} of {size} bytes", download.bytes)));
+            return Err(self.session.temporary(format!("the download ended after {} of {size} bytes", download.bytes)));
         }
         Ok(())
     }
@@ -291,7 +365,7 @@ impl Registry {
         for pause in PAUSES {
             match attempt().await {
                 Err(error) if error.is_temporary() => {
-                    tracing::info!(registry = self.name, "{error}; trying again");
+                    tracing::info!(registry = self.session.name(), "{error}; trying again");
                     tokio::time::sleep(pause).await;
                 }
                 result => return result,
@@ -300,74 +374,35 @@ impl Registry {
         attempt().await
     }
 
-    fn temporary(&self, message: String) -> PullError {
-        PullError::Temporary { registry: self.name.clone(), message }
+    fn damaged(&self, expected: &str, actual: String) -> PullError {
+        PullError::Digest { registry: self.session.name().to_owned(), expected: expected.to_owned(), actual }
     }
+}
 
-    fn protocol(&self, message: String) -> PullError {
-        PullError::Protocol { registry: self.name.clone(), message }
-    }
-
-    fn unauthorized(&self, message: String) -> PullError {
-        let credentials = match self.auth {
-            RegistryAuth::Anonymous => "to serve this without credentials",
-            _ => "the credentials for it",
-        };
-        PullError::Unauthorized { registry: self.name.clone(), credentials, message }
-    }
-
-    fn failed(&self, error: OciDistributionError) -> PullError {
-        use OciDistributionError as E;
-        let shortened = |text: &str| text.trim().chars().take(300).collect::<String>();
-        match error {
-            E::UnauthorizedError { .. } => self.unauthorized("it answered 401".to_owned()),
-            E::AuthenticationFailure(message) => self.unauthorized(shortened(&message)),
-            E::ImageManifestNotFoundError(_) => PullError::NotFound { registry: self.name.clone() },
-            E::ServerError { code: 404, .. } => PullError::NotFound { registry: self.name.clone() },
-            E::ServerError { code: 401 | 403, message, .. } => self.unauthorized(shortened(&message)),
-            E::ServerError { code, message, .. } if code == 408 || code == 429 || code >= 500 => {
-                self.temporary(format!("it answered {code} {}", shortened(&message)).trim_end().to_owned())
-            }
-            E::RegistryError { envelope, .. } => {
-                let message = shortened(
-                    &envelope.errors.iter().map(|error| error.message.as_str()).collect::<Vec<_>>().join("; "),
-                );
-                match envelope.errors.first().map(|error| &error.code) {
-                    Some(
-                        OciErrorCode::ManifestUnknown
-                        | OciErrorCode::NameUnknown
-                        | OciErrorCode::NotFound
-                        | OciErrorCode::BlobUnknown,
-                    ) => PullError::NotFound { registry: self.name.clone() },
-                    Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => self.unauthorized(message),
-                    Some(OciErrorCode::Toomanyrequests) => self.temporary(format!("too many requests; {message}")),
-                    _ => self.protocol(message),
-                }
-            }
-            E::RequestError(error) => {
-                let mut message = error.to_string();
-                let mut source = std::error::Error::source(&error);
-                while let Some(cause) = source {
-                    message = format!("{message}: {cause}");
-                    source = cause.source();
-                }
-                if error.is_decode() || error.is_builder() { self.protocol(message) } else { self.temporary(message) }
-            }
-            E::DigestError(error) => self.protocol(format!("a manifest whose digest is wrong: {error}")),
-            E::IoError(error) => self.temporary(error.to_string()),
-            other => self.protocol(shortened(&other.to_string())),
-        }
-    }
+/// How an image is started, and in which directory.
+fn launch_of(configuration: Configuration) -> (Launch, String) {
+    let Execution { entrypoint, cmd, env, working_dir, .. } = configuration.config.unwrap_or_default();
+    let mut entrypoint = entrypoint.unwrap_or_default().into_iter();
+    let program = entrypoint.next();
+    let pair = |text: String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let env = env.unwrap_or_default().into_iter().filter_map(pair).filter(|(name, _)| !name.is_empty()).collect();
+    let launch = Launch { entrypoint_args: entrypoint.collect(), cmd: cmd.unwrap_or_default(), env, program };
+    (launch, working_dir.unwrap_or_default())
 }
 
 /// Bytes of a blob so far.
 struct Download {
     staged: tempfile::NamedTempFile,
-    hash: Sha256,
+    hash: Hasher,
     bytes: u64,
 }
 
 impl Download {
+    fn new(digest: &str, store: &ImageStore) -> std::io::Result<Self> {
+        let staged = tempfile::NamedTempFile::new_in(store.staged())?;
+        Ok(Self { staged, hash: Hasher::like(digest), bytes: 0 })
+    }
+
     fn take(&mut self, chunk: &[u8]) -> std::io::Result<()> {
         self.staged.write_all(chunk)?;
         self.hash.update(chunk);
@@ -375,11 +410,11 @@ impl Download {
         Ok(())
     }
 
-    fn restart(&mut self) -> std::io::Result<()> {
+    fn restart(&mut self, digest: &str) -> std::io::Result<()> {
         use std::io::Seek as _;
         self.staged.as_file().set_len(0)?;
         self.staged.rewind()?;
-        (self.hash, self.bytes) = (Sha256::new(), 0);
+        (self.hash, self.bytes) = (Hasher::like(digest), 0);
         Ok(())
     }
 }
@@ -388,7 +423,7 @@ fn size_of(layer: &OciDescriptor) -> u64 {
     u64::try_from(layer.size).unwrap_or(u64::MAX)
 }
 
-fn check_magic(path: &std::path::Path) -> Result<(), PullError> {
+fn check_magic(path: &Path) -> Result<(), PullError> {
     use std::io::Read as _;
     let mut magic = Vec::new();
     std::fs::File::open(path)?.take(4).read_to_end(&mut magic)?;

@@ -1,17 +1,21 @@
 //! The images that were pulled.
 //!
 //! ```text
-//! <root>/blobs/sha256/<digest>      modules and layers, named by what they hold
+//! <root>/blobs/<algorithm>/<digest> modules and layers, named by what they hold
 //! <root>/images/<hash>.json         one record an image reference: which module it is
 //! <root>/staged/                    downloads under way; emptied at start
 //! ```
 
+use crate::digest::{self, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+/// Those of digests.
+const ALGORITHMS: [&str; 3] = ["sha256", "sha384", "sha512"];
 
 /// An image that is on this machine.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -24,6 +28,35 @@ pub struct Image {
     pub module: String,
     /// When it was pulled.
     pub pulled: SystemTime,
+    /// Whose pods may run it without the registry being asked.
+    #[serde(default)]
+    pub access: Access,
+    /// What it says of how it is started.
+    #[serde(default)]
+    pub launch: Launch,
+}
+
+/// Who has shown to a registry that they may have an image.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub enum Access {
+    /// It was pulled without a pod's credentials, or is of a time in which that was not noted: everybody.
+    #[default]
+    Everyone,
+    /// Those whose credentials have one of these fingerprints.
+    Holders(BTreeSet<String>),
+}
+
+/// How an image is started.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Launch {
+    /// The entrypoint's arguments, without the module itself.
+    pub entrypoint_args: Vec<String>,
+    /// What stands in place of a pod's `args`.
+    pub cmd: Vec<String>,
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
+    /// The module as the entrypoint names it; `None` if there is no entrypoint.
+    pub program: Option<String>,
 }
 
 /// The directory.
@@ -37,14 +70,15 @@ impl ImageStore {
     pub fn open(root: impl Into<PathBuf>) -> std::io::Result<Self> {
         let store = Self { root: root.into() };
         let _ = std::fs::remove_dir_all(store.staged());
-        for directory in [store.blobs(), store.root.join("images"), store.staged()] {
+        let blobs = ALGORITHMS.map(|algorithm| store.blobs(algorithm));
+        for directory in blobs.into_iter().chain([store.root.join("images"), store.staged()]) {
             std::fs::create_dir_all(directory)?;
         }
         Ok(store)
     }
 
-    fn blobs(&self) -> PathBuf {
-        self.root.join("blobs/sha256")
+    fn blobs(&self, algorithm: &str) -> PathBuf {
+        self.root.join("blobs").join(algorithm)
     }
 
     pub(crate) fn staged(&self) -> PathBuf {
@@ -55,21 +89,20 @@ impl ImageStore {
         self.root.join("images").join(format!("{}.json", hex(&Sha256::digest(reference))))
     }
 
-    /// Where the content with this digest is, if it is there. `None` as well for a digest that is not SHA-256.
+    /// Where the content with this digest is, if it is there. `None` as well for what is no digest.
     pub fn blob(&self, digest: &str) -> Option<PathBuf> {
         let path = self.blob_path(digest)?;
         path.is_file().then_some(path)
     }
 
     pub(crate) fn blob_path(&self, digest: &str) -> Option<PathBuf> {
-        let hex = digest.strip_prefix("sha256:")?;
-        let valid = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-        valid.then(|| self.blobs().join(hex))
+        let (algorithm, digits) = digest::parts(digest)?;
+        Some(self.blobs(algorithm).join(digits))
     }
 
     /// Keeps a download whose digest has been verified.
     pub(crate) fn keep(&self, staged: tempfile::NamedTempFile, digest: &str) -> std::io::Result<PathBuf> {
-        let path = self.blob_path(digest).ok_or_else(|| std::io::Error::other("not a SHA-256 digest"))?;
+        let path = self.blob_path(digest).ok_or_else(|| std::io::Error::other("not a digest"))?;
         staged.as_file().sync_all()?;
         staged.persist(&path).map_err(|error| error.error)?;
         Ok(path)
@@ -143,11 +176,12 @@ impl ImageStore {
             }
         }
         // Layers of archives, and what no record names.
-        if freed < wanted {
-            for entry in std::fs::read_dir(self.blobs())? {
+        let algorithms: &[_] = if freed < wanted { &ALGORITHMS } else { &[] };
+        for algorithm in algorithms {
+            for entry in std::fs::read_dir(self.blobs(algorithm))? {
                 let path = entry?.path();
                 let name =
-                    path.file_name().map(|name| format!("sha256:{}", name.to_string_lossy())).unwrap_or_default();
+                    path.file_name().map(|name| format!("{algorithm}:{}", name.to_string_lossy())).unwrap_or_default();
                 let old = path.metadata()?.modified()?.elapsed().is_ok_and(|age| age >= minimum_age);
                 if !kept.contains(&name) && old {
                     freed += remove(&path)?;
@@ -164,10 +198,6 @@ fn remove(path: &Path) -> std::io::Result<u64> {
     Ok(size)
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,7 +207,15 @@ mod tests {
     fn add(store: &ImageStore, reference: &str, content: &[u8], age: u64) -> PathBuf {
         let module = store.keep_bytes(content).unwrap();
         let blob = store.blob(&module).unwrap();
-        let image = Image { reference: reference.to_owned(), id: String::new(), module, pulled: SystemTime::now() };
+        let (access, launch) = (Access::Everyone, Launch::default());
+        let image = Image {
+            reference: reference.to_owned(),
+            id: String::new(),
+            module,
+            pulled: SystemTime::now(),
+            access,
+            launch,
+        };
         store.add(&image).unwrap();
         for path in [store.record(reference), blob.clone()] {
             let file = std::fs::File::options().write(true).open(path).unwrap();
@@ -218,7 +256,7 @@ mod tests {
     #[test]
     fn a_digest_is_never_a_path() {
         let store = ImageStore::open(tempfile::tempdir().unwrap().path()).unwrap();
-        for digest in ["sha256:../../etc/passwd", "sha512:00", "", "sha256:"] {
+        for digest in ["sha256:../../etc/passwd", "sha512:00", "", "sha256:", "md5:00"] {
             assert_eq!(store.blob_path(digest), None, "{digest}");
         }
     }

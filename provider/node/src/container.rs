@@ -12,9 +12,11 @@ use crate::status::{self, ContainerKind, DISCOVERY_HEALTHY, DISRUPTION_TARGET, S
 use crate::termination::{StopReason, Termination};
 use crate::termination_message::TerminationMessage;
 use crate::volume::{self, Volumes};
+use akri_krustlet_discovery::handlers::ForeignName;
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_host::TokenBucket;
 use akri_krustlet_host::patience::patiently;
+use akri_krustlet_images::Launch;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
 use akri_krustlet_runtime::{GuestSpec, Outcome};
@@ -143,14 +145,14 @@ pub async fn supervise(
         }
         restart = u32::try_from(earlier.restart_count).unwrap_or(0) + 1;
     }
-    // As early as its name is known, so that streams outlive a slow start.
-    let mut claim = claim_handler(context, kind, &container, Scope::OfPod);
+    // As early as its name is known, so that streams outlive a slow start. A name that it may not have is told below.
+    let mut claim = claim_handler(context, kind, &container, Scope::OfPod).ok().flatten();
     let mut back_off = BackOff::default();
     loop {
         let image = obtain_image(context, kind, &mut container).await;
         let sources = obtain_sources(context, kind, &container).await;
         if claim.is_none() {
-            claim = claim_handler(context, kind, &container, Scope::All(&sources));
+            claim = obtain_claim(context, kind, &container, &sources).await;
         }
         let started = Instant::now();
         let running = context.termination.enter();
@@ -275,12 +277,48 @@ fn claim_handler(
     kind: ContainerKind,
     container: &Container,
     scope: Scope<'_>,
-) -> Option<HandlerClaim> {
+) -> Result<Option<HandlerClaim>, ForeignName> {
     if kind == ContainerKind::Init {
-        return None;
+        return Ok(None);
     }
-    let settings = handler_settings(context, container, scope)?;
-    Some(context.services.handlers.claim(&settings.name))
+    let Some(settings) = handler_settings(context, container, scope) else { return Ok(None) };
+    context.services.handlers.claim(&settings.name, context.pod.namespace()).map(Some)
+}
+
+/// The claim of a container on its handler's name, if it is one. While the name is another namespace's, the container waits.
+async fn obtain_claim(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    sources: &Sources,
+) -> Option<HandlerClaim> {
+    let mut told = String::new();
+    loop {
+        match claim_handler(context, kind, container, Scope::All(sources)) {
+            Ok(claim) => return claim,
+            Err(foreign) => tell_config_error(context, kind, container, foreign.to_string(), &mut told),
+        }
+        tokio::time::sleep(CONFIG_RETRY).await;
+    }
+}
+
+/// Tells once why a container cannot be started as it is configured.
+fn tell_config_error(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    message: String,
+    told: &mut String,
+) {
+    if message == *told {
+        return;
+    }
+    tracing::error!(pod = context.pod.key(), container = container.name, "{message}");
+    context.event(kind, &container.name, EventType::Warning, "Failed", format!("Error: {message}"));
+    context.reporter.update_container(kind, &container.name, |status| {
+        status::waiting(status, "CreateContainerConfigError", &message);
+    });
+    *told = message;
 }
 
 fn handler_settings(context: &PodContext, container: &Container, scope: Scope<'_>) -> Option<HandlerSettings> {
@@ -301,21 +339,19 @@ async fn obtain_sources(context: &PodContext, kind: ContainerKind, container: &C
         let Err(error) = environment::variables(container, &pod, &context.services.node, Scope::All(&sources)) else {
             return sources;
         };
-        let message = error.to_string();
-        if message != told {
-            tracing::error!(pod = context.pod.key(), container = container.name, "{message}");
-            context.event(kind, &container.name, EventType::Warning, "Failed", format!("Error: {message}"));
-            context.reporter.update_container(kind, &container.name, |status| {
-                status::waiting(status, "CreateContainerConfigError", &message);
-            });
-            told = message;
-        }
+        tell_config_error(context, kind, container, error.to_string(), &mut told);
         tokio::select! {
             () = sources.changed() => {}
             () = tokio::time::sleep(CONFIG_RETRY) => {}
         }
         drop(std::mem::replace(&mut previous, sources));
     }
+}
+
+/// The container's variables, and those of its image that it does not set itself.
+fn with_images(launch: &Launch, variables: Vec<(String, String)>) -> Vec<(String, String)> {
+    let of_image = launch.env.iter().filter(|(name, _)| variables.iter().all(|(own, _)| own != name));
+    of_image.cloned().chain(variables.iter().cloned()).collect()
 }
 
 /// What one life of a container has that the next one may have otherwise.
@@ -380,8 +416,8 @@ async fn run_once(
         preopens.extend(prepared.map_err(|error| failed(&error))?);
     }
     let guest = GuestSpec {
-        args: arguments(container, &variables),
-        env: variables,
+        args: arguments(container, &image.launch, &variables),
+        env: with_images(&image.launch, variables),
         preopens,
         log: Some(log),
         stdin: container.stdin.unwrap_or(false).then(Stdin::default),
@@ -395,10 +431,31 @@ async fn run_once(
     }
 }
 
-/// `command` and `args`, without the program's name, which the module is.
-fn arguments(container: &Container, variables: &[(String, String)]) -> Vec<String> {
-    let command = container.command.iter().flatten().skip(1);
-    command.chain(container.args.iter().flatten()).map(|text| environment::expand(text, variables)).collect()
+/// The guest's arguments, without the program's name, which the module is: those of the pod's `command` and `args`, and of what
+/// the pod does not say, the image's. As everywhere, a `command` replaces both of the image's, `args` its Cmd.
+fn arguments(container: &Container, launch: &Launch, variables: &[(String, String)]) -> Vec<String> {
+    let expanded = |texts: &Option<Vec<String>>| -> Vec<String> {
+        texts.iter().flatten().map(|text| environment::expand(text, variables)).collect()
+    };
+    let (command, args) = (expanded(&container.command), expanded(&container.args));
+    let mut all = match (command.is_empty(), args.is_empty()) {
+        (false, _) => [command, args].concat(),
+        (true, args_missing) => {
+            let entrypoint = launch.program.iter().chain(&launch.entrypoint_args).cloned().collect();
+            [entrypoint, if args_missing { launch.cmd.clone() } else { args }].concat()
+        }
+    };
+    // Without an entrypoint, an image's Cmd begins with the module; what a pod says in its place need not.
+    let names_program = !command_or_entrypoint_is_missing(container, launch)
+        || all.first().is_some_and(|first| launch.cmd.first() == Some(first));
+    if names_program && !all.is_empty() {
+        all.remove(0);
+    }
+    all
+}
+
+fn command_or_entrypoint_is_missing(container: &Container, launch: &Launch) -> bool {
+    container.command.as_ref().is_none_or(Vec::is_empty) && launch.program.is_none()
 }
 
 async fn run_command(
@@ -499,6 +556,7 @@ async fn run_handler(
             preopens,
             limits,
             log,
+            operator_host_paths: services.handlers.host_paths().clone(),
             exchange_root: pod_directory.join("streams").join(&container.name),
             exchange_volume,
         },

@@ -133,6 +133,11 @@ impl DataDirectory {
         self.data.join("last-lists")
     }
 
+    /// Whose the handlers' names are.
+    pub fn handler_owners(&self) -> PathBuf {
+        self.data.join("handler-owners.json")
+    }
+
     /// The images that were pulled.
     pub fn images(&self) -> PathBuf {
         self.data.join("images")

@@ -8,9 +8,11 @@ use crate::status::ContainerKind;
 use crate::volume::files::FileMount;
 use akri_krustlet_devices::allocation::ProvidedMount;
 use akri_krustlet_devices::{ContainerRequest, PodRequest, Provided};
+use akri_krustlet_host::file::is_reached_without_links;
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Preopen;
 use k8s_openapi::api::core::v1::Container;
+use std::path::Path;
 use std::time::Duration;
 
 /// A pod that waits for its devices for longer says so.
@@ -106,6 +108,12 @@ pub async fn access(context: &PodContext, kind: ContainerKind, container: &str) 
 fn give(mount: &ProvidedMount, access: &mut DeviceAccess) -> Result<(), String> {
     let (host, guest) = (&mount.host_path, &mount.container_path);
     let failed = |what: String| format!("a device of the container needs {host}: {what}");
+    if mount.without_links {
+        let reached = is_reached_without_links(Path::new(host)).map_err(|error| failed(error.to_string()))?;
+        if !reached {
+            return Err(failed("there is a symbolic link in that path, which a discovery handler named".to_owned()));
+        }
+    }
     let metadata = std::fs::metadata(host).map_err(|error| failed(error.to_string()))?;
     if metadata.is_dir() {
         let preopen = Preopen { read_only: mount.read_only, ..Preopen::new(host, guest.trim_end_matches('/')) };
@@ -171,6 +179,7 @@ mod tests {
             container_path: guest.to_owned(),
             host_path: directory.path().join(host).display().to_string(),
             read_only: true,
+            without_links: false,
         };
         let mut access = DeviceAccess::default();
         give(&mount("video0.conf", "/etc/camera/camera.conf"), &mut access).unwrap();
@@ -181,6 +190,11 @@ mod tests {
         assert_eq!((seen[0].guest.as_str(), seen.len()), ("/etc/camera", 1));
         let names: Vec<_> = std::fs::read_dir(&seen[0].host).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["camera.conf"]);
+        std::os::unix::fs::symlink("secret", directory.path().join("link")).unwrap();
+        give(&mount("link", "/x"), &mut DeviceAccess::default()).unwrap();
+        let of_a_handler = ProvidedMount { without_links: true, ..mount("link", "/x") };
+        let error = give(&of_a_handler, &mut DeviceAccess::default()).unwrap_err();
+        assert!(error.contains("symbolic link"), "{error}");
         let error = give(&mount("no/such", "/x"), &mut DeviceAccess::default()).unwrap_err();
         assert!(error.contains("no/such"), "{error}");
     }

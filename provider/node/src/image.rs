@@ -5,7 +5,7 @@ use crate::container::PodContext;
 use crate::pod::PodObject;
 use crate::provider::Services;
 use crate::status::{ContainerKind, waiting};
-use akri_krustlet_images::{Credentials, PullError, Reference};
+use akri_krustlet_images::{Credentials, Launch, PullError, Reference};
 use akri_krustlet_runtime::{LoadError, Program};
 use k8s_openapi::api::core::v1::{Container, Secret};
 use kube::api::Api;
@@ -56,6 +56,14 @@ pub enum ImageError {
         /// The image.
         image: String,
     },
+    /// It was pulled with the credentials of other pods.
+    #[error(
+        "image {image} is on this node, but was pulled with credentials that this pod does not have, and imagePullPolicy Never forbids to ask the registry; give the pod an imagePullSecret that may pull it"
+    )]
+    NotTheirs {
+        /// The image.
+        image: String,
+    },
     /// The path is relative and there is no manifest that it could be relative to.
     #[error("image {image}: a relative path is only possible in a manifest file; use fs:///path/to/module.wasm")]
     Relative {
@@ -90,7 +98,7 @@ impl ImageError {
         match self {
             Self::Missing { .. } | Self::Name { .. } | Self::Relative { .. } | Self::Local { .. } => "InvalidImageName",
             Self::Read { .. } | Self::Pull { .. } => "ErrImagePull",
-            Self::Never { .. } => "ErrImageNeverPull",
+            Self::Never { .. } | Self::NotTheirs { .. } => "ErrImageNeverPull",
             Self::Load { .. } => "ImageInspectError",
         }
     }
@@ -143,6 +151,8 @@ pub struct LoadedImage {
     pub id: String,
     /// The image's full name, if it is from a registry.
     pub reference: Option<String>,
+    /// What the image says of how it is started.
+    pub launch: Launch,
 }
 
 /// An image that could not be had, as the container's status and the pod's events tell it.
@@ -211,13 +221,19 @@ pub async fn load(
     if is_file(&image) {
         let path = file_of(services, pod, &image)?;
         let program = load_file(services, pod, &image, path).await?;
-        return Ok(LoadedImage { id: program.digest().to_string(), name: image, program, reference: None });
+        return Ok(LoadedImage {
+            id: program.digest().to_string(),
+            name: image,
+            program,
+            reference: None,
+            launch: Launch::default(),
+        });
     }
     let reference = akri_krustlet_images::reference::parse(&image)
         .map_err(|error| ImageError::Name { image: image.clone(), what: error.to_string() })?;
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
     let program = load_file(services, pod, &image, path).await?;
-    Ok(LoadedImage { name: image, program, id: found.id, reference: Some(found.reference) })
+    Ok(LoadedImage { name: image, program, id: found.id, reference: Some(found.reference), launch: found.launch })
 }
 
 /// What the event of an image says that need not be pulled.
@@ -248,16 +264,28 @@ async fn available(
         None => "IfNotPresent",
     };
     let found = services.registry.find(reference);
+    let mut credentials = None;
     match (policy, found) {
         ("Never", None) => return Err(ImageError::Never { image: image.to_owned() }),
         ("Never" | "IfNotPresent", Some(found)) => {
-            event("Pulled", already_present(image));
-            return Ok(found);
+            let for_everyone = found.0.access == akri_krustlet_images::Access::Everyone;
+            let shown = if for_everyone { Credentials::default() } else { pull_credentials(services, pod).await };
+            if services.registry.may_run(&found.0, reference, &shown) {
+                event("Pulled", already_present(image));
+                return Ok(found);
+            }
+            if policy == "Never" {
+                return Err(ImageError::NotTheirs { image: image.to_owned() });
+            }
+            credentials = Some(shown);
         }
         _ => {}
     }
     event("Pulling", format!("Pulling image \"{image}\""));
-    let credentials = pull_credentials(services, pod).await;
+    let credentials = match credentials {
+        Some(credentials) => credentials,
+        None => pull_credentials(services, pod).await,
+    };
     let started = std::time::Instant::now();
     let (found, path) = services
         .registry

@@ -18,7 +18,7 @@ use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
 use akri_krustlet_host::DirectoryWatcher;
-use akri_krustlet_images::{Credentials, GarbageCollection, Images, ImagesConfig, reference};
+use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
 use std::collections::{HashMap, HashSet};
@@ -45,7 +45,7 @@ pub struct NodeConfig {
     /// Registries it speaks to without TLS, as `host` or `host:port`.
     pub insecure_registries: Vec<String>,
     /// Credentials for registries, for all pods.
-    pub registry_credentials: Credentials,
+    pub registry_credentials: NodeCredentials,
     /// Whether pods of a cluster may run files of this machine.
     pub allow_local_modules: bool,
     /// Percent of the disk in use at which unused images are removed, and until which.

@@ -113,6 +113,7 @@ pub(super) async fn run(
         address: SocketAddr::new(flags.address.unwrap_or_else(|| any_address(&addresses)), flags.port),
         certificate: certificate.clone(),
         client_authorities: client_authorities(flags, &connection)?,
+        client_authorities_file: flags.client_ca_file.clone(),
         anonymous_healthz: flags.anonymous_healthz,
         client: connection.client(),
         data: data.clone(),

@@ -7,12 +7,14 @@ use crate::DirectoryArguments;
 use crate::output::host_name;
 use akri_krustlet_devices::DevicesConfig;
 use akri_krustlet_discovery::HandlersConfig;
-use akri_krustlet_images::{Credentials, GarbageCollection};
+use akri_krustlet_discovery::host_path::AllowList;
+use akri_krustlet_images::{GarbageCollection, NodeCredentials};
 use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::environment::NodeFacts;
 use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
 use anyhow::{Context as _, bail};
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -66,6 +68,13 @@ pub(crate) struct RunArguments {
     /// How long a handler's streams stay open after its last pod is gone, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     handler_grace_period: u64,
+    /// Which namespace's pods may serve the discovery handler of a name [default: those of the namespace that served it first]
+    #[arg(long, value_name = "NAME=NAMESPACE,...", value_delimiter = ',')]
+    handler_namespaces: Vec<String>,
+    /// Host paths that the devices of discovery handlers may name in mounts and device_specs, if their pods' annotation
+    /// akri-krustlet/allowed-host-paths names them too: /dev/video*,/run/udev [default: none]
+    #[arg(long, value_name = "PATHS", default_value = "", hide_default_value = true, value_parser = host_paths)]
+    allowed_host_paths: AllowList,
     /// Docker config.json with credentials for registries, for all pods; a pod's imagePullSecrets come first
     #[arg(long, env = "KRUSTLET_REGISTRY_CREDENTIALS", value_name = "FILE")]
     registry_credentials: Option<PathBuf>,
@@ -145,12 +154,9 @@ fn node_config(
     data: &DataDirectory,
 ) -> anyhow::Result<NodeConfig> {
     let registry_credentials = match &arguments.registry_credentials {
-        Some(path) => {
-            let json = std::fs::read(path).with_context(|| format!("--registry-credentials {}", path.display()))?;
-            Credentials::from_docker_config(&json)
-                .with_context(|| format!("--registry-credentials {}", path.display()))?
-        }
-        None => Credentials::default(),
+        Some(path) => NodeCredentials::of_file(path.clone())
+            .with_context(|| format!("--registry-credentials {}", path.display()))?,
+        None => NodeCredentials::default(),
     };
     Ok(NodeConfig {
         facts: NodeFacts {
@@ -162,10 +168,13 @@ fn node_config(
         data: data.clone(),
         handlers: HandlersConfig {
             grace_period: Duration::from_secs(arguments.handler_grace_period),
+            namespaces: handler_namespaces(&arguments.handler_namespaces)?,
+            host_paths: arguments.allowed_host_paths.clone(),
             ..HandlersConfig::new(
                 name,
                 std::path::absolute(&arguments.discovery_handlers_directory)?,
                 data.last_lists(),
+                data.handler_owners(),
             )
         },
         devices: device_plugins(arguments, data)?,
@@ -182,6 +191,25 @@ fn node_config(
         shutdown_grace_period: Duration::from_secs(arguments.shutdown_grace_period),
         cluster: None,
     })
+}
+
+fn host_paths(text: &str) -> Result<AllowList, String> {
+    AllowList::parse(text)
+        .map_err(|entry| format!("{entry:?} is not an absolute path without `..`, or one with a `*` at its end"))
+}
+
+fn handler_namespaces(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut namespaces = BTreeMap::new();
+    for pair in pairs.iter().filter(|pair| !pair.is_empty()) {
+        let (name, namespace) = pair
+            .split_once('=')
+            .filter(|(name, namespace)| !name.is_empty() && akri_krustlet_node::manifest::is_dns_subdomain(namespace))
+            .with_context(|| format!("--handler-namespaces {pair}: expected NAME=NAMESPACE"))?;
+        if namespaces.insert(name.to_owned(), namespace.to_owned()).is_some_and(|other| other != namespace) {
+            bail!("--handler-namespaces {pair}: {name} is given to two namespaces; a name has one");
+        }
+    }
+    Ok(namespaces)
 }
 
 fn device_plugins(arguments: &RunArguments, data: &DataDirectory) -> anyhow::Result<DevicePlugins> {

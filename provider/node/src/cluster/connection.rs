@@ -1,6 +1,7 @@
 //! The way to the API server, whose certificate may be exchanged while it is used.
 
 use super::certificate::Certificate;
+use akri_krustlet_host::file::ReadFiles;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt as _;
@@ -93,6 +94,44 @@ impl Connection {
         Ok(())
     }
 
+    /// Follows the kubeconfig and the certificates, keys and tokens that it names: from when they are changed, requests are made
+    /// with what they hold then. For a user that somebody else renews. Never ends.
+    pub async fn follow_files(&self) {
+        let path = self.path.clone();
+        let mut read = look(move || files_of(&path)).await;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Some(files) = read.take() else { return };
+            let path = self.path.clone();
+            let (changed, files) = match look(move || (files.are_changed(), files)).await {
+                Some(looked) => looked,
+                None => return,
+            };
+            if !changed {
+                read = Some(files);
+                continue;
+            }
+            read = look(move || files_of(&path)).await;
+            match self.again().await {
+                Ok(()) => {
+                    tracing::info!(kubeconfig = %self.path.display(), "the node's credentials were changed and are read again")
+                }
+                Err(error) => tracing::error!("{error}; the node goes on with the credentials that it has"),
+            }
+        }
+    }
+
+    async fn again(&self) -> Result<(), ConnectionError> {
+        let failed = |source| ConnectionError::Kubeconfig { path: self.path.clone(), source: Box::new(source) };
+        let kubeconfig = Kubeconfig::read_from(&self.path).map_err(failed)?;
+        let options = KubeConfigOptions::default();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
+        // A cluster elsewhere is another cluster, for which the node has to be started again.
+        config.cluster_url = self.config.cluster_url.clone();
+        self.current.send_replace(client_of(&self.path, config)?);
+        Ok(())
+    }
+
     /// The client.
     pub fn client(&self) -> Client {
         self.client.clone()
@@ -110,10 +149,42 @@ impl Connection {
         self.config.cluster_url.to_string()
     }
 
+    /// How the kubeconfig wants the API server's certificate to be checked: not at all, or for another name.
+    pub fn checks(&self) -> (bool, Option<&str>) {
+        (self.config.accept_invalid_certs, self.config.tls_server_name.as_deref())
+    }
+
+    /// The proxy on the way.
+    pub fn proxy(&self) -> Option<String> {
+        self.config.proxy_url.as_ref().map(ToString::to_string)
+    }
+
     /// The cluster's certificate authorities, DER.
     pub fn authorities(&self) -> Vec<Vec<u8>> {
         self.config.root_cert.clone().unwrap_or_default()
     }
+}
+
+/// How often the files of a kubeconfig are looked at.
+const LOOK: Duration = Duration::from_secs(30);
+
+async fn look<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// The kubeconfig and the files that it names.
+fn files_of(path: &Path) -> ReadFiles {
+    let mut paths = vec![path.to_owned()];
+    // Paths in it are made absolute when it is read.
+    if let Ok(kubeconfig) = Kubeconfig::read_from(path) {
+        for user in kubeconfig.auth_infos.into_iter().filter_map(|user| user.auth_info) {
+            let files = [user.client_certificate, user.client_key, user.token_file];
+            paths.extend(files.into_iter().flatten().map(PathBuf::from));
+        }
+        let clusters = kubeconfig.clusters.into_iter().filter_map(|cluster| cluster.cluster);
+        paths.extend(clusters.filter_map(|cluster| cluster.certificate_authority).map(PathBuf::from));
+    }
+    ReadFiles::new(paths)
 }
 
 fn with_identity(mut config: Config, certificate: &Certificate) -> Config {
@@ -126,7 +197,9 @@ fn with_identity(mut config: Config, certificate: &Certificate) -> Config {
 }
 
 fn client_of(path: &Path, config: Config) -> Result<Client, ConnectionError> {
-    Client::try_from(config)
+    // kube installs it when it makes a client itself; whoever has installed one has it already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    super::transport::client(config)
         .map_err(|source| ConnectionError::Client { path: path.to_owned(), source: Box::new(source) })
 }
 

@@ -106,9 +106,9 @@ impl Identity {
         Ok(Self { connection, node: node.to_owned(), pki, asked: Some((certificate, bootstrap.clone())) })
     }
 
-    /// Renews the certificate, again and again. Ends at once if there is none to renew.
+    /// Renews the certificate, again and again. One of a user's kubeconfig is the user's to renew, and is read again then.
     pub async fn keep(mut self) {
-        let Some((mut certificate, bootstrap)) = self.asked.take() else { return };
+        let Some((mut certificate, bootstrap)) = self.asked.take() else { return self.connection.follow_files().await };
         loop {
             super::sleep_until(certificate.renew_at(renewal_part())).await;
             certificate = self.renewed(&certificate, &bootstrap).await;
@@ -237,10 +237,21 @@ fn write_kubeconfig(path: &Path, connection: &Connection, certificate: &Path) ->
         })
         .collect();
     let authorities = base64::engine::general_purpose::STANDARD.encode(authorities);
+    let mut cluster = serde_json::json!({"server": connection.url().trim_end_matches('/')});
+    // As the bootstrap file has it: kubectl refuses an authority for a server that is not to be checked.
+    match connection.checks() {
+        (true, _) => cluster["insecure-skip-tls-verify"] = true.into(),
+        (false, _) => cluster["certificate-authority-data"] = authorities.into(),
+    }
+    if let (_, Some(name)) = connection.checks() {
+        cluster["tls-server-name"] = name.into();
+    }
+    if let Some(proxy) = connection.proxy() {
+        cluster["proxy-url"] = proxy.into();
+    }
     let kubeconfig = serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "node",
-        "clusters": [{"name": "cluster", "cluster": {
-            "server": connection.url().trim_end_matches('/'), "certificate-authority-data": authorities}}],
+        "clusters": [{"name": "cluster", "cluster": cluster}],
         "users": [{"name": "node", "user": {"client-certificate": certificate, "client-key": certificate}}],
         "contexts": [{"name": "node", "context": {"cluster": "cluster", "user": "node"}}],
     });

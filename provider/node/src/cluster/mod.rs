@@ -10,6 +10,7 @@ pub mod machine;
 pub mod registration;
 pub mod serving;
 pub mod signing;
+mod transport;
 
 pub use connection::Connection;
 pub use events::EventRecorder;

@@ -1,6 +1,7 @@
 //! Who asks.
 
 use super::answers::Answers;
+use akri_krustlet_host::TokenBucket;
 use http::HeaderMap;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::api::{Api, PostParams};
@@ -11,7 +12,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -36,6 +37,8 @@ pub enum Refusal {
     Unknown,
     /// The API server did not say.
     Unanswered(String),
+    /// Too many ask with tokens of nobody.
+    Busy,
 }
 
 /// How long an answer about a token counts, good or bad; a kubelet's defaults.
@@ -43,6 +46,8 @@ const KNOWN: Duration = Duration::from_secs(120);
 const UNKNOWN: Duration = Duration::from_secs(10);
 /// Tokens that are asked about at once.
 const ASKING: usize = 8;
+/// Tokens of nobody that are asked about at once, and how many each second after that. Whoever has a good one does not wait.
+const STRANGERS: (f64, f64) = (50.0, 5.0);
 /// Longest token, in bytes.
 const MOST_TOKEN: usize = 16 << 10;
 
@@ -53,6 +58,8 @@ pub struct Authenticator {
     /// Whose a token is, by its hash.
     tokens: Answers<[u8; 32], Option<User>>,
     asking: Semaphore,
+    /// What is left for tokens that turn out to be nobody's.
+    strangers: Mutex<TokenBucket>,
 }
 
 impl std::fmt::Debug for Authenticator {
@@ -64,7 +71,13 @@ impl std::fmt::Debug for Authenticator {
 impl Authenticator {
     /// Asks `client` about tokens, and `verifier` about certificates.
     pub fn new(client: kube::Client, verifier: Arc<LenientVerifier>) -> Self {
-        Self { client, verifier, tokens: Answers::new(Option::is_some, KNOWN, UNKNOWN), asking: Semaphore::new(ASKING) }
+        Self {
+            client,
+            verifier,
+            tokens: Answers::new(Option::is_some, KNOWN, UNKNOWN),
+            asking: Semaphore::new(ASKING),
+            strangers: Mutex::new(TokenBucket::new(STRANGERS.0, STRANGERS.1)),
+        }
     }
 
     /// The user of a request: by the certificate of its connection, else by its bearer token.
@@ -90,6 +103,10 @@ impl Authenticator {
         if let Some(known) = self.tokens.get(&key) {
             return known.ok_or(Refusal::Unknown);
         }
+        // Anybody can send tokens: each one that is not known would cost the API server a request.
+        if self.strangers().available() < 1.0 {
+            return Err(Refusal::Busy);
+        }
         let review = TokenReview {
             spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() },
             ..TokenReview::default()
@@ -109,7 +126,14 @@ impl Authenticator {
             extra: user.extra.unwrap_or_default(),
         });
         self.tokens.remember(key, user.clone());
+        if user.is_none() {
+            self.strangers().spend(1.0);
+        }
         user.ok_or(Refusal::Unknown)
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, TokenBucket> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,12 +141,27 @@ impl Authenticator {
 /// by HTTP's 401 as a kubelet tells it. That the client has the certificate's key is verified.
 #[derive(Debug)]
 pub struct LenientVerifier {
-    inner: Arc<dyn ClientCertVerifier>,
+    /// Of the authorities of the moment.
+    authorities: RwLock<Arc<dyn ClientCertVerifier>>,
+    /// Of those at the start: it checks signatures, which does not depend on them.
+    signatures: Arc<dyn ClientCertVerifier>,
 }
 
 impl LenientVerifier {
     /// Identities are certificates that these authorities (DER) signed for clients.
     pub fn new(authorities: &[Vec<u8>]) -> Result<Arc<Self>, String> {
+        let first = Self::verifier(authorities)?;
+        Ok(Arc::new(Self { authorities: RwLock::new(first.clone()), signatures: first }))
+    }
+
+    /// From now on, identities are what these authorities signed.
+    pub fn replace(&self, authorities: &[Vec<u8>]) -> Result<(), String> {
+        let verifier = Self::verifier(authorities)?;
+        *self.authorities.write().unwrap_or_else(PoisonError::into_inner) = verifier;
+        Ok(())
+    }
+
+    fn verifier(authorities: &[Vec<u8>]) -> Result<Arc<dyn ClientCertVerifier>, String> {
         let mut roots = RootCertStore::empty();
         for authority in authorities {
             roots.add(CertificateDer::from(authority.clone())).map_err(|error| error.to_string())?;
@@ -131,17 +170,19 @@ impl LenientVerifier {
             return Err("there are none: name a file of them with --client-ca-file".to_owned());
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        let built = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .allow_unauthenticated()
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Arc::new(Self { inner }))
+            // Clients with several certificates would choose by these; a changed file would not reach them.
+            .clear_root_hint_subjects()
+            .build();
+        built.map(|verifier| verifier as Arc<dyn ClientCertVerifier>).map_err(|error| error.to_string())
     }
 
     /// Common name and organizations of a certificate that an authority of the cluster signed and that is valid now.
     fn user(&self, chain: &[CertificateDer<'static>]) -> Option<User> {
         let (first, others) = chain.split_first()?;
-        self.inner.verify_client_cert(first, others, UnixTime::now()).ok()?;
+        let verifier = self.authorities.read().unwrap_or_else(PoisonError::into_inner).clone();
+        verifier.verify_client_cert(first, others, UnixTime::now()).ok()?;
         let (_, certificate) = X509Certificate::from_der(first).ok()?;
         let subject = certificate.subject();
         let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
@@ -161,7 +202,7 @@ impl ClientCertVerifier for LenientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.root_hint_subjects()
+        self.signatures.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -179,7 +220,7 @@ impl ClientCertVerifier for LenientVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, certificate, signed)
+        self.signatures.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -188,10 +229,10 @@ impl ClientCertVerifier for LenientVerifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, certificate, signed)
+        self.signatures.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.signatures.supported_verify_schemes()
     }
 }

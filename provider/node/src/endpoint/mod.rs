@@ -19,6 +19,7 @@ mod logs;
 use crate::cluster::serving::ServingCertificate;
 use crate::data_directory::DataDirectory;
 use akri_krustlet_host::DirectoryWatcher;
+use akri_krustlet_host::file::ReadFiles;
 use authentication::{Authenticator, LenientVerifier, Refusal};
 use authorization::Authorizer;
 use bytes::Bytes;
@@ -33,11 +34,13 @@ use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Connections at once; more wait.
 const CONNECTIONS: usize = 256;
@@ -79,6 +82,8 @@ pub struct EndpointConfig {
     pub certificate: Arc<ServingCertificate>,
     /// Whose certificates clients may have, DER.
     pub client_authorities: Vec<Vec<u8>>,
+    /// The file that they are in, which is read again when it is changed.
+    pub client_authorities_file: Option<PathBuf>,
     /// Whether `/healthz` is for everybody.
     pub anonymous_healthz: bool,
     /// Asks the API server about tokens and permissions.
@@ -102,6 +107,7 @@ pub struct Endpoint {
     listener: TcpListener,
     tls: TlsAcceptor,
     shared: Arc<Shared>,
+    authorities_file: Option<(PathBuf, Arc<LenientVerifier>)>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -127,6 +133,7 @@ impl Endpoint {
             .map_err(|source| EndpointError::Listen { address: config.address, source })?;
         let authorities = |error: String| EndpointError::Authorities(error);
         let verifier = LenientVerifier::new(&config.client_authorities).map_err(authorities)?;
+        let authorities_file = config.client_authorities_file.map(|file| (file, verifier.clone()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -141,12 +148,14 @@ impl Endpoint {
             watcher: config.watcher,
             settings: config.settings,
         };
-        Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared) })
+        Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared), authorities_file })
     }
 
     /// Serves for ever.
     pub async fn serve(self) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let _followed =
+            self.authorities_file.map(|(file, verifier)| AbortOnDropHandle::new(tokio::spawn(follow(file, verifier))));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let stream = match self.listener.accept().await {
@@ -163,6 +172,40 @@ impl Endpoint {
                 serve_connection(tls, stream, shared).await;
                 drop(place);
             });
+        }
+    }
+}
+
+/// How often the file of authorities is looked at.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Takes over what the file of authorities holds when it is changed.
+async fn follow(path: PathBuf, verifier: Arc<LenientVerifier>) {
+    let mut read = ReadFiles::new([path.clone()]);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (file, known) = (path.clone(), read);
+        let looked = tokio::task::spawn_blocking(move || {
+            if !known.are_changed() {
+                return (known, None);
+            }
+            let read = ReadFiles::new([file.clone()]);
+            (read, Some(std::fs::read(file)))
+        });
+        let Ok((looked_at, content)) = looked.await else { return };
+        read = looked_at;
+        let Some(content) = content else { continue };
+        let authorities = content
+            .map_err(|error| error.to_string())
+            .and_then(|pem| crate::cluster::certificate::authorities(&pem).map_err(|error| error.to_string()));
+        match authorities.and_then(|authorities| verifier.replace(&authorities)) {
+            Ok(()) => {
+                tracing::info!(path = %path.display(), "the certificate authorities of clients were changed and are read again")
+            }
+            Err(error) => tracing::error!(
+                path = %path.display(),
+                "the certificate authorities of clients cannot be read again: {error}; those that were known count on"
+            ),
         }
     }
 }
@@ -204,6 +247,12 @@ async fn answer(
         Err(Refusal::Unknown) => {
             let mut response = text(StatusCode::UNAUTHORIZED, "Unauthorized");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        }
+        Err(Refusal::Busy) => {
+            let message = "too many requests with tokens that the API server does not know";
+            let mut response = text(StatusCode::TOO_MANY_REQUESTS, message);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             return response;
         }
         Err(Refusal::Unanswered(message)) => return text(StatusCode::SERVICE_UNAVAILABLE, &message),

@@ -1,0 +1,305 @@
+//! Requests to one registry, with one set of credentials.
+//!
+//! # Guarantees
+//! - Whoever asks for credentials gets them, wherever it asks: at `/v2/`, at a manifest or at a blob. Whoever does not ask gets
+//!   none.
+//! - Credentials go to the registry and to the server of tokens that it names, over TLS unless the registry itself is spoken to
+//!   without; to no address that an answer redirects to.
+
+use crate::credentials::Credential;
+use crate::registry::PullError;
+use http_auth::ChallengeRef;
+use oci_client::Reference;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode, Url};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+const CONNECT: Duration = Duration::from_secs(10);
+/// Longest pause within an answer.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Longest answer of a server of tokens, and longest explanation of an error, in bytes.
+const MOST_TOKEN: usize = 1 << 20;
+const MOST_ERROR: usize = 16 << 10;
+/// What of an explanation is told, in letters.
+const TOLD: usize = 300;
+
+/// A registry, for one pull: tokens are not shared between pulls of different pods.
+pub(crate) struct Session {
+    http: reqwest::Client,
+    /// As an image names it.
+    name: String,
+    repository: String,
+    credential: Credential,
+    /// Registries on this machine are spoken to without TLS if they have none, as by containerd.
+    base: Mutex<Url>,
+    may_fall_back: bool,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+impl Session {
+    pub(crate) fn new(image: &Reference, credential: Credential, insecure: &[String]) -> Result<Self, PullError> {
+        let name = image.resolve_registry().to_owned();
+        let registry = name.clone();
+        let protocol = |message: String| PullError::Protocol { registry: registry.clone(), message };
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            .user_agent(concat!("akri-krustlet/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| protocol(describe(&error)))?;
+        let is_insecure = insecure.contains(&name);
+        let scheme = if is_insecure { "http" } else { "https" };
+        let base = Url::parse(&format!("{scheme}://{name}/v2/")).map_err(|error| protocol(error.to_string()))?;
+        let authorization = match &credential {
+            Credential::Bearer(token) => Some(secret(format!("Bearer {token}"))),
+            _ => None,
+        };
+        Ok(Self {
+            http,
+            may_fall_back: !is_insecure && is_this_machine(&base),
+            repository: image.repository().to_owned(),
+            name,
+            credential,
+            base: Mutex::new(base),
+            authorization: Mutex::new(authorization.transpose().map_err(protocol)?),
+        })
+    }
+
+    /// Asks for `<repository>/<path>`, of it what follows `from` bytes.
+    pub(crate) async fn get(&self, path: &str, accept: &[&str], from: u64) -> Result<Response, PullError> {
+        let mut headers = HeaderMap::new();
+        for accept in accept {
+            headers.append(ACCEPT, HeaderValue::from_str(accept).map_err(|error| self.protocol(error.to_string()))?);
+        }
+        if from > 0 {
+            headers.insert(
+                RANGE,
+                HeaderValue::from_str(&format!("bytes={from}-")).map_err(|error| self.protocol(error.to_string()))?,
+            );
+        }
+        let path = format!("{}/{path}", self.repository);
+        let mut answer = self.send(&path, headers.clone()).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED && self.answer_challenge(answer.headers()).await? {
+            answer = self.send(&path, headers).await?;
+        }
+        match answer.status() {
+            status if status.is_success() => Ok(answer),
+            status => {
+                let message = explanation(answer).await;
+                Err(match status {
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.unauthorized(message),
+                    StatusCode::NOT_FOUND => PullError::NotFound { registry: self.name.clone() },
+                    _ if is_temporary(status) => {
+                        self.temporary(format!("it answered {} {message}", status.as_u16()).trim_end().to_owned())
+                    }
+                    _ => self.protocol(format!("it answered {} {message}", status.as_u16()).trim_end().to_owned()),
+                })
+            }
+        }
+    }
+
+    async fn send(&self, path: &str, headers: HeaderMap) -> Result<Response, PullError> {
+        let base = self.base();
+        let send = |base: Url| {
+            let url = base.join(path).map_err(|error| self.protocol(error.to_string()))?;
+            let mut request = self.http.get(url).headers(headers.clone());
+            if let Some(authorization) = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            Ok::<_, PullError>(request.send())
+        };
+        match send(base.clone())?.await {
+            Err(error) if error.is_connect() && self.may_fall_back && base.scheme() == "https" => {
+                let mut plain = base;
+                if plain.set_scheme("http").is_err() {
+                    return Err(self.failed(&error));
+                }
+                let answer = send(plain.clone())?.await.map_err(|_| self.failed(&error))?;
+                *self.base.lock().unwrap_or_else(PoisonError::into_inner) = plain;
+                Ok(answer)
+            }
+            answer => answer.map_err(|error| self.failed(&error)),
+        }
+    }
+
+    /// Makes ready what a registry asks for that refused; false if there is nothing more to be given.
+    async fn answer_challenge(&self, headers: &HeaderMap) -> Result<bool, PullError> {
+        let texts: Vec<_> = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).collect();
+        let challenges: Vec<_> =
+            texts.iter().filter_map(|text| http_auth::parse_challenges(text).ok()).flatten().collect();
+        let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme.eq_ignore_ascii_case(scheme));
+        let authorization = match (&self.credential, of("bearer"), of("basic")) {
+            // It was given, and was not good enough.
+            (Credential::Bearer(_), ..) => return Ok(false),
+            (_, Some(challenge), _) => {
+                let token = self.token(challenge).await?;
+                secret(format!("Bearer {token}"))
+            }
+            (Credential::Basic(user, password), None, Some(_)) => secret(basic(user, password)),
+            _ => return Ok(false),
+        };
+        let authorization = authorization.map_err(|message| self.protocol(message))?;
+        let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).replace(authorization.clone());
+        Ok(known.is_none_or(|known| known != authorization))
+    }
+
+    /// A token of the server of tokens that the registry names.
+    async fn token(&self, challenge: &ChallengeRef<'_>) -> Result<String, PullError> {
+        let parameter = |name: &str| {
+            let (_, value) = challenge.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+            Some(value.to_unescaped())
+        };
+        let realm = parameter("realm")
+            .ok_or_else(|| self.protocol("it asks for a token and does not say of whom".to_owned()))?;
+        let url =
+            Url::parse(&realm).map_err(|error| self.protocol(format!("its server of tokens {realm:?}: {error}")))?;
+        if url.scheme() != "https" && self.base().scheme() == "https" {
+            return Err(
+                self.protocol(format!("its server of tokens {realm} is without TLS, and is given no credentials"))
+            );
+        }
+        let scope = parameter("scope").filter(|scope| !scope.is_empty());
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
+        let mut query = vec![("scope", scope)];
+        query.extend(parameter("service").map(|service| ("service", service)));
+        let request = match &self.credential {
+            Credential::Basic(user, password) => self.http.get(url).query(&query).basic_auth(user, Some(password)),
+            Credential::Identity(token) => {
+                query.extend([("grant_type", "refresh_token".to_owned()), ("client_id", "akri-krustlet".to_owned())]);
+                query.push(("refresh_token", token.clone()));
+                self.http.post(url).form(&query)
+            }
+            Credential::Anonymous | Credential::Bearer(_) => self.http.get(url).query(&query),
+        };
+        let answer = request.send().await.map_err(|error| self.failed(&error))?;
+        let status = answer.status();
+        if !status.is_success() {
+            let message = explanation(answer).await;
+            return Err(match status {
+                _ if is_temporary(status) => {
+                    self.temporary(format!("its server of tokens answered {} {message}", status.as_u16()))
+                }
+                _ => self.unauthorized(message),
+            });
+        }
+        let body = self.body(answer, MOST_TOKEN).await?;
+        let token: TokenAnswer =
+            serde_json::from_slice(&body).map_err(|_| self.protocol("its server of tokens gave none".to_owned()))?;
+        let token = token.token.or(token.access_token).filter(|token| !token.is_empty());
+        token.ok_or_else(|| self.protocol("its server of tokens gave none".to_owned()))
+    }
+
+    /// A short answer in whole.
+    pub(crate) async fn body(&self, mut answer: Response, most: usize) -> Result<Vec<u8>, PullError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.failed(&error))? {
+            if body.len() + chunk.len() > most {
+                return Err(self.protocol(format!("an answer of more than {most} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn base(&self) -> Url {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn temporary(&self, message: String) -> PullError {
+        PullError::Temporary { registry: self.name.clone(), message }
+    }
+
+    pub(crate) fn protocol(&self, message: String) -> PullError {
+        PullError::Protocol { registry: self.name.clone(), message }
+    }
+
+    fn unauthorized(&self, message: String) -> PullError {
+        let credentials = match self.credential {
+            Credential::Anonymous => "to serve this without credentials",
+            _ => "the credentials for it",
+        };
+        let message = if message.is_empty() { "it answered 401".to_owned() } else { message };
+        PullError::Unauthorized { registry: self.name.clone(), credentials, message }
+    }
+
+    pub(crate) fn failed(&self, error: &reqwest::Error) -> PullError {
+        if error.is_builder() { self.protocol(describe(error)) } else { self.temporary(describe(error)) }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct ErrorAnswer {
+    errors: Vec<ErrorEntry>,
+}
+
+#[derive(serde::Deserialize)]
+struct ErrorEntry {
+    #[serde(default)]
+    code: String,
+    message: Option<String>,
+}
+
+/// What a registry says of an error, shortened.
+async fn explanation(mut answer: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > MOST_ERROR {
+            body.truncate(MOST_ERROR);
+            break;
+        }
+    }
+    let text = match serde_json::from_slice::<ErrorAnswer>(&body) {
+        Ok(answer) => {
+            let of = |entry: ErrorEntry| entry.message.filter(|message| !message.is_empty()).unwrap_or(entry.code);
+            answer.errors.into_iter().map(of).collect::<Vec<_>>().join("; ")
+        }
+        Err(_) => String::from_utf8_lossy(&body).into_owned(),
+    };
+    text.trim().chars().take(TOLD).collect()
+}
+
+fn is_temporary(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error()
+}
+
+/// An error with its causes, without the URL, in which a signature may be.
+fn describe(error: &reqwest::Error) -> String {
+    let mut message = match error.url() {
+        Some(url) => error.to_string().replace(&format!(" for url ({url})"), ""),
+        None => error.to_string(),
+    };
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    message
+}
+
+fn secret(value: String) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&value).map_err(|_| "credentials that cannot be sent".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn basic(user: &str, password: &str) -> String {
+    use base64::Engine as _;
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
+}
+
+fn is_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
