@@ -293,13 +293,9 @@ async fn a_registry_that_misbehaves_is_named_and_what_can_be_saved_is() {
     for (repository, _) in failing {
         namespace.apply(pod(&node, repository, &registry.image(repository)));
     }
-    // A registry on this machine that has no TLS is spoken to without, as by containerd.
-    let local = FaultyRegistry::start(module(), None);
-    namespace.apply(pod(&node, "no-tls", &local.image("x")));
     for (repository, message) in failing {
         wait_for_message(&namespace, &node, repository, message);
     }
-    namespace.wait_until_ready(&node, "no-tls");
     // 429 twice, then the image; a download that broke off goes on where it was.
     for repository in ["broken-off", "busy"] {
         namespace.apply(pod(&node, repository, &registry.image(repository)));
@@ -329,6 +325,10 @@ async fn a_registry_that_misbehaves_is_named_and_what_can_be_saved_is() {
     assert!(
         secure.seen("/v2/redirect/blobs").iter().any(|seen| seen.authorization.as_deref() == Some("Bearer good-token"))
     );
+    // A registry on this machine that has no TLS is spoken to without, as by containerd.
+    let local = FaultyRegistry::start(module(), None);
+    namespace.apply(pod(&node, "no-tls", &local.image("x")));
+    namespace.wait_until_ready(&node, "no-tls");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -263,10 +263,53 @@ fn a_machine_that_is_short_of_memory_evicts_the_least_important_pod_first() {
         assert_eq!(pod["status"]["phase"], "Failed");
         let message = pod["status"]["message"].as_str().unwrap();
         assert!(message.starts_with("The node was low on resource: memory. "), "{message}");
+        // A Job does not count it as the pod's failure.
+        let conditions = pod["status"]["conditions"].as_array().unwrap();
+        let disrupted = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget").unwrap();
+        assert_eq!(
+            (disrupted["status"].as_str(), disrupted["reason"].as_str()),
+            (Some("True"), Some("TerminationByKubelet"))
+        );
     }
+    // Who would be the next to go is not taken.
+    let mut refused = node.fault_pod("refused", "sleep");
+    refused["spec"]["tolerations"] = json!([{"key": "kubernetes.io/arch", "operator": "Exists"}]);
+    namespace.apply(refused);
+    let refused = namespace.wait_for_pod(&node, "refused", "refused", |pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(
+        (&refused["status"]["reason"], &refused["status"]["message"]),
+        (&json!("Evicted"), &json!("The node had condition: [MemoryPressure]. "))
+    );
     let evicted_at = |name: &str| {
         let log = node.log();
         log.lines().position(|line| line.contains("evicted:") && line.contains(&format!("pressed/{name}"))).unwrap()
     };
     assert!(evicted_at("other") < evicted_at("important"), "log:\n{}", node.log());
+}
+
+#[test]
+fn a_pod_that_writes_more_than_its_limit_is_evicted_and_what_it_wrote_is_gone() {
+    let Some(cluster) = cluster() else { return };
+    let mut node = ClusterNode::prepare("greedy").with(&["--eviction-hard", fixture::NEVER_SHORT]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("greedy");
+    let mut frugal = node.fault_pod("frugal", "sleep");
+    let mut greedy = node.fault_pod("greedy", "flood");
+    for pod in [&mut frugal, &mut greedy] {
+        pod["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "500Ki"}});
+        pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    }
+    namespace.apply(frugal);
+    namespace.apply(greedy);
+    let evicted = namespace.wait_for_pod(&node, "greedy", "evicted", |pod| pod["status"]["reason"] == "Evicted");
+    let message = evicted["status"]["message"].as_str().unwrap();
+    let name = evicted["spec"]["containers"][0]["name"].as_str().unwrap();
+    assert_eq!(message, format!("Container {name} exceeded its local ephemeral storage limit \"500Ki\". "));
+    let conditions = evicted["status"]["conditions"].to_string();
+    assert!(!conditions.contains("DisruptionTarget"), "it is the pod's own doing: {conditions}");
+    let directory = node.path("data/pods").join(evicted["metadata"]["uid"].as_str().unwrap());
+    assert!(wait_for(|| !directory.join("volumes").exists()), "its volumes go with it, not with its object");
+    namespace.wait_until_ready(&node, "frugal");
 }

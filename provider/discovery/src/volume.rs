@@ -1,16 +1,18 @@
 //! The exchange volume: the directory that a pod mounts at the exchange directory's path, or that the node provides.
 //!
 //! Each stream's guest has a private exchange directory; the files that users put into the volume are copied into all of
-//! them when they change. What a guest writes over such a file is its own affair and never comes back here.
+//! them when they change. What a guest writes over such a file is its own affair and never comes back here. A file that is being
+//! written is handed on when it is closed, or given its name, and not before.
 
 use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
-use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::FileStamp;
 use akri_krustlet_host::patience::patiently;
+use akri_krustlet_host::{DirectoryWatcher, Finished, FinishedFiles};
 use rustix::fs::Dir;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,9 +33,9 @@ pub struct ExchangeVolume {
 impl ExchangeVolume {
     /// Reads the files and keeps watching them.
     pub fn watch(directory: &Path, watcher: &DirectoryWatcher) -> std::io::Result<Self> {
-        let changes = watcher.watch(directory)?;
+        let changes = watcher.watch_finished(directory)?;
         let mut known = Known::default();
-        let (sender, files) = watch::channel(Arc::new(read_files(directory, &mut known)?));
+        let (sender, files) = watch::channel(Arc::new(read_files(directory, &mut known, &Finished::all())?));
         let task = tokio::spawn(follow(directory.to_owned(), watcher.clone(), changes, known, sender));
         Ok(Self { files, task })
     }
@@ -53,13 +55,13 @@ impl Drop for ExchangeVolume {
 async fn follow(
     directory: PathBuf,
     watcher: DirectoryWatcher,
-    mut changes: watch::Receiver<()>,
+    mut changes: FinishedFiles,
     mut known: Known,
     files: watch::Sender<Arc<Files>>,
 ) {
     loop {
         while changes.changed().await.is_ok() {
-            known = publish(&directory, known, &files).await;
+            known = publish(&directory, known, changes.take(), &files).await;
             // Somebody may be writing all the time; the first change is told at once.
             tokio::time::sleep(PACE).await;
         }
@@ -67,16 +69,16 @@ async fn follow(
         tracing::warn!(directory = %directory.display(), "the exchange volume was removed; waiting for it to come back");
         changes = loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            if let Ok(changes) = watcher.watch(&directory) {
+            if let Ok(changes) = watcher.watch_finished(&directory) {
                 break changes;
             }
         };
-        known = publish(&directory, known, &files).await;
+        known = publish(&directory, known, Finished::all(), &files).await;
     }
 }
 
-/// Files as they were read, by their names, with what they were then.
-type Known = HashMap<OsString, (FileStamp, Arc<[u8]>)>;
+/// Files as they were read, by their names, with what they were then; none if their next change may look the same.
+type Known = HashMap<OsString, (Option<FileStamp>, Arc<[u8]>)>;
 
 /// Pause after a look that came to nothing.
 const RETRY: Duration = Duration::from_secs(1);
@@ -86,11 +88,16 @@ const PACE: Duration = Duration::from_millis(20);
 
 /// Reads what has changed, on a thread that may wait for the files' system; again if that does not answer, since nothing else may
 /// tell of the change.
-async fn publish(directory: &Path, mut known: Known, files: &watch::Sender<Arc<Files>>) -> Known {
+async fn publish(
+    directory: &Path,
+    mut known: Known,
+    mut finished: Finished,
+    files: &watch::Sender<Arc<Files>>,
+) -> Known {
     let (read, known) = loop {
         let (of_thread, mut before) = (directory.to_owned(), std::mem::take(&mut known));
         let read = move || {
-            let read = read_files(&of_thread, &mut before);
+            let read = read_files(&of_thread, &mut before, &finished);
             (read, before)
         };
         match patiently(&directory.display().to_string(), read).await {
@@ -98,6 +105,8 @@ async fn publish(directory: &Path, mut known: Known, files: &watch::Sender<Arc<F
             Err(hangs) => {
                 tracing::warn!(directory = %directory.display(), "the exchange volume: {hangs}; trying again");
                 tokio::time::sleep(RETRY).await;
+                // What was known went with the thread.
+                finished = Finished::all();
             }
         }
     };
@@ -116,8 +125,8 @@ async fn publish(directory: &Path, mut known: Known, files: &watch::Sender<Arc<F
     known
 }
 
-/// Reads the files of which `known` has not the content, and makes that up to date.
-fn read_files(directory: &Path, known: &mut Known) -> std::io::Result<Files> {
+/// Reads the files that are finished and of which `known` has not the content, and makes that up to date.
+fn read_files(directory: &Path, known: &mut Known, finished: &Finished) -> std::io::Result<Files> {
     let mut before = std::mem::take(known);
     let descriptor = open_directory(rustix::fs::CWD, directory)?;
     let mut files = Files::new();
@@ -131,17 +140,26 @@ fn read_files(directory: &Path, known: &mut Known) -> std::io::Result<Files> {
             tracing::warn!(directory = %directory.display(), "more than {MOST_FILES} files in the exchange volume; the rest is not handed on");
             break;
         }
-        let stamp = stamp(&directory.join(name));
-        if let Some((_, content)) = before.remove(OsStr::new(name)).filter(|(old, _)| Some(*old) == stamp) {
+        let metadata = std::fs::symlink_metadata(directory.join(name)).ok();
+        // A name that was made for a file that had one before is as good as a finished file.
+        let is_link = metadata.as_ref().is_some_and(|metadata| metadata.nlink() > 1);
+        let key = OsStr::new(name);
+        let is_finished = finished.any || finished.names.contains(key) || (is_link && finished.created.contains(key));
+        let stamp = metadata.as_ref().and_then(settled);
+        let earlier = before.remove(key);
+        if let Some((old, content)) = earlier.filter(|(old, _)| !is_finished || (old.is_some() && *old == stamp)) {
             files.insert(name.into(), content.clone());
-            known.extend(stamp.map(|stamp| (name.into(), (stamp, content))));
+            known.insert(name.into(), (old, content));
+            continue;
+        }
+        if !is_finished {
             continue;
         }
         match read_regular(descriptor.as_fd(), name, MOST_FILE) {
             Ok(Some(content)) => {
                 let content: Arc<[u8]> = content.into();
                 files.insert(name.into(), content.clone());
-                known.extend(stamp.map(|stamp| (name.into(), (stamp, content))));
+                known.insert(name.into(), (stamp, content));
             }
             Ok(None) => {}
             Err(error) => {
@@ -153,8 +171,8 @@ fn read_files(directory: &Path, known: &mut Known) -> std::io::Result<Files> {
 }
 
 /// What a file is; none for one that was changed so lately that its next change may look the same.
-fn stamp(file: &Path) -> Option<FileStamp> {
-    let stamp = FileStamp::of(&std::fs::symlink_metadata(file).ok()?);
+fn settled(metadata: &std::fs::Metadata) -> Option<FileStamp> {
+    let stamp = FileStamp::of(metadata);
     stamp.is_settled(SystemTime::now()).then_some(stamp)
 }
 
@@ -180,5 +198,36 @@ mod tests {
         files.wait_for(|files| **files.get(std::ffi::OsStr::new("a.txt")).unwrap() == *b"3").await.unwrap();
         std::fs::remove_file(directory.path().join("a.txt")).unwrap();
         files.wait_for(|files| files.len() == 1).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_being_written_is_handed_on_when_it_is_finished() {
+        use std::io::Write as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("old"), "whole").unwrap();
+        let watcher = DirectoryWatcher::start().unwrap();
+        let volume = ExchangeVolume::watch(directory.path(), &watcher).unwrap();
+        let mut files = volume.files();
+        let mut new = std::fs::File::create(path("new")).unwrap();
+        let mut old = std::fs::File::create(path("old")).unwrap();
+        for file in [&mut new, &mut old] {
+            file.write_all(b"ha").unwrap();
+        }
+        // Something else is finished meanwhile, by each way there is.
+        std::fs::write(path("written"), "1").unwrap();
+        std::fs::write(path(".staged"), "2").unwrap();
+        std::fs::rename(path(".staged"), path("moved")).unwrap();
+        std::fs::hard_link(path("written"), path("linked")).unwrap();
+        let seen = files.wait_for(|files| files.len() == 4).await.unwrap().clone();
+        let content = |files: &Files, name: &str| files.get(OsStr::new(name)).map(|content| content.to_vec());
+        assert_eq!(content(&seen, "new"), None);
+        assert_eq!(content(&seen, "old").unwrap(), b"whole", "what it was before it was opened");
+        for mut file in [new, old] {
+            file.write_all(b"lf").unwrap();
+        }
+        let whole =
+            |files: &Arc<Files>| ["new", "old"].iter().all(|name| content(files, name).unwrap_or_default() == b"half");
+        files.wait_for(whole).await.unwrap();
     }
 }

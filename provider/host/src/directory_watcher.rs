@@ -1,11 +1,12 @@
 //! Tells when something in a directory changes: one inotify instance for the whole process.
 //!
 //! An event says only *that* a directory changed; whoever watches it looks for itself. That makes a lost event (queue
-//! overflow) harmless: everybody looks.
+//! overflow) harmless: everybody looks. Who must not see files half written watches for [`FinishedFiles`].
 
 use futures::StreamExt as _;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
@@ -18,7 +19,63 @@ pub struct DirectoryWatcher {
 
 struct Shared {
     watches: Mutex<Watches>,
-    listeners: Mutex<HashMap<WatchDescriptor, Vec<watch::Sender<()>>>>,
+    listeners: Mutex<HashMap<WatchDescriptor, Vec<Listener>>>,
+}
+
+struct Listener {
+    changed: watch::Sender<()>,
+    /// Only of what is finished, and by name.
+    finished: Option<Arc<Mutex<Finished>>>,
+}
+
+/// Files of a directory that somebody has finished, since they were asked for last.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// Their names: written and closed, moved here or away, removed.
+    pub names: HashSet<OsString>,
+    /// New names; of a file that is being written, or another name for one that is not.
+    pub created: HashSet<OsString>,
+    /// Any file may be one: events were lost, or there were too many.
+    pub any: bool,
+}
+
+/// More names than these are not kept apart.
+const MOST_NAMES: usize = 256;
+
+impl Finished {
+    /// For whoever has to look at all files.
+    pub fn all() -> Self {
+        Self { any: true, ..Self::default() }
+    }
+
+    fn add(&mut self, mask: EventMask, name: Option<&OsStr>) {
+        let names = if mask.contains(EventMask::CREATE) { &mut self.created } else { &mut self.names };
+        match name {
+            Some(name) if names.len() < MOST_NAMES => {
+                names.insert(name.to_owned());
+            }
+            _ => self.any = true,
+        }
+    }
+}
+
+/// Follows the files of a directory that are finished.
+#[derive(Debug)]
+pub struct FinishedFiles {
+    changes: watch::Receiver<()>,
+    finished: Arc<Mutex<Finished>>,
+}
+
+impl FinishedFiles {
+    /// Resolves when files are finished; an error when the directory is gone.
+    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.changes.changed().await
+    }
+
+    /// What was finished since it was taken last.
+    pub fn take(&self) -> Finished {
+        std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -38,7 +95,7 @@ impl DirectoryWatcher {
             while let Some(event) = events.next().await {
                 let Some(shared) = of_task.upgrade() else { return };
                 match event {
-                    Ok(event) => shared.notify(&event.wd, event.mask),
+                    Ok(event) => shared.notify(&event.wd, event.mask, event.name.as_deref()),
                     Err(error) => {
                         tracing::warn!(%error, "reading inotify events");
                         shared.notify_all();
@@ -52,6 +109,20 @@ impl DirectoryWatcher {
     /// Watches `directory`. The receiver changes when a file in it was written and closed, appeared, vanished or was
     /// renamed; it closes when the directory itself is gone.
     pub fn watch(&self, directory: &Path) -> std::io::Result<watch::Receiver<()>> {
+        let (changed, changes) = watch::channel(());
+        self.listen(directory, Listener { changed, finished: None })?;
+        Ok(changes)
+    }
+
+    /// Watches `directory` for files that are finished.
+    pub fn watch_finished(&self, directory: &Path) -> std::io::Result<FinishedFiles> {
+        let (changed, changes) = watch::channel(());
+        let finished: Arc<Mutex<Finished>> = Arc::default();
+        self.listen(directory, Listener { changed, finished: Some(finished.clone()) })?;
+        Ok(FinishedFiles { changes, finished })
+    }
+
+    fn listen(&self, directory: &Path, listener: Listener) -> std::io::Result<()> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::CREATE
             | WatchMask::DELETE
@@ -62,16 +133,15 @@ impl DirectoryWatcher {
         // Held over both steps, so that an event cannot come between them.
         let mut listeners = self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let descriptor = self.shared.watches.lock().unwrap_or_else(PoisonError::into_inner).add(directory, mask)?;
-        let (sender, receiver) = watch::channel(());
         let of_directory = listeners.entry(descriptor).or_default();
-        of_directory.retain(|sender| !sender.is_closed());
-        of_directory.push(sender);
-        Ok(receiver)
+        of_directory.retain(|listener| !listener.changed.is_closed());
+        of_directory.push(listener);
+        Ok(())
     }
 }
 
 impl Shared {
-    fn notify(&self, descriptor: &WatchDescriptor, mask: EventMask) {
+    fn notify(&self, descriptor: &WatchDescriptor, mask: EventMask, name: Option<&OsStr>) {
         if mask.contains(EventMask::Q_OVERFLOW) {
             self.notify_all();
             return;
@@ -82,9 +152,12 @@ impl Shared {
             return;
         }
         let Some(of_directory) = listeners.get_mut(descriptor) else { return };
-        of_directory.retain(|sender| !sender.is_closed());
-        for sender in of_directory.iter() {
-            sender.send_replace(());
+        of_directory.retain(|listener| !listener.changed.is_closed());
+        for listener in of_directory.iter() {
+            if let Some(finished) = &listener.finished {
+                finished.lock().unwrap_or_else(PoisonError::into_inner).add(mask, name);
+            }
+            listener.changed.send_replace(());
         }
         if of_directory.is_empty() {
             listeners.remove(descriptor);
@@ -93,8 +166,11 @@ impl Shared {
     }
 
     fn notify_all(&self) {
-        for sender in self.listeners.lock().unwrap_or_else(PoisonError::into_inner).values().flatten() {
-            sender.send_replace(());
+        for listener in self.listeners.lock().unwrap_or_else(PoisonError::into_inner).values().flatten() {
+            if let Some(finished) = &listener.finished {
+                finished.lock().unwrap_or_else(PoisonError::into_inner).any = true;
+            }
+            listener.changed.send_replace(());
         }
     }
 }

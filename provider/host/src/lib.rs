@@ -10,6 +10,6 @@ mod served_socket;
 pub mod socket;
 mod token_bucket;
 
-pub use directory_watcher::DirectoryWatcher;
+pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
 pub use served_socket::ServedSocket;
 pub use token_bucket::TokenBucket;

@@ -19,11 +19,11 @@ use akri_krustlet_host::patience::patiently;
 use akri_krustlet_images::Launch;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
-use akri_krustlet_runtime::{GuestSpec, Outcome};
+use akri_krustlet_runtime::{GuestSpec, Outcome, SharedLimits};
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -45,6 +45,8 @@ pub struct PodContext {
     pub images: Mutex<HashMap<String, LoadedImage>>,
     /// Why the node puts an end to it, if it does.
     pub eviction: OnceLock<String>,
+    /// The limits that the guests of its containers share now, by the containers' names.
+    pub memory: Mutex<HashMap<String, Weak<SharedLimits>>>,
     /// An earlier run of the node had it.
     pub ran_before: bool,
 }
@@ -94,6 +96,12 @@ impl PodContext {
     fn image(&self, container: &Container) -> Option<LoadedImage> {
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         images.get(&container.name).filter(|image| Some(&image.name) == container.image.as_ref()).cloned()
+    }
+
+    /// Bytes of linear memory that its guests have now.
+    pub fn memory_in_use(&self) -> u64 {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.values().filter_map(Weak::upgrade).map(|limits| limits.memory_in_use() as u64).sum()
     }
 
     /// Keeps an image for a container.
@@ -379,6 +387,8 @@ async fn run_once(
     let handler = claim.and_then(|claim| Some((claim, handler_settings(context, container, scope)?)));
     let devices = device::access(context, kind, &container.name).await?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
+    let shared = Arc::downgrade(&limits);
+    context.memory.lock().unwrap_or_else(PoisonError::into_inner).insert(container.name.clone(), shared);
     let mut variables = environment::variables(container, &context.latest(), &services.node, scope)
         .map_err(|error| error.to_string())?;
     // What the pod's author says counts.
@@ -544,24 +554,24 @@ async fn run_handler(
     };
     let GuestSpec { args, env, preopens, log, limits, .. } = guest;
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
-    let handler = HandlerContainer::start(
-        services.runtime.clone(),
-        &services.watcher,
-        ContainerSpec {
-            name: format!("{}/{}", context.pod.key(), container.name),
-            settings,
-            program: image.program.clone(),
-            args,
-            env,
-            preopens,
-            limits,
-            log,
-            operator_host_paths: services.handlers.host_paths().clone(),
-            exchange_root: pod_directory.join("streams").join(&container.name),
-            exchange_volume,
-        },
-    )
-    .map_err(|error| error.to_string())?;
+    let spec = ContainerSpec {
+        name: format!("{}/{}", context.pod.key(), container.name),
+        settings,
+        program: image.program.clone(),
+        args,
+        env,
+        preopens,
+        limits,
+        log,
+        operator_host_paths: services.handlers.host_paths().clone(),
+        exchange_root: pod_directory.join("streams").join(&container.name),
+        exchange_volume,
+    };
+    let (runtime, watcher) = (services.runtime.clone(), services.watcher.clone());
+    // It reads the exchange volume, which may be a user's.
+    let started = patiently(context.pod.uid(), move || HandlerContainer::start(runtime, &watcher, spec)).await;
+    let handler =
+        started.map_err(|hangs| format!("the exchange volume: {hangs}"))?.map_err(|error| error.to_string())?;
     let _stop = StopWhenDropped(handler.clone());
     // Before the first stream can come: its complaint must not be missed.
     let mut complaints = handler.complaints();

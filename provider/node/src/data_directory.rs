@@ -7,6 +7,7 @@
 //! <data>/images/                                images that were pulled
 //! <data>/modules/                               compiled modules
 //! <data>/devices.json                           which pod has which devices, and the device plugins, 0600
+//! <data>/handler-owners.json                    which namespace's pods serve which discovery handler
 //! <data>/last-lists/                            of the Discover streams that are open, 0600
 //! <data>/pods/<uid>/pod.json                    the pod, annotated with the manifest that it came from
 //! <data>/pods/<uid>/status.json                 its status, as last reported
@@ -23,6 +24,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Mode of the files.
 const MODE: u32 = 0o640;
@@ -100,7 +102,16 @@ impl DataDirectory {
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        self.remove_staged();
         Ok(DataDirectoryLock { _file: file })
+    }
+
+    /// Removes what a kill left of files that were being written.
+    fn remove_staged(&self) {
+        let entries = std::fs::read_dir(&self.data).into_iter().flatten().flatten();
+        for staged in entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".new")) {
+            let _ = std::fs::remove_file(staged.path());
+        }
     }
 
     /// True if a node runs on this directory.
@@ -205,7 +216,11 @@ impl DataDirectory {
     pub fn pods(&self) -> std::io::Result<Vec<StoredPod>> {
         let mut pods = Vec::new();
         for entry in std::fs::read_dir(self.data.join("pods"))? {
-            let directory = entry?.path();
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                continue;
+            }
+            let directory = entry.path();
             if let Some(pod) = read_json::<Pod>(&directory.join("pod.json")) {
                 let status = read_json(&directory.join("status.json")).unwrap_or_default();
                 pods.push(StoredPod { pod, status });
@@ -216,17 +231,45 @@ impl DataDirectory {
         Ok(pods)
     }
 
-    /// Forgets a pod: its directory and its logs.
-    pub fn remove_pod(&self, pod: &Pod) -> std::io::Result<()> {
+    /// Forgets a pod: its directory and its logs are moved aside, to be removed by whoever has the time. A name of the same pod
+    /// is free at once.
+    pub fn set_aside(&self, pod: &Pod) -> std::io::Result<Vec<PathBuf>> {
         let metadata = &pod.metadata;
-        let (Some(name), Some(uid)) = (&metadata.name, &metadata.uid) else { return Ok(()) };
+        let (Some(name), Some(uid)) = (&metadata.name, &metadata.uid) else { return Ok(Vec::new()) };
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
+        let mut aside = Vec::new();
         for directory in [self.pod_logs(namespace, name, uid), self.pod(uid)] {
-            akri_krustlet_host::file::remove_tree(&directory)?;
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let parent = directory.parent().unwrap_or(&self.data).to_owned();
+            loop {
+                let number = NEXT.fetch_add(1, Ordering::Relaxed);
+                let place = parent.join(format!("{ASIDE}{number}"));
+                match std::fs::rename(&directory, &place) {
+                    Ok(()) => {
+                        aside.push(place);
+                        break;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+                    // Of an earlier life of the node.
+                    Err(_) if place.symlink_metadata().is_ok() => aside.push(place),
+                    Err(error) => return Err(error),
+                }
+            }
         }
-        Ok(())
+        Ok(aside)
+    }
+
+    /// What an earlier life of the node set aside and did not remove.
+    pub fn left_aside(&self) -> Vec<PathBuf> {
+        let places = [self.data.join("pods"), self.logs.clone()];
+        let entries = places.into_iter().flat_map(std::fs::read_dir).flatten().flatten();
+        let aside = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(ASIDE));
+        aside.map(|entry| entry.path()).collect()
     }
 }
+
+/// Names of directories that are set aside begin with it. No pod's do: names and UIDs begin with a letter or digit.
+const ASIDE: &str = ".akri-krustlet-removed-";
 
 /// Names come from manifests: never a path.
 fn file_name(name: &str) -> String {

@@ -3,13 +3,14 @@
 use crate::back_off::{self, BackOff};
 use crate::cluster::EventRecorder;
 use crate::cluster::events::EventType;
-use crate::cluster::machine::{Pressure, Thresholds};
 use crate::container::PodContext;
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
 use crate::environment::NodeFacts;
+use crate::eviction::{self, Candidate, PressureWatch, Resource};
+use crate::local_storage::LocalStorage;
 use crate::objects::Objects;
-use crate::placement::Admitted;
+use crate::placement::{self, Admitted};
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use crate::provider::{ClusterAccess, Services, WasmProvider};
 use crate::source::{PodEvent, PodSource};
@@ -18,6 +19,7 @@ use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
 use akri_krustlet_host::DirectoryWatcher;
+use akri_krustlet_host::file::remove_tree;
 use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
@@ -50,8 +52,8 @@ pub struct NodeConfig {
     pub allow_local_modules: bool,
     /// Percent of the disk in use at which unused images are removed, and until which.
     pub image_gc: GarbageCollection,
-    /// When the machine is short of something, so that pods are evicted.
-    pub thresholds: Thresholds,
+    /// What the machine is short of, so that pods are evicted.
+    pub pressure: Arc<PressureWatch>,
     /// How long containers that notice the node's end, by that of their standard input, may take for their own.
     pub shutdown_grace_period: Duration,
     /// The cluster, and where events go.
@@ -101,7 +103,8 @@ pub struct Node {
     /// The pods of the tasks, by UID.
     tasks_of: HashMap<tokio::task::Id, String>,
     image_gc_period: Duration,
-    thresholds: Thresholds,
+    /// What the pods that run take of the disk, while it is looked at.
+    measured: JoinSet<(String, Vec<Candidate>)>,
     shutdown_grace_period: Duration,
     /// Pods of a node alone that are tried again: what the node gave up, after a pause.
     retries: JoinSet<String>,
@@ -152,8 +155,6 @@ fn deadline(context: &PodContext, pod: &PodObject) -> Option<tokio::time::Instan
 
 /// How often the machine is looked at.
 const PRESSURE: Duration = Duration::from_secs(10);
-/// Pods of this priority and higher keep a cluster going, and are not evicted.
-const CRITICAL: i32 = 2_000_000_000;
 /// How long pods may take to let go when the node ends.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -183,6 +184,7 @@ impl Node {
             registry,
             allow_local_modules: config.allow_local_modules,
             admitted: Admitted::default(),
+            pressure: config.pressure,
             events: events.unwrap_or_default(),
             cluster,
             images: crate::image::LoadedImages::default(),
@@ -201,7 +203,7 @@ impl Node {
             tasks: JoinSet::new(),
             tasks_of: HashMap::new(),
             image_gc_period: config.image_gc.period,
-            thresholds: config.thresholds,
+            measured: JoinSet::new(),
             shutdown_grace_period: config.shutdown_grace_period,
             retries: JoinSet::new(),
             pauses: HashMap::new(),
@@ -233,6 +235,7 @@ impl Node {
             let (client, instances) = (cluster.client.clone(), self.services.handlers.instances());
             tokio::spawn(crate::cluster::instances::follow(client, instances))
         });
+        self.remove_directories("of an earlier run".to_owned(), self.services.data.left_aside());
         let period = self.image_gc_period;
         let mut pressure = tokio::time::interval_at(tokio::time::Instant::now() + PRESSURE, PRESSURE);
         let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
@@ -244,6 +247,9 @@ impl Node {
                 _ = pressure.tick() => self.relieve(),
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Some(Ok(uid)) = self.retries.join_next() => self.retry(&uid),
+                Some(Ok((state, candidates))) = self.measured.join_next() => {
+                    self.evict_first(Resource::Storage, &state, candidates);
+                }
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
@@ -349,35 +355,47 @@ impl Node {
 
     /// Evicts a pod if the machine is short of memory or, when images have been removed, of space.
     fn relieve(&mut self) {
-        let Pressure { memory, disk, .. } = Pressure::read(self.services.data.path(), &self.thresholds);
-        let had_full_disk = std::mem::replace(&mut self.had_full_disk, disk.is_some());
-        let (resource, state) = match (memory, disk) {
-            (Some(state), _) => ("memory", state),
-            (None, Some(state)) if had_full_disk => ("ephemeral-storage", state),
-            (None, Some(_)) => return self.collect_garbage(),
-            (None, None) => return,
-        };
-        if let Some(known) = self.least_important() {
-            known.context.evict_for_node(format!("The node was low on resource: {resource}. {state}"));
+        let acute = self.services.pressure.look();
+        let is_disk = acute.as_ref().is_some_and(|(resource, _)| *resource == Resource::Storage);
+        let had_full_disk = std::mem::replace(&mut self.had_full_disk, is_disk);
+        match acute {
+            None => {}
+            Some((Resource::Memory, state)) => {
+                let candidates = self
+                    .may_end()
+                    .map(|known| Candidate { used: known.context.memory_in_use(), ..candidate(known, "memory") });
+                let candidates = candidates.collect();
+                self.evict_first(Resource::Memory, &state, candidates);
+            }
+            Some((Resource::Storage, _)) if !had_full_disk => self.collect_garbage(),
+            Some((Resource::Storage, state)) => self.measure(state),
         }
     }
 
-    /// Of the pods that run and may be ended, the one of the lowest priority, of those the one that was promised least, of those
-    /// the youngest.
-    fn least_important(&self) -> Option<&KnownPod> {
-        let may_end = |known: &&KnownPod| {
-            let priority = known.pod.spec().priority.unwrap_or(0);
-            known.running && known.context.termination.current().is_none() && priority < CRITICAL
-        };
-        self.pods.values().filter(may_end).min_by_key(|known| {
-            let promised = match status::qos_class(&known.pod) {
-                "BestEffort" => 0,
-                "Burstable" => 1,
-                _ => 2,
-            };
-            let started = known.context.reporter.current().start_time.map(|time| time.0);
-            (known.pod.spec().priority.unwrap_or(0), promised, std::cmp::Reverse(started))
-        })
+    /// Pods that run and are not ended already.
+    fn may_end(&self) -> impl Iterator<Item = &KnownPod> {
+        self.pods.values().filter(|known| known.running && known.context.termination.current().is_none())
+    }
+
+    /// Finds out what the pods take of the disk, if that is not under way.
+    fn measure(&mut self, state: String) {
+        if !self.measured.is_empty() {
+            return;
+        }
+        let data = self.services.data.clone();
+        let pods: Vec<_> =
+            self.may_end().map(|known| (known.pod.clone(), candidate(known, "ephemeral-storage"))).collect();
+        self.measured.spawn_blocking(move || {
+            let used = |pod: &PodObject| LocalStorage::of(&data, pod).total();
+            (state, pods.into_iter().map(|(pod, candidate)| Candidate { used: used(&pod), ..candidate }).collect())
+        });
+    }
+
+    fn evict_first(&self, resource: Resource, state: &str, candidates: Vec<Candidate>) {
+        let Some(first) = eviction::first(candidates) else { return };
+        let Some(known) = self.pods.get(&first.uid).filter(|known| known.running) else { return };
+        let resource = resource.name();
+        known.context.evict_for_node(format!("The node was low on resource: {resource}. {state}"));
     }
 
     /// Removes images that no pod runs, if the disk is nearly full.
@@ -437,7 +455,7 @@ impl Node {
         let directory = self.services.data.pod(uid);
         tokio::task::spawn_blocking(move || {
             for part in ["volumes", "files", "exchange", "streams"] {
-                if let Err(error) = akri_krustlet_host::file::remove_tree(&directory.join(part)) {
+                if let Err(error) = remove_tree(&directory.join(part)) {
                     tracing::warn!(directory = %directory.display(), %error, "cannot remove what an evicted pod left");
                 }
             }
@@ -505,11 +523,31 @@ impl Node {
     fn forget(&mut self, uid: &str) {
         self.services.sink.forget(uid);
         self.pauses.remove(uid);
-        if let Some(known) = self.pods.remove(uid)
-            && let Err(error) = self.services.data.remove_pod(&known.pod.api)
-        {
-            tracing::warn!(pod = known.pod.key(), %error, "cannot remove the pod's files");
+        if let Some(known) = self.pods.remove(uid) {
+            self.remove_files(&known.pod.api);
         }
+    }
+
+    /// Removes what a pod has on the disk: its place is free at once, and the files go in their time.
+    fn remove_files(&self, pod: &k8s_openapi::api::core::v1::Pod) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        match self.services.data.set_aside(pod) {
+            Ok(aside) => self.remove_directories(uid, aside),
+            Err(error) => tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone"),
+        }
+    }
+
+    fn remove_directories(&self, uid: String, directories: Vec<PathBuf>) {
+        if directories.is_empty() {
+            return;
+        }
+        tokio::task::spawn_blocking(move || {
+            for directory in directories {
+                if let Err(error) = remove_tree(&directory) {
+                    tracing::warn!(uid, directory = %directory.display(), %error, "cannot remove the files of a pod that is gone");
+                }
+            }
+        });
     }
 
     /// Removes what is left of pods that went while the node was down.
@@ -535,15 +573,23 @@ impl Node {
                 kept.insert(uid.to_owned());
                 continue;
             }
-            if !self.pods.contains_key(uid)
-                && let Err(error) = self.services.data.remove_pod(&stored.pod)
-            {
-                tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone");
+            if !self.pods.contains_key(uid) {
+                self.remove_files(&stored.pod);
             }
         }
         if let Some(devices) = &self.services.devices {
             devices.retain(|uid| kept.contains(uid));
         }
+    }
+}
+
+/// A pod that may be evicted, without what it takes.
+fn candidate(known: &KnownPod, resource: &str) -> Candidate {
+    Candidate {
+        uid: known.pod.uid().to_owned(),
+        priority: known.pod.spec().priority.unwrap_or(0),
+        used: 0,
+        requested: placement::requested(&known.pod, resource),
     }
 }
 

@@ -71,6 +71,11 @@ fn fits(requested: &Requests, others: &[&Requests], node: &Node) -> Result<(), R
     Ok(())
 }
 
+/// What a pod asks for of a resource that is counted here.
+pub fn requested(pod: &PodObject, resource: &str) -> u64 {
+    requests(pod).get(resource).copied().unwrap_or(0)
+}
+
 /// The sum over the containers, or the largest init container if that is more; and the pod's overhead.
 fn requests(pod: &PodObject) -> Requests {
     let of = |container: &Container, name: &str| {

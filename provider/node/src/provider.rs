@@ -5,6 +5,7 @@ use crate::container::PodContext;
 use crate::container_log::{ContainerLogReader, LogRequest};
 use crate::data_directory::DataDirectory;
 use crate::environment::NodeFacts;
+use crate::eviction::PressureWatch;
 use crate::objects::Objects;
 use crate::placement::Admitted;
 use crate::pod::PodObject;
@@ -38,6 +39,8 @@ pub struct Services {
     pub allow_local_modules: bool,
     /// What the pods on the node have asked for.
     pub admitted: Admitted,
+    /// What the machine is short of.
+    pub pressure: Arc<PressureWatch>,
     /// Takes events.
     pub events: EventRecorder,
     /// The cluster; a node may be without one.
@@ -153,6 +156,7 @@ impl WasmProvider {
             termination: Default::default(),
             images: Default::default(),
             eviction: Default::default(),
+            memory: Default::default(),
             ran_before,
         });
         PodState { context, volumes: Volumes::default(), back_off: Default::default() }

@@ -86,7 +86,11 @@ const POD: &[Row] = &[
     ("volumes[].emptyDir.sizeLimit", Honoured, "looked at every 10 s; a pod above it is evicted"),
     ("volumes[].projected.sources[].clusterTrustBundle", Refused, "not supported yet"),
     ("volumes[].projected.sources[].podCertificate", Refused, "not supported yet"),
-    ("volumes[].emptyDir.medium", Ignored, "always on the node's disk"),
+    (
+        "volumes[].emptyDir.medium",
+        Ignored,
+        "on the node's disk: a guest cannot be kept from filling the node's memory there, whose limit is that of its linear memory",
+    ),
     ("workloadRef", Ignored, "the scheduler's"),
 ];
 
@@ -111,7 +115,7 @@ const CONTAINER: &[Row] = &[
     (
         "resources",
         Honoured,
-        "limits.cpu and limits.memory bound the guests together; requests are counted; devices come from device plugins",
+        "limits.cpu and limits.memory bound the guests together, a pod above limits.ephemeral-storage is evicted (looked at every 10 s); requests are counted; devices come from device plugins",
     ),
     ("resources.claims", Refused, "not supported"),
     ("restartPolicyRules", Refused, "not supported yet"),

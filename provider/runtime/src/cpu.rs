@@ -6,7 +6,8 @@
 //! `Metered` wraps a guest's future and decides before each turn whether it may run:
 //! - a container with `limits.cpu` has a [`CpuShare`], a balance that fills at that rate; turns are paid from it in
 //!   measured thread CPU time, and a guest waits while the balance is below zero;
-//! - a guest that used up most of its last turn is a *spinner*, and spinners queue for as many places as there are cores.
+//! - a guest that used up most of its last turn, or more than a quarter of the time lately in however short turns, is a
+//!   *spinner*, and spinners queue for as many places as there are cores.
 //!   There is one thread more than that, so a guest that was woken to answer never waits behind them.
 
 use crate::engine::EPOCH;
@@ -26,6 +27,10 @@ use wasmtime::Engine;
 const BURST: Duration = Duration::from_millis(100);
 /// Turns of this length or more make a guest a spinner.
 const SPINNING: Duration = Duration::from_millis(5);
+/// So do shorter ones that add up: this much of what it used in about the last [`MEMORY`].
+const BUSY: f64 = 0.025;
+/// Seconds over which what was used is forgotten.
+const MEMORY: f64 = 0.1;
 
 /// A container's CPU time: a balance that fills at a rate and is paid in thread CPU time.
 #[derive(Debug)]
@@ -57,6 +62,13 @@ impl CpuShare {
         balance.seconds = (balance.seconds + filled).min(BURST.as_secs_f64() * self.rate) - used.as_secs_f64();
         balance.at = now;
         (balance.seconds < 0.0).then(|| Duration::from_secs_f64(-balance.seconds / self.rate))
+    }
+}
+
+impl CpuShare {
+    /// Charges what was spent elsewhere; whoever runs next waits for it.
+    pub(crate) fn owe(&self, used: Duration) {
+        let _ = self.pay(used);
     }
 }
 
@@ -108,6 +120,7 @@ impl GuestThreads {
             limits,
             clock: self.clock.clone(),
             spinners: self.spinners.clone(),
+            recent: Recent { seconds: 0.0, at: Instant::now() },
             queue: None,
             pause: None,
         }
@@ -130,10 +143,30 @@ pub(crate) struct Metered<F> {
     limits: Arc<crate::limits::SharedLimits>,
     clock: Arc<EpochClock>,
     spinners: Arc<Semaphore>,
+    /// What it used lately.
+    recent: Recent,
     /// Set while the guest is a spinner.
     queue: Option<Box<PollSemaphore>>,
     /// Set while its container is in debt.
     pause: Option<Pin<Box<Sleep>>>,
+}
+
+/// A sum of turns that fades.
+#[derive(Debug)]
+struct Recent {
+    seconds: f64,
+    at: Instant,
+}
+
+impl Recent {
+    /// The sum with one more turn, which has just ended.
+    fn add(&mut self, turn: Duration) -> f64 {
+        let now = Instant::now();
+        let faded = self.seconds * (-now.duration_since(self.at).as_secs_f64() / MEMORY).exp();
+        self.seconds = faded + turn.as_secs_f64();
+        self.at = now;
+        self.seconds
+    }
 }
 
 impl<F: Future> Future for Metered<F> {
@@ -166,7 +199,8 @@ impl<F: Future> Future for Metered<F> {
                 context.waker().wake_by_ref();
             }
         }
-        if started.elapsed() < SPINNING {
+        let turn = started.elapsed();
+        if turn < SPINNING && this.recent.add(turn) < BUSY {
             this.queue = None;
         } else if this.queue.is_none() {
             this.queue = Some(Box::new(PollSemaphore::new(this.spinners.clone())));
@@ -179,7 +213,7 @@ fn sleep(duration: Duration) -> Pin<Box<Sleep>> {
     Box::pin(tokio::time::sleep(duration))
 }
 
-fn thread_cpu_time() -> Duration {
+pub(crate) fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
@@ -277,6 +311,25 @@ mod tests {
         }
         let cores = used.as_secs_f64() / start.elapsed().as_secs_f64();
         assert!((0.095..=0.105).contains(&cores), "{cores}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn short_turns_that_add_up_are_seen_and_forgotten() {
+        let mut recent = Recent { seconds: 0.0, at: Instant::now() };
+        let turn = Duration::from_millis(4);
+        let mut sum = 0.0;
+        for _ in 0..20 {
+            tokio::time::advance(turn).await;
+            sum = recent.add(turn);
+        }
+        assert!(sum > BUSY, "{sum}");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let mut most: f64 = 0.0;
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_millis(40)).await;
+            most = most.max(recent.add(turn));
+        }
+        assert!(most < BUSY, "a guest that works a tenth of the time is none: {most}");
     }
 
     #[tokio::test(start_paused = true)]

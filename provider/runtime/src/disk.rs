@@ -2,7 +2,8 @@
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Bounds what a guest keeps in its private directory.
 ///
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// rewrites its answer for years is never refused and one that fills the disk is stopped at the limit.
 #[derive(Debug)]
 pub(crate) struct DiskBudget {
-    directory: OwnedFd,
+    directory: Arc<OwnedFd>,
     bytes: u64,
     entries: u64,
     bytes_assumed: u64,
@@ -18,7 +19,7 @@ pub(crate) struct DiskBudget {
 }
 
 impl DiskBudget {
-    pub(crate) fn new(directory: OwnedFd, bytes: u64, entries: u64) -> Self {
+    pub(crate) fn new(directory: Arc<OwnedFd>, bytes: u64, entries: u64) -> Self {
         Self { directory, bytes, entries, bytes_assumed: 0, entries_assumed: 0 }
     }
 
@@ -152,7 +153,7 @@ mod tests {
 
     fn budget(directory: &std::path::Path) -> DiskBudget {
         let descriptor = rustix::fs::open(directory, OFlags::DIRECTORY, Mode::empty()).unwrap();
-        DiskBudget::new(descriptor, 1 << 20, 100)
+        DiskBudget::new(Arc::new(descriptor), 1 << 20, 100)
     }
 
     #[test]

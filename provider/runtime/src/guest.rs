@@ -1,17 +1,21 @@
 //! A guest: one running instance of a program.
 
 use crate::cpu::GuestThreads;
+use crate::directories::OpenDirectories;
 use crate::disk::{DiskBudget, OpenFiles};
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::program::{LoadError, Program};
 use crate::stdin::Stdin;
 use crate::wasi::{GuestClock, GuestState, Progress, Signals};
+use futures::FutureExt as _;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fmt;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
@@ -215,7 +219,7 @@ pub(crate) fn start(
         };
         classify(result, &store.data().limiter)
     };
-    let metered = threads.meter(limits, run);
+    let metered = unless_host_panics(spec.name, threads.meter(limits, run));
     let interrupted = interrupt.clone();
     threads.spawn(async move {
         let outcome = tokio::select! {
@@ -228,6 +232,29 @@ pub(crate) fn start(
     Ok(Guest { signals, interrupt, outcome })
 }
 
+/// Calls of guests in which the host panicked, since the process began.
+static HOST_PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// A panic of the host in a guest's call ends that guest as a trap does: it is the guest's, and whoever runs it waits before
+/// it is run again.
+async fn unless_host_panics(name: String, run: impl Future<Output = Outcome>) -> Outcome {
+    match AssertUnwindSafe(run).catch_unwind().await {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+            let number = HOST_PANICS.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::error!(
+                guest = name,
+                panics = number,
+                "the host panicked in a call of a guest: {text}; please report this"
+            );
+            let message = format!("the host panicked in a call of the guest: {text}");
+            Outcome::Trapped(TrapReport { message, frames: Vec::new() })
+        }
+    }
+}
+
 /// Descriptor of the first directory that a guest is given.
 const FIRST_PREOPEN: i32 = 3;
 
@@ -238,6 +265,7 @@ pub(crate) fn build_store(
     signals: Arc<Signals>,
 ) -> Result<Store<GuestState>, StartError> {
     let clock = GuestClock::new();
+    let may_block = spec.preopens.iter().any(|preopen| !preopen.private);
     let mut wasi = WasiCtxBuilder::new();
     wasi.arg(&spec.name)
         .args(&spec.args)
@@ -247,7 +275,7 @@ pub(crate) fn build_store(
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false)
-        .allow_blocking_current_thread(spec.preopens.iter().all(|preopen| preopen.private));
+        .allow_blocking_current_thread(!may_block);
     if let Some(stdin) = &spec.stdin {
         wasi.stdin(stdin.clone());
     }
@@ -257,6 +285,7 @@ pub(crate) fn build_store(
     }
     let limits = *spec.limits.limits();
     let (mut disk, mut private) = (None, None);
+    let mut directories = OpenDirectories::default();
     for (preopen, descriptor) in spec.preopens.iter().zip(FIRST_PREOPEN..) {
         let failed =
             |source| StartError::Directory { host: preopen.host.clone(), guest: preopen.guest.clone(), source };
@@ -270,10 +299,11 @@ pub(crate) fn build_store(
         };
         wasi.preopened_dir(&host, &preopen.guest, permissions)
             .map_err(|error| failed(std::io::Error::other(format!("{error:#}"))))?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&host, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let directory = Arc::new(directory);
+        directories.insert(descriptor, directory.clone());
         if preopen.private {
-            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let directory =
-                rustix::fs::open(&preopen.host, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
             disk = Some(DiskBudget::new(directory, limits.disk, limits.disk_entries));
             private = Some(descriptor);
         }
@@ -286,6 +316,8 @@ pub(crate) fn build_store(
         disk,
         open_files: 0,
         files: OpenFiles::new(private),
+        directories,
+        may_block,
         answer: spec.answer.clone(),
         stdin: spec.stdin.clone(),
     };
@@ -328,4 +360,20 @@ fn open_beneath(directory: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let root = rustix::fs::open(directory, flags, Mode::empty())?;
     rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_the_host_is_the_end_of_its_guest_only() {
+        async fn panics() -> Outcome {
+            panic!("out of {}", "order")
+        }
+        let Outcome::Trapped(report) = unless_host_panics("g".to_owned(), panics()).await else { panic!() };
+        assert_eq!(report.message, "the host panicked in a call of the guest: out of order");
+        assert!(HOST_PANICS.load(Ordering::Relaxed) > 0);
+        assert_eq!(unless_host_panics("g".to_owned(), async { Outcome::Exited(3) }).await, Outcome::Exited(3));
+    }
 }

@@ -25,6 +25,7 @@
 pub mod aot;
 pub mod compile;
 pub mod cpu;
+mod directories;
 mod disk;
 pub mod engine;
 pub mod guest;

@@ -411,3 +411,23 @@ async fn writes_to_numbers_that_are_no_files_leave_nothing_behind() {
     // Other tests of this process have memory, too, but not fifty bytes for each write.
     assert!(grown < 64 << 20, "{grown} bytes for 2,000,000 writes");
 }
+
+#[tokio::test]
+async fn exceptions_are_caught_and_a_flood_of_them_stays_in_the_guests_memory() {
+    let thrown = r#"(tag $oops (param i32))
+        (func (export "_start") (call $exit (block $caught (result i32)
+            (try_table (catch $oops $caught) (throw $oops (i32.const 7))) (i32.const 1))))"#;
+    assert_eq!(run(thrown, ContainerLimits::default()).await, Outcome::Exited(7));
+    // Each stays reachable from the one after it, in a table.
+    let flood = r#"(tag $oops) (table $kept 100000 exnref)
+        (func (export "_start") (local $at i32)
+            (loop $again
+                (table.set $kept (local.get $at) (block $caught (result exnref)
+                    (try_table (catch_all_ref $caught) (throw $oops)) (unreachable)))
+                (local.set $at (i32.add (local.get $at) (i32.const 1)))
+                (br_if $again (i32.lt_u (local.get $at) (i32.const 100000)))))"#;
+    let small = ContainerLimits { memory: 3 << 20, ..ContainerLimits::default() };
+    assert!(matches!(run(flood, small).await, Outcome::OutOfMemory { .. }));
+    let large = ContainerLimits { memory: 64 << 20, ..ContainerLimits::default() };
+    assert_eq!(run(flood, large).await, Outcome::Exited(0));
+}

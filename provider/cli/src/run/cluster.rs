@@ -79,6 +79,9 @@ pub(super) async fn run(
         [] => vec![own_address(&connection, &data).await?],
         chosen => chosen.to_vec(),
     };
+    let (node_object, watched) = watch::channel(None);
+    let events = EventRecorder::start(connection.client(), &name);
+    let mut config = node_config(arguments, &name, &addresses, &data)?;
     let settings = NodeSettings {
         name: name.clone(),
         hostname,
@@ -88,14 +91,10 @@ pub(super) async fn run(
         labels,
         max_pods: flags.max_pods,
         reserved,
-        thresholds: arguments.eviction_hard.clone(),
+        pressure: config.pressure.told(),
         data: data.path().to_owned(),
         instance: data.instance().context("cannot make the node's instance file")?,
     };
-
-    let (node_object, watched) = watch::channel(None);
-    let events = EventRecorder::start(connection.client(), &name);
-    let mut config = node_config(arguments, &name, &addresses, &data)?;
     config.facts.allocatable = config.facts.allocatable.without(&settings.reserved);
     config.allow_local_modules = flags.allow_local_modules;
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));

@@ -11,6 +11,7 @@ use akri_krustlet_discovery::host_path::AllowList;
 use akri_krustlet_images::{GarbageCollection, NodeCredentials};
 use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::environment::NodeFacts;
+use akri_krustlet_node::eviction::{EvictionSettings, PressureWatch, Reclaim};
 use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
 use anyhow::{Context as _, bail};
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -81,14 +83,21 @@ pub(crate) struct RunArguments {
     /// Registries (HOST or HOST:PORT) that are spoken to without TLS
     #[arg(long, env = "KRUSTLET_INSECURE_REGISTRIES", value_name = "HOSTS", value_delimiter = ',')]
     insecure_registries: Vec<String>,
-    /// What must be left of the machine; if less is, the node says so in its conditions and evicts pods, the least important
-    /// first. Signals: memory.available, nodefs.available, nodefs.inodesFree, pid.available
+    /// What must be left of the machine; if less is, the node says so in its conditions, takes no more pods that would be the
+    /// next to go, and evicts pods: those that take more than they asked for first, then by priority. For pid.available it only
+    /// says so, since guests have no processes. Signals: memory.available, nodefs.available, nodefs.inodesFree, pid.available
     #[arg(
         long,
         value_name = "SIGNAL<AMOUNT,...",
         default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<10%"
     )]
     eviction_hard: Thresholds,
+    /// What must be left besides, once it was too little, before evictions end
+    #[arg(long, value_name = "SIGNAL=AMOUNT,...", default_value = "", hide_default_value = true)]
+    eviction_minimum_reclaim: Reclaim,
+    /// How long a shortage is told in the node's conditions after it was seen last, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    eviction_pressure_transition_period: u64,
     /// Percent of the data directory's disk in use at which images that no pod runs are removed
     #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_high_threshold: u8,
@@ -187,7 +196,14 @@ fn node_config(
             minimum_age: Duration::from_secs(arguments.image_gc_minimum_age),
             period: Duration::from_secs(arguments.image_gc_period),
         },
-        thresholds: arguments.eviction_hard.clone(),
+        pressure: Arc::new(PressureWatch::new(
+            data.path().to_owned(),
+            EvictionSettings {
+                thresholds: arguments.eviction_hard.clone(),
+                minimum_reclaim: arguments.eviction_minimum_reclaim.clone(),
+                transition_period: Duration::from_secs(arguments.eviction_pressure_transition_period),
+            },
+        )),
         shutdown_grace_period: Duration::from_secs(arguments.shutdown_grace_period),
         cluster: None,
     })

@@ -36,17 +36,82 @@ pub struct Thresholds {
 
 /// An amount, or a part of what there is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Least {
+pub enum Least {
+    /// In bytes, inodes or processes.
     Amount(f64),
+    /// Of all.
     Percent(f64),
 }
 
 impl Least {
-    fn is_reached(self, left: u64, all: u64) -> bool {
+    fn of(self, all: u64) -> f64 {
         match self {
-            Self::Amount(least) => (left as f64) < least,
-            Self::Percent(least) => left as f64 * 100.0 < all as f64 * least,
+            Self::Amount(least) => least,
+            Self::Percent(percent) => all as f64 * percent / 100.0,
         }
+    }
+}
+
+impl std::str::FromStr for Least {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%') {
+            Some(percent) => {
+                percent.parse().map(Self::Percent).map_err(|error: std::num::ParseFloatError| error.to_string())
+            }
+            None => quantity::parse(text).map(|least| Self::Amount(least.as_f64())).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// Something that the machine may be short of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shortage {
+    /// As a kubelet names it.
+    pub signal: &'static str,
+    /// In words.
+    pub what: &'static str,
+    /// What must be left.
+    pub least: Least,
+    /// What is left.
+    pub left: u64,
+    /// What there is.
+    pub all: u64,
+}
+
+/// What the machine has left of each thing; of space and inodes what is shorter.
+#[derive(Clone, Debug, Default)]
+pub struct Shortages {
+    /// Memory.
+    pub memory: Option<Shortage>,
+    /// The data directory's filesystem.
+    pub disk: Option<Shortage>,
+    /// Processes.
+    pub pid: Option<Shortage>,
+}
+
+impl Shortage {
+    /// Less than the least is left, or less than that and what is to be reclaimed.
+    pub fn is_met(&self, reclaim: Option<Least>) -> bool {
+        let wanted = self.least.of(self.all) + reclaim.map_or(0.0, |reclaim| reclaim.of(self.all));
+        (self.left as f64) < wanted
+    }
+
+    /// How it is, in words.
+    pub fn message(&self) -> String {
+        let Self { what, left, all, .. } = self;
+        match self.signal {
+            "memory.available" | "nodefs.available" => {
+                format!("{} of {} MiB {what} are available", left >> 20, all >> 20)
+            }
+            _ => format!("{left} of {all} {what} are available"),
+        }
+    }
+
+    /// Of this machine, now. What cannot be told is not short.
+    pub fn read(data: &Path, least: &Thresholds) -> Shortages {
+        Shortages { memory: memory(least), disk: disk(data, least), pid: processes(least) }
     }
 }
 
@@ -71,12 +136,7 @@ impl std::str::FromStr for Thresholds {
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (signal, least) =
                 part.split_once('<').ok_or_else(|| format!("{part}: expected SIGNAL<AMOUNT or SIGNAL<PERCENT%"))?;
-            let least = match least.strip_suffix('%') {
-                Some(percent) => percent.parse().map(Least::Percent).map_err(|error| format!("{part}: {error}"))?,
-                None => quantity::parse(least)
-                    .map(|least| Least::Amount(least.as_f64()))
-                    .map_err(|error| format!("{part}: {error}"))?,
-            };
+            let least = least.parse().map_err(|error| format!("{part}: {error}"))?;
             match signal {
                 "memory.available" => thresholds.memory = least,
                 "nodefs.available" => thresholds.space = least,
@@ -115,35 +175,37 @@ impl Capacity {
     }
 }
 
-impl Pressure {
-    /// Of this machine, now.
-    pub fn read(data: &Path, least: &Thresholds) -> Self {
-        Self { memory: memory_pressure(least), disk: disk_pressure(data, least), pid: pid_pressure(least) }
-    }
+fn memory(least: &Thresholds) -> Option<Shortage> {
+    let (left, all) = (meminfo("MemAvailable:")?, meminfo("MemTotal:")?);
+    Some(Shortage { signal: "memory.available", what: "of memory", least: least.memory, left, all })
 }
 
-fn memory_pressure(least: &Thresholds) -> Option<String> {
-    let (available, all) = (meminfo("MemAvailable:")?, meminfo("MemTotal:")?);
-    least.memory.is_reached(available, all).then(|| format!("{} MiB of memory are available", available >> 20))
-}
-
-fn disk_pressure(data: &Path, least: &Thresholds) -> Option<String> {
+fn disk(data: &Path, least: &Thresholds) -> Option<Shortage> {
     let disk = rustix::fs::statvfs(data).ok()?;
-    let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-    if least.space.is_reached(free, all) {
-        return Some(format!("{} MiB of the space of {} are free", free >> 20, data.display()));
-    }
+    let space = Shortage {
+        signal: "nodefs.available",
+        what: "of the data directory's filesystem",
+        least: least.space,
+        left: disk.f_bavail * disk.f_frsize,
+        all: disk.f_blocks * disk.f_frsize,
+    };
+    let inodes = Shortage {
+        signal: "nodefs.inodesFree",
+        what: "inodes of the data directory's filesystem",
+        least: least.inodes,
+        left: disk.f_favail,
+        all: disk.f_files,
+    };
     // Some filesystems count no inodes.
-    let short = disk.f_files > 0 && least.inodes.is_reached(disk.f_favail, disk.f_files);
-    short.then(|| format!("{} of the inodes of {} are free", disk.f_favail, data.display()))
+    Some(if !space.is_met(None) && disk.f_files > 0 && inodes.is_met(None) { inodes } else { space })
 }
 
-fn pid_pressure(least: &Thresholds) -> Option<String> {
-    let most: u64 = read("/proc/sys/kernel/pid_max")?.parse().ok()?;
+fn processes(least: &Thresholds) -> Option<Shortage> {
+    let all: u64 = read("/proc/sys/kernel/pid_max")?.parse().ok()?;
     let load = read("/proc/loadavg")?;
     let tasks: u64 = load.split(' ').nth(3)?.split_once('/')?.1.parse().ok()?;
-    let left = most.saturating_sub(tasks);
-    least.processes.is_reached(left, most).then(|| format!("{tasks} of {most} processes are in use"))
+    let left = all.saturating_sub(tasks);
+    Some(Shortage { signal: "pid.available", what: "processes", least: least.processes, left, all })
 }
 
 fn meminfo(field: &str) -> Option<u64> {
@@ -178,12 +240,14 @@ mod tests {
             ..Thresholds::default()
         };
         assert_eq!(thresholds, expected);
-        assert!(Least::Percent(7.0).is_reached(69, 1000) && !Least::Percent(7.0).is_reached(70, 1000));
+        let met = |left| Shortage { signal: "s", what: "w", least: Least::Percent(7.0), left, all: 1000 }.is_met(None);
+        assert!(met(69) && !met(70));
         for bad in ["memory.available", "memory.available<much", "cpu.available<1", "nodefs.available<x%"] {
             assert!(bad.parse::<Thresholds>().is_err(), "{bad}");
         }
-        let short = Pressure::read(Path::new("/"), &"memory.available<8Ei,nodefs.available<101%".parse().unwrap());
-        assert!(short.memory.is_some() && short.disk.is_some() && short.pid.is_none());
+        let short = Shortage::read(Path::new("/"), &"memory.available<8Ei,nodefs.available<101%".parse().unwrap());
+        let met = |shortage: Option<Shortage>| shortage.is_some_and(|shortage| shortage.is_met(None));
+        assert!(met(short.memory) && met(short.disk) && !met(short.pid));
     }
 
     #[test]

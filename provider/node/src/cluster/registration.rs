@@ -10,7 +10,7 @@
 //!    Pods are never deleted.
 
 use super::connection::{Connection, FIRST_ANSWER, code, describe, version, watch_back_off};
-use super::machine::{Capacity, Pressure, Thresholds, os_image, read};
+use super::machine::{Capacity, Pressure, os_image, read};
 use crate::provider::WasmProvider;
 use akri_krustlet_devices::Amount;
 use futures::{StreamExt as _, pin_mut};
@@ -72,8 +72,8 @@ pub struct NodeSettings {
     pub max_pods: u32,
     /// What is kept from pods.
     pub reserved: Capacity,
-    /// When the machine is short of something.
-    pub thresholds: Thresholds,
+    /// What the machine is short of.
+    pub pressure: watch::Receiver<Pressure>,
     /// The data directory, whose filesystem is the node's storage.
     pub data: PathBuf,
     /// Which installation this is; another one of the same name is another node.
@@ -455,7 +455,7 @@ impl Registration {
 
     fn status(&self) -> NodeStatus {
         let settings = &self.settings;
-        let pressure = Pressure::read(&settings.data, &settings.thresholds);
+        let pressure = settings.pressure.borrow().clone();
         let capacity = Capacity::read(&settings.data).ok();
         let free = capacity.clone().map(|all| all.without(&settings.reserved));
         let resources = |capacity: Option<Capacity>, devices: Vec<(String, Quantity)>| {

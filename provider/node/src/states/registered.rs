@@ -3,6 +3,7 @@
 use super::prelude::*;
 use super::{Rejected, Resources};
 use crate::admission;
+use crate::eviction;
 use crate::placement::Rejection;
 use crate::provider::Services;
 use k8s_openapi::api::core::v1::Node;
@@ -45,6 +46,13 @@ impl State<PodState> for Registered {
                 self,
                 Rejected { reason: "FailedValidation".to_owned(), message: error.to_string() },
             );
+        }
+        // One that ran here is judged when it is next to go.
+        let pressure = services.pressure.told().borrow().clone();
+        if let Err(Rejection { reason, message }) = eviction::admit(&context.pod, &pressure)
+            && !context.ran_before
+        {
+            return Transition::next(self, Rejected { reason, message });
         }
         let node = own_node(services).await;
         match services.admitted.admit(&context.pod, node.as_deref(), context.ran_before) {

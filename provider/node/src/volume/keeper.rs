@@ -4,9 +4,10 @@ use super::RETRY;
 use super::content::Content;
 use crate::cluster::events::EventType;
 use crate::container::PodContext;
+use crate::local_storage::{self, LocalStorage};
 use crate::objects::Awaited;
 use crate::quantity;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -50,7 +51,7 @@ impl Keeper {
         if !contents.is_empty() {
             tasks.push(tokio::spawn(keep_content(context.clone(), contents, objects)));
         }
-        if !limited.is_empty() {
+        if !limited.is_empty() || local_storage::is_limited(&context.pod) {
             tasks.push(tokio::spawn(keep_limits(context.clone(), limited)));
         }
         (!tasks.is_empty()).then_some(Self(tasks))
@@ -106,30 +107,21 @@ async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
         for volume in &limited {
             let Ok(limit) = quantity::parse(&volume.limit) else { continue };
             let path = volume.path.clone();
-            let used = tokio::task::spawn_blocking(move || size(&path)).await.unwrap_or(0);
+            let used = tokio::task::spawn_blocking(move || local_storage::size(&path)).await.unwrap_or(0);
             if !limit.is_zero() && used > limit.ceil() {
                 let Limited { volume, limit, .. } = volume;
                 context.evict(format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{limit}\"."));
                 return;
             }
         }
-    }
-}
-
-/// The room that a directory takes, in bytes.
-fn size(directory: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut bytes = 0;
-    let mut open = vec![directory.to_owned()];
-    while let Some(next) = open.pop() {
-        let Ok(entries) = std::fs::read_dir(&next) else { continue };
-        for entry in entries.flatten() {
-            let Ok(metadata) = std::fs::symlink_metadata(entry.path()) else { continue };
-            bytes += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                open.push(entry.path());
-            }
+        if !local_storage::is_limited(&context.pod) {
+            continue;
+        }
+        let (data, pod) = (context.services.data.clone(), context.pod.clone());
+        let measured = tokio::task::spawn_blocking(move || LocalStorage::of(&data, &pod).exceeds(&pod));
+        if let Ok(Some(message)) = measured.await {
+            context.evict(message);
+            return;
         }
     }
-    bytes
 }

@@ -1,0 +1,183 @@
+//! `fd_readdir`: listings of directories of any size, a piece at a time.
+//!
+//! wasmtime's own lists a directory in whole in the host's memory, for each call. Here a cookie is the system's own place in the
+//! directory, so that each call reads what fits into the guest's buffer and nothing else, and the guest pays for the time.
+
+use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What the host reads at once, in bytes.
+const CHUNK: usize = 32 << 10;
+/// Bytes of an entry before its name: the next cookie, the inode, the name's length, the type.
+const HEAD: usize = 24;
+
+/// The directories that a guest has open, for listing them.
+#[derive(Debug, Default)]
+pub(crate) struct OpenDirectories {
+    by_descriptor: BTreeMap<i32, Arc<OwnedFd>>,
+}
+
+impl OpenDirectories {
+    pub(crate) fn insert(&mut self, descriptor: i32, directory: Arc<OwnedFd>) {
+        self.by_descriptor.insert(descriptor, directory);
+    }
+
+    pub(crate) fn get(&self, descriptor: i32) -> Option<&Arc<OwnedFd>> {
+        self.by_descriptor.get(&descriptor)
+    }
+
+    /// A directory below an open one was opened by the guest. One that cannot be opened again, because something else has its
+    /// name by now, cannot be listed.
+    pub(crate) fn open_below(&mut self, parent: i32, path: &[u8], follows: bool, descriptor: i32) {
+        let Some(parent) = self.by_descriptor.get(&parent) else { return };
+        let follow = if follows { OFlags::empty() } else { OFlags::NOFOLLOW };
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        if let Ok(directory) = rustix::fs::openat2(parent.as_ref(), path, flags, Mode::empty(), resolve) {
+            self.by_descriptor.insert(descriptor, Arc::new(directory));
+        }
+    }
+
+    pub(crate) fn close(&mut self, descriptor: i32) {
+        self.by_descriptor.remove(&descriptor);
+    }
+
+    pub(crate) fn renumber(&mut self, from: i32, to: i32) {
+        self.close(to);
+        if let Some(directory) = self.by_descriptor.remove(&from) {
+            self.by_descriptor.insert(to, directory);
+        }
+    }
+}
+
+/// A piece of a listing, as a guest reads it.
+#[derive(Debug, Default)]
+pub(crate) struct Piece {
+    pub(crate) bytes: Vec<u8>,
+    /// Where the next piece begins.
+    pub(crate) next: u64,
+    /// There is no next one.
+    pub(crate) is_last: bool,
+}
+
+/// What follows a cookie, 0 for the beginning, at most `room` bytes of it; the last entry may be cut off. Blocks as long as what
+/// the directory is on does.
+pub(crate) fn read(directory: &OwnedFd, cookie: u64, room: usize) -> Result<Piece, Errno> {
+    rustix::fs::seek(directory, SeekFrom::Start(cookie))?;
+    let mut buffer = [MaybeUninit::uninit(); CHUNK];
+    let mut listing = RawDir::new(directory, &mut buffer);
+    let mut piece = Piece { next: cookie, ..Piece::default() };
+    while piece.bytes.len() < room {
+        let Some(entry) = listing.next() else {
+            piece.is_last = true;
+            break;
+        };
+        let entry = entry?;
+        piece.next = entry.next_entry_cookie();
+        // Names in a guest are text.
+        if let Ok(name) = entry.file_name().to_str() {
+            let mut head = [0; HEAD];
+            head[..8].copy_from_slice(&piece.next.to_le_bytes());
+            head[8..16].copy_from_slice(&entry.ino().to_le_bytes());
+            head[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap_or(0).to_le_bytes());
+            head[20] = kind(entry.file_type());
+            piece.bytes.extend_from_slice(&head);
+            piece.bytes.extend_from_slice(name.as_bytes());
+        }
+        if listing.is_buffer_empty() {
+            break;
+        }
+    }
+    piece.bytes.truncate(room);
+    Ok(piece)
+}
+
+/// Preview 1's number of a type.
+fn kind(kind: FileType) -> u8 {
+    match kind {
+        FileType::BlockDevice => 1,
+        FileType::CharacterDevice => 2,
+        FileType::Directory => 3,
+        FileType::RegularFile => 4,
+        FileType::Socket => 6,
+        FileType::Symlink => 7,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    /// All names, read with a buffer of so many bytes as a guest reads them.
+    fn names(directory: &OwnedFd, room: usize) -> BTreeSet<String> {
+        let (mut names, mut cookie) = (BTreeSet::new(), 0);
+        loop {
+            let piece = read(directory, cookie, room).unwrap();
+            assert!(piece.bytes.len() <= room);
+            let mut rest = &piece.bytes[..];
+            while rest.len() >= HEAD {
+                let length = u32::from_le_bytes(rest[16..20].try_into().unwrap()) as usize;
+                let Some(name) = rest.get(HEAD..HEAD + length) else { break };
+                assert!(names.insert(String::from_utf8(name.to_vec()).unwrap()), "twice");
+                cookie = u64::from_le_bytes(rest[..8].try_into().unwrap());
+                rest = &rest[HEAD + length..];
+            }
+            if piece.is_last {
+                return names;
+            }
+            if piece.bytes.len() < room {
+                cookie = piece.next;
+            }
+        }
+    }
+
+    #[test]
+    fn a_listing_has_every_name_once_whatever_the_buffer() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut expected: BTreeSet<_> = [".".to_owned(), "..".to_owned()].into();
+        for number in 0..3000 {
+            let name = format!("{number}-{}", "x".repeat(number % 200));
+            std::fs::write(directory.path().join(&name), "").unwrap();
+            expected.insert(name);
+        }
+        let not_text: std::ffi::OsString = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
+        std::fs::write(directory.path().join(not_text), "").unwrap();
+        for room in [300, 4096, 65_536] {
+            assert_eq!(names(&open(directory.path()), room), expected, "{room}");
+        }
+        assert!(read(&open(directory.path()), u64::MAX, 100).is_err());
+    }
+
+    #[test]
+    fn a_directory_is_reached_from_an_open_one_and_no_link_leads_out() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(place.path().join("volume/inner")).unwrap();
+        std::fs::write(place.path().join("volume/inner/file"), "").unwrap();
+        std::os::unix::fs::symlink("inner", place.path().join("volume/link")).unwrap();
+        std::os::unix::fs::symlink("..", place.path().join("volume/out")).unwrap();
+        let mut directories = OpenDirectories::default();
+        directories.insert(3, Arc::new(open(&place.path().join("volume"))));
+        directories.open_below(3, b"inner", true, 4);
+        assert!(names(directories.get(4).unwrap(), 4096).contains("file"));
+        directories.open_below(3, b"link", true, 5);
+        directories.open_below(3, b"link", false, 6);
+        directories.open_below(3, b"out", true, 7);
+        directories.open_below(4, b"../..", true, 8);
+        assert!(directories.get(5).is_some());
+        assert!([6, 7, 8].iter().all(|descriptor| directories.get(*descriptor).is_none()));
+        directories.renumber(4, 5);
+        assert!(directories.get(4).is_none() && names(directories.get(5).unwrap(), 4096).contains("file"));
+        directories.close(5);
+        assert!(directories.get(5).is_none());
+    }
+}
