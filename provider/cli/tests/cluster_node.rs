@@ -231,6 +231,36 @@ fn a_kubeconfig_of_the_node_works_with_any_form_of_key_and_by_address_and_name()
 }
 
 #[test]
+fn a_kubeconfigs_files_are_read_again_when_they_change() {
+    let Some(cluster) = cluster() else { return };
+    let mut first = ClusterNode::join(cluster, "renewed-by-hand");
+    assert_eq!(first.terminate(), Some(0));
+    let own = std::fs::read_to_string(first.path("data/kubeconfig")).unwrap();
+    let (client, copy) = (first.path("data/pki/client.pem"), first.path("identity.pem"));
+    let good = std::fs::read(&client).unwrap();
+    std::fs::write(&copy, &good).unwrap();
+    let by_hand = first.path("by-hand");
+    std::fs::write(&by_hand, own.replace(client.to_str().unwrap(), copy.to_str().unwrap())).unwrap();
+    // As `run`, with the kubeconfig in place of the bootstrap file.
+    let command = first.command(&cluster.bootstrap());
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let at = arguments.iter().position(|argument| argument == "--bootstrap-file").unwrap();
+    let mut command = std::process::Command::new(fixture::PROGRAM);
+    command.args(&arguments[..at]).args(&arguments[at + 2..]).arg("--kubeconfig").arg(&by_hand);
+    let log = std::fs::File::create(first.path("node.log")).unwrap();
+    let mut process = command.env("RUST_LOG", "info").stderr(log).spawn().unwrap();
+    let says = |text: &str| wait_for(|| first.log().contains(text));
+    let registered = says("the node is registered");
+    std::fs::write(&copy, "no certificate").unwrap();
+    let told = says("the node goes on with the credentials that it has");
+    std::fs::write(&copy, &good).unwrap();
+    let read_again = says("the node's credentials were changed and are read again");
+    let _ = process.kill();
+    let _ = process.wait();
+    assert!(registered && told && read_again, "{registered} {told} {read_again}: {}", first.log());
+}
+
+#[test]
 fn an_administrators_kubeconfig_is_refused() {
     let Some(cluster) = cluster() else { return };
     let node = ClusterNode::prepare("administrator");

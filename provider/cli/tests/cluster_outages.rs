@@ -4,7 +4,7 @@
 mod fixture;
 
 use fixture::cluster::{Cluster, ClusterNode, cluster, own_cluster};
-use fixture::proxy::{Proxy, Way};
+use fixture::proxy::{ConnectProxy, Proxy, Way};
 use fixture::{condition, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -93,6 +93,62 @@ fn a_silent_api_server_is_given_up_and_found_again() {
     namespace.apply(node.fault_pod("second", "sleep"));
     namespace.wait_until_ready(&node, "second");
     assert_eq!(container(&namespace.pod("first").unwrap())["restartCount"], 0);
+}
+
+#[test]
+fn a_connection_that_is_dead_without_a_word_is_noticed() {
+    let Some(cluster) = cluster() else { return };
+    let (node, proxy) = join(cluster, "dead-connection", 1);
+    let namespace = cluster.namespace("dead-connection");
+    namespace.apply(node.fault_pod("before", "sleep"));
+    namespace.wait_until_ready(&node, "before");
+    // Whoever asks with a token first, and then with the certificate for everything.
+    assert!(proxy.attempts() <= 3, "{} connections", proxy.attempts());
+    proxy.kill_silently();
+    namespace.apply(node.fault_pod("after", "sleep"));
+    namespace.wait_until_ready(&node, "after");
+    node.wait_until_ready(cluster);
+    assert!(proxy.attempts() <= 8, "{} connections", proxy.attempts());
+}
+
+#[test]
+fn the_api_server_is_reached_by_a_proxy() {
+    let Some(cluster) = cluster() else { return };
+    // user:p@ss
+    let proxy = ConnectProxy::start("dXNlcjpwQHNz");
+    let url = format!("http://user:p%40ss@{}", proxy.address);
+    let bootstrap = std::fs::read_to_string(cluster.bootstrap()).unwrap();
+    let server_line = bootstrap.lines().find(|line| line.trim_start().starts_with("server:")).unwrap();
+    let indent = &server_line[..server_line.len() - server_line.trim_start().len()];
+    let with_proxy = format!("{server_line}\n{indent}proxy-url: '{url}'\n{indent}tls-server-name: kubernetes");
+    let mut named = ClusterNode::prepare("proxy-named");
+    std::fs::write(named.path("bootstrap.conf"), bootstrap.replace(server_line, &with_proxy)).unwrap();
+    let file = named.path("bootstrap.conf");
+    named.run(&file);
+    named.wait_until_ready(cluster);
+    assert!(proxy.asked().iter().all(|target| *target == cluster.server()) && !proxy.asked().is_empty());
+    let own: Value = serde_json::from_str(&std::fs::read_to_string(named.path("data/kubeconfig")).unwrap()).unwrap();
+    let own = &own["clusters"][0]["cluster"];
+    assert_eq!((own["tls-server-name"].as_str(), own["proxy-url"].as_str().is_some()), (Some("kubernetes"), true));
+
+    let through = |name: &str, variables: &str| {
+        let mut node = ClusterNode::prepare(name);
+        let program = node.path("with-proxy");
+        let script = format!("#!/bin/sh\n{variables} exec {} \"$@\"\n", fixture::PROGRAM);
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        node.program = program;
+        node.run(&cluster.bootstrap());
+        node.wait_until_ready(cluster);
+    };
+    let before = proxy.asked().len();
+    through("proxy-of-environment", &format!("HTTPS_PROXY='{url}'"));
+    let by_environment = proxy.asked().len();
+    assert!(by_environment > before);
+    drop(named);
+    let settled = proxy.asked().len();
+    through("no-proxy", &format!("HTTPS_PROXY='{url}' NO_PROXY=127.0.0.1,localhost"));
+    assert_eq!(proxy.asked().len(), settled, "a server that the environment leaves out is asked itself");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! One device plugin: its list of devices, followed for as long as it is there, and calls to it.
 
 use crate::allocation::{AllocationError, Provided, ProvidedMount};
-use crate::devices::{Devices, Timeouts};
+use crate::config::Timeouts;
+use crate::devices::Devices;
 use akri_proto::v1beta1::device_plugin_client::DevicePluginClient;
 use akri_proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,

@@ -177,7 +177,7 @@ impl Endpoint {
 }
 
 /// How often the file of authorities is looked at.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Takes over what the file of authorities holds when it is changed.
 async fn follow(path: PathBuf, verifier: Arc<LenientVerifier>) {
