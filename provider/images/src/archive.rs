@@ -4,18 +4,27 @@
 //! below, a whiteout removes what is below, links lead on. Only the module's content is read.
 
 use crate::layout::{LayoutError, listed};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek as _, SeekFrom};
+use std::io::{BufReader, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Files, directories and links of all layers together, and bytes of their names.
 const MOST_ENTRIES: usize = 65_536;
 const MOST_NAMES: usize = 8 << 20;
+/// Longest path, in bytes, as on Linux; longer ones lead nowhere.
+const MOST_PATH: usize = 4096;
 /// Links that lead to the module.
 const MOST_LINKS: usize = 40;
-/// Modules that are told, if it is not clear which one is meant.
-const TOLD: usize = 8;
+/// Bytes of headers between two files that hold long names and the like; ordinary tools write some hundred.
+const MOST_EXTENSION: u64 = 64 << 10;
+/// A whole image may unpack to as many times the largest module.
+const UNPACKED: u64 = 4;
+/// Modules that are named, if it is not clear which one is meant.
+const MOST_SHOWN: usize = 8;
 
 /// What a path of the image is.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,28 +50,118 @@ struct Tree {
 }
 
 /// The module in the layers, lowest first, each a file. `program` is what the image starts, if it says so, and `directory` where.
-/// At most `limit` bytes of it are read, one more if it is longer.
+/// At most `limit` bytes of it are read, one more if it is longer. Ends with an error when it `is_wanted` no more.
 pub(crate) fn module_of(
     layers: &[PathBuf],
     program: Option<&str>,
     directory: &str,
     limit: u64,
+    is_wanted: &dyn Fn() -> bool,
 ) -> Result<Vec<u8>, LayoutError> {
     // `oras push` and others call a file an archive that is none.
-    for layer in layers {
-        if magic(layer)?.starts_with(b"\0asm") && layers.len() == 1 {
-            return read(File::open(layer).map_err(failed)?, limit);
-        }
+    if let [only] = layers
+        && magic(only)?.starts_with(b"\0asm")
+    {
+        return read(File::open(only).map_err(failed)?, limit);
     }
+    let budget = Budget::new(limit, is_wanted);
     let mut tree = Tree::default();
     for (number, layer) in layers.iter().enumerate() {
-        tree.lay(number, layer, limit)?;
+        tree.lay(number, layer, &budget)?;
     }
     let (layer, entry) = tree.choose(program, directory)?;
-    let mut archive = open(&layers[layer], limit)?;
-    let mut entries = archive.entries().map_err(failed)?;
+    let mut archive = open(&layers[layer], &budget)?;
+    let mut entries = archive.entries().map_err(failed)?.raw(true);
     let entry = entries.nth(entry).ok_or_else(|| LayoutError::Archive("it has changed meanwhile".to_owned()))?;
     read(entry.map_err(failed)?, limit)
+}
+
+/// What all layers of an image together may unpack to, and whether anybody still waits for it.
+#[derive(Clone)]
+struct Budget<'a> {
+    left: Rc<Cell<u64>>,
+    most: u64,
+    is_wanted: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Budget<'a> {
+    fn new(limit: u64, is_wanted: &'a dyn Fn() -> bool) -> Self {
+        // Small modules may come with large neighbours.
+        let most = limit.saturating_mul(UNPACKED).max(1 << 20);
+        Self { left: Rc::new(Cell::new(most)), most, is_wanted }
+    }
+}
+
+/// A layer's content, paid from the budget.
+struct Paid<'a, R> {
+    inner: R,
+    budget: Budget<'a>,
+}
+
+impl<R: Read> Read for Paid<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if !(self.budget.is_wanted)() {
+            return Err(std::io::Error::other("nobody waits for it any more"));
+        }
+        let read = self.inner.read(buffer)?;
+        let Some(left) = self.budget.left.get().checked_sub(read as u64) else {
+            let most = self.budget.most >> 20;
+            return Err(std::io::Error::other(format!("its layers unpack to more than {most} MiB")));
+        };
+        self.budget.left.set(left);
+        Ok(read)
+    }
+}
+
+/// The content of all frames of a file, one after the other; some tools make many, and some that hold nothing.
+struct ZstdFrames<R> {
+    file: R,
+    decoder: ruzstd::decoding::FrameDecoder,
+    is_in_frame: bool,
+}
+
+impl<R: Read> ZstdFrames<R> {
+    fn new(file: R) -> Self {
+        Self { file, decoder: ruzstd::decoding::FrameDecoder::new(), is_in_frame: false }
+    }
+
+    /// False at the end of the file.
+    fn begin_frame(&mut self) -> std::io::Result<bool> {
+        use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError as Header};
+        loop {
+            match self.decoder.reset(&mut self.file) {
+                Ok(()) => return Ok(true),
+                Err(FrameDecoderError::ReadFrameHeaderError(Header::SkipFrame { length, .. })) => {
+                    std::io::copy(&mut (&mut self.file).take(length.into()), &mut std::io::sink())?;
+                }
+                Err(FrameDecoderError::ReadFrameHeaderError(Header::MagicNumberReadError(_))) => return Ok(false),
+                Err(error) => return Err(std::io::Error::other(error.to_string())),
+            }
+        }
+    }
+}
+
+impl<R: Read> Read for ZstdFrames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        use ruzstd::decoding::BlockDecodingStrategy::UptoBytes;
+        loop {
+            if !self.is_in_frame {
+                self.is_in_frame = self.begin_frame()?;
+                if !self.is_in_frame {
+                    return Ok(0);
+                }
+            }
+            if self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                let decoded = self.decoder.decode_blocks(&mut self.file, UptoBytes(buffer.len().max(1)));
+                decoded.map_err(|error| std::io::Error::other(error.to_string()))?;
+            }
+            let read = self.decoder.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            self.is_in_frame = !self.decoder.is_finished();
+        }
+    }
 }
 
 fn failed(error: std::io::Error) -> LayoutError {
@@ -82,20 +181,18 @@ fn magic(path: &Path) -> Result<Vec<u8>, LayoutError> {
 }
 
 /// Opens a layer, however it is compressed: what its media type says is often wrong.
-fn open(layer: &Path, limit: u64) -> Result<tar::Archive<Box<dyn Read>>, LayoutError> {
+fn open<'a>(layer: &Path, budget: &Budget<'a>) -> Result<tar::Archive<Box<dyn Read + 'a>>, LayoutError> {
     let magic = magic(layer)?;
-    let mut file = BufReader::new(File::open(layer).map_err(failed)?);
-    file.seek(SeekFrom::Start(0)).map_err(failed)?;
-    let reader: Box<dyn Read> = match magic[..] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(file)),
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            let decoder = ruzstd::decoding::StreamingDecoder::new(file);
-            Box::new(decoder.map_err(|error| LayoutError::Archive(error.to_string()))?)
+    let file = BufReader::new(File::open(layer).map_err(failed)?);
+    let budget = budget.clone();
+    Ok(tar::Archive::new(match magic[..] {
+        [0x1f, 0x8b, ..] => Box::new(Paid { inner: flate2::read::MultiGzDecoder::new(file), budget }),
+        // A frame that is skipped may come first.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            Box::new(Paid { inner: ZstdFrames::new(file), budget })
         }
-        _ => Box::new(file),
-    };
-    // A small archive may unpack to any size.
-    Ok(tar::Archive::new(Box::new(reader.take(limit.saturating_mul(2).saturating_add(1 << 20)))))
+        _ => Box::new(Paid { inner: file, budget }),
+    }))
 }
 
 /// The parts of a path without `.`, `..` taken from what is before it; it does not lead out of the image.
@@ -113,38 +210,95 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
+/// Names that are too long for a file's header, and so come before it.
+#[derive(Debug, Default)]
+struct LongNames {
+    path: Option<PathBuf>,
+    target: Option<PathBuf>,
+}
+
+impl LongNames {
+    /// Takes what is no file but tells of the next one; false if it is a file.
+    fn take(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> Result<bool, LayoutError> {
+        let kind = entry.header().entry_type();
+        let is_pax = kind.is_pax_local_extensions() || kind.is_pax_global_extensions();
+        if !kind.is_gnu_longname() && !kind.is_gnu_longlink() && !is_pax {
+            return Ok(false);
+        }
+        if entry.size() > MOST_EXTENSION {
+            return Err(LayoutError::Archive(format!("a header of {} bytes for one file", entry.size())));
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).map_err(failed)?;
+        let name = |bytes: &[u8]| {
+            let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+            PathBuf::from(std::ffi::OsStr::from_bytes(&bytes[..end]))
+        };
+        if kind.is_gnu_longname() {
+            self.path = Some(name(&content));
+        } else if kind.is_gnu_longlink() {
+            self.target = Some(name(&content));
+        } else if kind.is_pax_local_extensions() {
+            for extension in tar::PaxExtensions::new(&content) {
+                let extension = extension.map_err(failed)?;
+                match extension.key_bytes() {
+                    b"path" => self.path = Some(name(extension.value_bytes())),
+                    b"linkpath" => self.target = Some(name(extension.value_bytes())),
+                    // Only of files that no module is.
+                    b"size" => return Err(LayoutError::Archive("a file of more than 8 GiB".to_owned())),
+                    _ => {}
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
 impl Tree {
     /// Lays a layer over those below.
-    fn lay(&mut self, layer: usize, path: &Path, limit: u64) -> Result<(), LayoutError> {
-        let mut archive = open(path, limit)?;
+    fn lay(&mut self, layer: usize, path: &Path, budget: &Budget<'_>) -> Result<(), LayoutError> {
+        let mut archive = open(path, budget)?;
         let mut entries = Vec::new();
-        for (number, entry) in archive.entries().map_err(failed)?.enumerate() {
+        let mut long = LongNames::default();
+        for (number, entry) in archive.entries().map_err(failed)?.raw(true).enumerate() {
             let mut entry = entry.map_err(failed)?;
-            let path = plain(&entry.path().map_err(failed)?);
-            self.bytes_of_names += path.as_os_str().len();
+            if long.take(&mut entry)? {
+                continue;
+            }
+            let LongNames { path, target } = std::mem::take(&mut long);
+            let path = match path {
+                Some(path) => path,
+                None => entry.path().map_err(failed)?.into_owned(),
+            };
+            let target = match target {
+                Some(target) => Some(target),
+                None => entry.link_name().map_err(failed)?.map(std::borrow::Cow::into_owned),
+            };
+            let kind = entry.header().entry_type();
+            let target = target.filter(|_| kind.is_symlink() || kind.is_hard_link());
+            self.bytes_of_names +=
+                path.as_os_str().len() + target.as_ref().map_or(0, |target| target.as_os_str().len());
             if entries.len() + self.entries.len() >= MOST_ENTRIES || self.bytes_of_names > MOST_NAMES {
                 return Err(LayoutError::Archive(format!(
                     "its layers have more than {MOST_ENTRIES} files, or {} MiB of their names",
                     MOST_NAMES >> 20
                 )));
             }
-            let target = |entry: &tar::Entry<'_, Box<dyn Read>>| {
-                let target = entry.link_name().map_err(failed)?.map(std::borrow::Cow::into_owned);
-                target.ok_or_else(|| LayoutError::Archive("a link leads nowhere".to_owned()))
-            };
-            let what = match entry.header().entry_type() {
-                kind if kind.is_dir() => Entry::Directory,
-                kind if kind.is_symlink() => Entry::Link(target(&entry)?),
+            let what = match target {
+                // Nothing is found there.
+                Some(target) if target.as_os_str().len() > MOST_PATH => Entry::Other,
                 // Its target is a path of the image, whatever it begins with.
-                kind if kind.is_hard_link() => Entry::Link(Path::new("/").join(plain(&target(&entry)?))),
-                kind if kind.is_file() => {
+                Some(target) if kind.is_hard_link() => Entry::Link(Path::new("/").join(plain(&target))),
+                Some(target) => Entry::Link(target),
+                None if kind.is_dir() => Entry::Directory,
+                None if kind.is_file() => {
                     let mut magic = [0; 4];
                     let is_module = entry.read_exact(&mut magic).is_ok() && magic == *b"\0asm";
                     Entry::File { layer, entry: number, is_module }
                 }
-                _ => Entry::Other,
+                None => Entry::Other,
             };
-            entries.push((path, what));
+            entries.push((plain(&path), what));
         }
         // Whiteouts are of what is below, wherever in the layer they stand.
         for (path, _) in &entries {
@@ -188,7 +342,9 @@ impl Tree {
             let from_directory = Path::new("/").join(directory).join(program);
             let from_root = Path::new("/").join(program);
             for path in [from_directory, from_root] {
-                if let Some(Entry::File { layer, entry, is_module: true }) = self.resolve(&plain(&path)) {
+                if path.as_os_str().len() <= MOST_PATH
+                    && let Some(Entry::File { layer, entry, is_module: true }) = self.resolve(&plain(&path))
+                {
                     return Ok((*layer, *entry));
                 }
             }
@@ -202,9 +358,10 @@ impl Tree {
             [(_, module)] => Ok(module),
             [] => Err(LayoutError::NoModule { layers: "archives without a WebAssembly module".to_owned() }),
             _ => {
-                let mut names: Vec<_> = modules.iter().take(TOLD).map(|(path, _)| path.display().to_string()).collect();
-                if modules.len() > TOLD {
-                    names.push(format!("{} more", modules.len() - TOLD));
+                let mut names: Vec<_> =
+                    modules.iter().take(MOST_SHOWN).map(|(path, _)| path.display().to_string()).collect();
+                if modules.len() > MOST_SHOWN {
+                    names.push(format!("{} more", modules.len() - MOST_SHOWN));
                 }
                 Err(LayoutError::Ambiguous { modules: listed(names.into_iter()) })
             }
@@ -215,19 +372,24 @@ impl Tree {
     fn resolve(&self, path: &Path) -> Option<&Entry> {
         let mut path = path.to_owned();
         for _ in 0..MOST_LINKS {
-            // The first link on the way; a path is there without its directories being listed.
-            let mut link = None;
-            for (length, _) in path.components().enumerate() {
-                let part: PathBuf = path.components().take(length + 1).collect();
-                if let Some(Entry::Link(target)) = self.entries.get(&part) {
-                    let rest: PathBuf = path.components().skip(length + 1).collect();
-                    let from = Path::new("/").join(part.parent().unwrap_or(Path::new("")));
-                    link = Some(plain(&from.join(target).join(rest)));
-                    break;
-                }
+            if path.as_os_str().len() > MOST_PATH {
+                return None;
             }
+            // The first link on the way; a path is there without its directories being listed.
+            let mut part = PathBuf::new();
+            let mut components = path.components();
+            let link = components.by_ref().find_map(|component| {
+                part.push(component);
+                match self.entries.get(&part) {
+                    Some(Entry::Link(target)) => Some(target),
+                    _ => None,
+                }
+            });
             match link {
-                Some(next) => path = next,
+                Some(target) => {
+                    let from = Path::new("/").join(part.parent().unwrap_or(Path::new("")));
+                    path = plain(&from.join(target).join(components.as_path()));
+                }
                 None => return self.entries.get(&path),
             }
         }
@@ -271,7 +433,7 @@ mod tests {
     }
 
     fn module(layers: &[PathBuf], program: Option<&str>, directory: &str) -> Result<String, String> {
-        let module = module_of(layers, program, directory, 1000).map_err(|error| error.to_string())?;
+        let module = module_of(layers, program, directory, 1000, &|| true).map_err(|error| error.to_string())?;
         Ok(String::from_utf8(module).unwrap().replacen('\0', "", 1))
     }
 
@@ -337,7 +499,12 @@ mod tests {
         encoder.finish().unwrap();
         let zstd = directory.path().join("3");
         let level = ruzstd::encoding::CompressionLevel::Fastest;
-        ruzstd::encoding::compress(File::open(&plain).unwrap(), File::create(&zstd).unwrap(), level);
+        // In frames, with one between them that holds nothing.
+        let bytes = std::fs::read(&plain).unwrap();
+        let frame = |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, level);
+        let (first, second) = (frame(&bytes[..700]), frame(&bytes[700..]));
+        let skipped = b"\x50\x2a\x4d\x18\x03\0\0\0xyz";
+        std::fs::write(&zstd, [skipped, &first[..], skipped, &second[..]].concat()).unwrap();
         for layer in [plain, gzip, zstd] {
             assert_eq!(module(&[layer], None, "").unwrap(), "asm a");
         }
@@ -358,7 +525,45 @@ mod tests {
         }
         let path = directory.path().join("1");
         std::fs::write(&path, builder.into_inner().unwrap()).unwrap();
-        let error = module_of(&[path], None, "", 1 << 30).unwrap_err().to_string();
+        let error = module_of(&[path], None, "", 1 << 30, &|| true).unwrap_err().to_string();
         assert!(error.contains("more than 65536 files"), "{error}");
+    }
+
+    #[test]
+    fn long_names_are_read_and_longer_ones_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = format!("{}/app.wasm", "d".repeat(90).repeat(2));
+        let archive = layer(directory.path(), "1", &[(&deep, F("\0asm long")), ("link", L(&format!("/{deep}")))]);
+        assert_eq!(module(&[archive], Some("/link"), "").unwrap(), "asm long");
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(1 << 20);
+        header.set_cksum();
+        builder.append_data(&mut header, "x", &vec![b'x'; 1 << 20][..]).unwrap();
+        let path = directory.path().join("2");
+        std::fs::write(&path, builder.into_inner().unwrap()).unwrap();
+        let error = module_of(&[path], None, "", 1 << 30, &|| true).unwrap_err().to_string();
+        assert!(error.contains("a header of 1048576 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_whole_image_has_one_budget_and_an_end_of_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("1");
+        let mut encoder = flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::best());
+        encoder.write_all(&vec![0; 700 << 10]).unwrap();
+        encoder.finish().unwrap();
+        let layers = vec![path; 100];
+        let error = module_of(&layers, None, "", 1000, &|| true).unwrap_err().to_string();
+        assert!(
+            error.contains("unpack to more than 1 MiB") || error.contains("without a WebAssembly module"),
+            "{error}"
+        );
+        let error = module_of(&layers, None, "", 1000, &|| false).unwrap_err().to_string();
+        assert!(error.contains("nobody waits"), "{error}");
+        // A long way round to nowhere costs little.
+        let archive = layer(directory.path(), "2", &[("a", L(&"a/".repeat(2000))), ("m.wasm", F("\0asm m"))]);
+        assert_eq!(module(&[archive], Some(&"/a".repeat(500_000)), &"b/".repeat(500_000)).unwrap(), "asm m");
     }
 }

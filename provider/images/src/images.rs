@@ -1,7 +1,7 @@
 //! [`Images`]: finds and pulls images.
 
 use crate::credentials::{Credential, Credentials, CredentialsError};
-use crate::registry::{Fetched, PullError, Registry};
+use crate::registry::{DEADLINE, Fetched, PullError, Registry};
 use crate::store::{Access, Image, ImageStore};
 use akri_krustlet_host::file::ReadFiles;
 use oci_client::Reference;
@@ -107,7 +107,7 @@ impl Default for GarbageCollection {
 pub struct Images {
     config: ImagesConfig,
     store: ImageStore,
-    /// One download of a manifest's content at a time; those who want the same wait and find it in the store.
+    /// One download of an image's content at a time; those who want the same wait and find it in the store.
     downloads: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -143,15 +143,23 @@ impl Images {
         if candidates.is_empty() {
             candidates.push((Credential::Anonymous, false));
         }
-        let mut refused = None;
+        let (mut first, mut refused) = (None, None);
         for (credential, is_of_pod) in candidates {
             let holder = credential.fingerprint(reference.registry()).filter(|_| is_of_pod);
-            match self.pull_with(reference, credential, holder).await {
+            let pull = self.pull_with(reference, credential, holder);
+            let pulled = tokio::time::timeout(DEADLINE, pull).await.unwrap_or_else(|_| {
+                let message = format!("the image did not come within {} min", DEADLINE.as_secs() / 60);
+                Err(PullError::Temporary { registry: reference.registry().to_owned(), message })
+            });
+            match pulled {
+                Ok(pulled) => return Ok(pulled),
+                Err(error @ (PullError::Store(_) | PullError::TooLarge { .. })) => return Err(error),
                 Err(error @ PullError::Unauthorized { .. }) => refused = Some(error),
-                result => return result,
+                // Registries say so, too, to those who may not know of an image.
+                Err(error) => first = first.or(Some(error)),
             }
         }
-        Err(refused.unwrap_or(PullError::NotFound { registry: reference.registry().to_owned() }))
+        Err(refused.or(first).unwrap_or(PullError::NotFound { registry: reference.registry().to_owned() }))
     }
 
     /// Whether pods with these credentials may run an image that is here without the registry being asked: it was pulled without
@@ -168,10 +176,12 @@ impl Images {
         credential: Credential,
         holder: Option<String>,
     ) -> Result<(Image, PathBuf), PullError> {
-        let registry = Registry::new(reference, credential, &self.config.insecure_registries)?;
+        let repository = format!("{}/{}@", reference.registry(), reference.repository());
+        let known = self.store.blobs_of(&repository);
+        let registry = Registry::new(reference, credential, &self.config.insecure_registries, known)?;
         let resolved = registry.resolve(reference).await?;
         let id = format!("{}/{}@{}", reference.registry(), reference.repository(), resolved.digest);
-        let download = self.download(&resolved.digest);
+        let download = self.download(&id);
         let _one_at_a_time = download.lock().await;
         let known = self.find(reference).filter(|(image, _)| image.id == id);
         // The registry has just said that whoever has these credentials may have it.
@@ -189,8 +199,10 @@ impl Images {
             }
             return Ok((image, path));
         }
-        let Fetched { module, launch } = registry.fetch(&resolved, &self.store, self.config.module_size_limit).await?;
-        let image = Image { reference: reference.whole(), id, module, pulled: SystemTime::now(), access, launch };
+        let Fetched { module, launch, blobs } =
+            registry.fetch(&resolved, &self.store, self.config.module_size_limit).await?;
+        let image =
+            Image { reference: reference.whole(), id, module, pulled: SystemTime::now(), access, launch, blobs };
         self.store.add(&image)?;
         let path = self.store.blob(&image.module).ok_or_else(|| std::io::Error::other("the module was removed"))?;
         Ok((image, path))

@@ -10,10 +10,12 @@ use oci_client::Reference;
 use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use reqwest::StatusCode;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Why an image cannot be had from its registry.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +95,10 @@ const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1
 /// Largest manifest, in bytes, and largest configuration of an image.
 const MOST_MANIFEST: usize = 4 << 20;
 const MOST_CONFIG: u64 = 1 << 20;
+/// Layers of an image.
+const MOST_LAYERS: usize = 128;
+/// Longest time for one pull, in which a registry may be as slow as it likes.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(1800);
 /// Indexes in indexes, and manifests of one image that are looked at.
 const MOST_DEPTH: usize = 4;
 const MOST_MANIFESTS: usize = 16;
@@ -100,6 +106,8 @@ const MOST_MANIFESTS: usize = 16;
 /// One registry with one set of credentials, for one pull.
 pub(crate) struct Registry {
     session: Session,
+    /// Blobs that this repository is known to have: of images of it that are here.
+    known: BTreeSet<String>,
 }
 
 /// What a reference leads to.
@@ -117,6 +125,8 @@ pub(crate) struct Fetched {
     /// The module's digest in the store.
     pub(crate) module: String,
     pub(crate) launch: Launch,
+    /// What was downloaded for it.
+    pub(crate) blobs: BTreeSet<String>,
 }
 
 /// What matters of an image's configuration.
@@ -140,8 +150,19 @@ struct Execution {
 }
 
 impl Registry {
-    pub(crate) fn new(image: &Reference, credential: Credential, insecure: &[String]) -> Result<Self, PullError> {
-        Ok(Self { session: Session::new(image, credential, insecure)? })
+    pub(crate) fn new(
+        image: &Reference,
+        credential: Credential,
+        insecure: &[String],
+        known: BTreeSet<String>,
+    ) -> Result<Self, PullError> {
+        Ok(Self { session: Session::new(image, credential, insecure)?, known })
+    }
+
+    /// Whether what is here already may be used for this image. A digest alone is no right: what another repository gave may
+    /// be private, so this one has to show that it has it.
+    fn is_theirs(&self, layer: &OciDescriptor) -> bool {
+        self.known.contains(&layer.digest)
     }
 
     /// Follows the reference to a manifest with layers.
@@ -239,16 +260,27 @@ impl Registry {
                 if total > limit {
                     return Err(PullError::TooLarge { size: total, limit });
                 }
+                if layers.len() > MOST_LAYERS {
+                    return Err(self
+                        .session
+                        .protocol(format!("{} layers, {MOST_LAYERS} at most are taken", layers.len())));
+                }
                 let mut archives = Vec::new();
                 for layer in layers {
                     archives.push(self.blob(layer, store, limit).await?);
                 }
                 let (launch, directory) = launch_of(configuration);
                 let program = launch.program.clone().or_else(|| launch.cmd.first().cloned());
+                static UNPACKING: Semaphore = Semaphore::const_new(2);
+                let _turn = UNPACKING.acquire().await.map_err(std::io::Error::other)?;
+                // Dropped with this future, when nobody waits any more.
+                let wanted = Arc::new(());
+                let is_wanted = Arc::downgrade(&wanted);
                 let unpacked = tokio::task::spawn_blocking({
                     let store = store.clone();
                     move || {
-                        let module = archive::module_of(&archives, program.as_deref(), &directory, limit)?;
+                        let is_wanted = || is_wanted.strong_count() > 0;
+                        let module = archive::module_of(&archives, program.as_deref(), &directory, limit, &is_wanted)?;
                         Ok::<_, PullError>(store.keep_bytes(&module)?)
                     }
                 });
@@ -258,7 +290,8 @@ impl Registry {
             }
         };
         check_magic(&path)?;
-        Ok(Fetched { module, launch })
+        let layers = resolved.manifest.layers.iter().chain([&resolved.manifest.config]);
+        Ok(Fetched { module, launch, blobs: layers.map(|layer| layer.digest.clone()).collect() })
     }
 
     /// An image's configuration, after checking that the image is for WebAssembly at all.
@@ -297,7 +330,10 @@ impl Registry {
                 layer.digest
             )));
         }
-        if let Some(path) = store.blob(&layer.digest) {
+        if let Some(path) = store.blob(&layer.digest).filter(|_| self.is_theirs(layer)) {
+            if std::fs::metadata(&path)?.len() != size {
+                return Err(self.session.protocol(format!("{size} bytes for {}, which has others", layer.digest)));
+            }
             return Ok(path);
         }
         let mut download = Download::new(&layer.digest, store)?;

@@ -11,7 +11,9 @@ use crate::registry::PullError;
 use http_auth::ChallengeRef;
 use oci_client::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::redirect::Policy;
 use reqwest::{Response, StatusCode, Url};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,12 +23,16 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Longest answer of a server of tokens, and longest explanation of an error, in bytes.
 const MOST_TOKEN: usize = 1 << 20;
 const MOST_ERROR: usize = 16 << 10;
-/// What of an explanation is told, in letters.
-const TOLD: usize = 300;
+/// What of an explanation is shown, in letters.
+const MOST_SHOWN: usize = 300;
+/// As a browser has it.
+const MOST_REDIRECTS: usize = 10;
 
 /// A registry, for one pull: tokens are not shared between pulls of different pods.
 pub(crate) struct Session {
     http: reqwest::Client,
+    /// For the server of tokens, which gets the credentials: where it redirects to gets nothing.
+    tokens: reqwest::Client,
     /// As an image names it.
     name: String,
     repository: String,
@@ -42,21 +48,37 @@ impl Session {
         let name = image.resolve_registry().to_owned();
         let registry = name.clone();
         let protocol = |message: String| PullError::Protocol { registry: registry.clone(), message };
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            .user_agent(concat!("akri-krustlet/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| protocol(describe(&error)))?;
         let is_insecure = insecure.contains(&name);
         let scheme = if is_insecure { "http" } else { "https" };
         let base = Url::parse(&format!("{scheme}://{name}/v2/")).map_err(|error| protocol(error.to_string()))?;
+        let is_local = is_private(&base);
+        let client = |redirects| {
+            let client = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).redirect(redirects);
+            let client = client.user_agent(concat!("akri-krustlet/", env!("CARGO_PKG_VERSION")));
+            client.build().map_err(|error| protocol(describe(&error)))
+        };
+        // Not from outside to what only this machine reaches, and not out of TLS.
+        let redirects = Policy::custom(move |attempt| {
+            let leaves_tls =
+                attempt.previous().iter().any(|url| url.scheme() == "https") && attempt.url().scheme() != "https";
+            if attempt.previous().len() > MOST_REDIRECTS {
+                attempt.error("too many redirects")
+            } else if leaves_tls && !is_local {
+                attempt.error("it redirects to an address without TLS")
+            } else if is_private(attempt.url()) && !is_local {
+                attempt.error("it redirects to an address of this machine or its link")
+            } else {
+                attempt.follow()
+            }
+        });
+        let (http, tokens) = (client(redirects)?, client(Policy::none())?);
         let authorization = match &credential {
             Credential::Bearer(token) => Some(secret(format!("Bearer {token}"))),
             _ => None,
         };
         Ok(Self {
             http,
+            tokens,
             may_fall_back: !is_insecure && is_this_machine(&base),
             repository: image.repository().to_owned(),
             name,
@@ -80,13 +102,17 @@ impl Session {
         }
         let path = format!("{}/{path}", self.repository);
         let mut answer = self.send(&path, headers.clone()).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED && self.answer_challenge(answer.headers()).await? {
+        // Only what the registry asks for itself: a redirect leads to whoever.
+        let is_registry = answer.url().origin() == self.base().origin();
+        if answer.status() == StatusCode::UNAUTHORIZED && is_registry && self.answer_challenge(answer.headers()).await?
+        {
             answer = self.send(&path, headers).await?;
         }
         match answer.status() {
             status if status.is_success() => Ok(answer),
             status => {
-                let message = explanation(answer).await;
+                let is_registry = answer.url().origin() == self.base().origin();
+                let message = if is_registry { explanation(answer).await } else { "elsewhere".to_owned() };
                 Err(match status {
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.unauthorized(message),
                     StatusCode::NOT_FOUND => PullError::NotFound { registry: self.name.clone() },
@@ -110,12 +136,16 @@ impl Session {
             Ok::<_, PullError>(request.send())
         };
         match send(base.clone())?.await {
-            Err(error) if error.is_connect() && self.may_fall_back && base.scheme() == "https" => {
+            Err(error) if self.may_fall_back && base.scheme() == "https" && has_no_tls(&error) => {
                 let mut plain = base;
                 if plain.set_scheme("http").is_err() {
                     return Err(self.failed(&error));
                 }
                 let answer = send(plain.clone())?.await.map_err(|_| self.failed(&error))?;
+                // So does a server answer that speaks TLS after all.
+                if answer.status() == StatusCode::BAD_REQUEST {
+                    return Err(self.failed(&error));
+                }
                 *self.base.lock().unwrap_or_else(PoisonError::into_inner) = plain;
                 Ok(answer)
             }
@@ -163,14 +193,15 @@ impl Session {
         let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
         let mut query = vec![("scope", scope)];
         query.extend(parameter("service").map(|service| ("service", service)));
+        let http = &self.tokens;
         let request = match &self.credential {
-            Credential::Basic(user, password) => self.http.get(url).query(&query).basic_auth(user, Some(password)),
+            Credential::Basic(user, password) => http.get(url).query(&query).basic_auth(user, Some(password)),
             Credential::Identity(token) => {
                 query.extend([("grant_type", "refresh_token".to_owned()), ("client_id", "akri-krustlet".to_owned())]);
                 query.push(("refresh_token", token.clone()));
-                self.http.post(url).form(&query)
+                http.post(url).form(&query)
             }
-            Credential::Anonymous | Credential::Bearer(_) => self.http.get(url).query(&query),
+            Credential::Anonymous | Credential::Bearer(_) => http.get(url).query(&query),
         };
         let answer = request.send().await.map_err(|error| self.failed(&error))?;
         let status = answer.status();
@@ -267,7 +298,7 @@ async fn explanation(mut answer: Response) -> String {
         }
         Err(_) => String::from_utf8_lossy(&body).into_owned(),
     };
-    text.trim().chars().take(TOLD).collect()
+    text.trim().chars().take(MOST_SHOWN).collect()
 }
 
 fn is_temporary(status: StatusCode) -> bool {
@@ -299,7 +330,26 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
+fn address_of(url: &Url) -> Option<IpAddr> {
+    match url.host_str().unwrap_or_default().trim_matches(['[', ']']) {
+        "localhost" => Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)),
+        host => host.parse().ok(),
+    }
+}
+
 fn is_this_machine(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    address_of(url).is_some_and(|address| address.is_loopback())
+}
+
+/// An address that is this machine's, or of its link, such as a cloud's metadata server.
+fn is_private(url: &Url) -> bool {
+    address_of(url).is_some_and(|address| match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified(),
+    })
+}
+
+/// Nobody speaks TLS there. A certificate that is not trusted is another matter.
+fn has_no_tls(error: &reqwest::Error) -> bool {
+    error.is_connect() && !describe(error).contains("certificate")
 }

@@ -34,6 +34,9 @@ pub struct Image {
     /// What it says of how it is started.
     #[serde(default)]
     pub launch: Launch,
+    /// Digests of its layers and its configuration.
+    #[serde(default)]
+    pub blobs: BTreeSet<String>,
 }
 
 /// Who has shown to a registry that they may have an image.
@@ -126,6 +129,14 @@ impl ImageStore {
         Some(image)
     }
 
+    /// The blobs of images that are here and whose id begins so.
+    pub(crate) fn blobs_of(&self, id: &str) -> BTreeSet<String> {
+        let records = std::fs::read_dir(self.root.join("images")).into_iter().flatten().flatten();
+        let images =
+            records.filter_map(|record| serde_json::from_slice::<Image>(&std::fs::read(record.path()).ok()?).ok());
+        images.filter(|image| image.id.starts_with(id)).flat_map(|image| image.blobs).collect()
+    }
+
     pub(crate) fn add(&self, image: &Image) -> std::io::Result<()> {
         let path = self.record(&image.reference);
         let mut staged = tempfile::NamedTempFile::new_in(self.staged())?;
@@ -215,6 +226,7 @@ mod tests {
             pulled: SystemTime::now(),
             access,
             launch,
+            blobs: BTreeSet::new(),
         };
         store.add(&image).unwrap();
         for path in [store.record(reference), blob.clone()] {

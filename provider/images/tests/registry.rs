@@ -368,3 +368,46 @@ async fn the_nodes_credentials_are_read_again_when_their_file_is_changed() {
     std::fs::write(&file, "{").unwrap();
     images.pull(&reference, &Credentials::default()).await.unwrap();
 }
+
+#[tokio::test]
+async fn credentials_do_not_go_where_an_answer_redirects() {
+    // It asks for credentials as if it were the registry.
+    let evil = Registry::start(HashMap::new(), gate(BEARER, "nothing"));
+    let elsewhere = evil.address.clone();
+    let redirects = move |part: &'static str| -> Answer {
+        let elsewhere = elsewhere.clone();
+        Box::new(move |seen, own| {
+            let path = seen.request.split(' ').nth(1).unwrap_or_default();
+            if path.contains(part) {
+                let location = format!("Location: http://{elsewhere}{path}\r\n");
+                return Some((307, location, Vec::new()));
+            }
+            gate(BEARER, "Bearer good")(seen, own)
+        })
+    };
+    let password = json!({"username": "user", "password": "secret"});
+    let identity = json!({"auth": "dXNlcjo=", "identitytoken": "of-login"});
+    for (part, entry) in [("/blobs/", &password), ("/token", &password), ("/token", &identity)] {
+        let registry = Registry::start(of_artifact().0, redirects(part));
+        assert!(pull(&registry, "app:v1", &credentials(&registry, entry)).await.is_err());
+    }
+    let seen = evil.seen();
+    assert!(seen.iter().any(|seen| seen.request.contains("/blobs/")), "it was asked for the blob");
+    assert!(seen.iter().all(|seen| seen.authorization.is_none() && !seen.request.contains("/token")), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_digest_alone_gives_no_right_to_what_another_repository_has() {
+    let registry = Registry::start(of_artifact().0, gate(BEARER, "Bearer good"));
+    let directory = tempfile::tempdir().unwrap();
+    let images = images(directory.path());
+    let of = |address: &str| reference::parse(&format!("{address}/app:v1")).unwrap();
+    let good = credentials(&registry, &json!({"username": "user", "password": "secret"}));
+    images.pull(&of(&registry.address), &good).await.unwrap();
+    // The manifest is public there; the module, which it has not, is the private one of the other.
+    let mut content = of_artifact().0;
+    content.retain(|path, _| !path.contains(&sha256(MODULE)));
+    let evil = Registry::start(content, open_to_all());
+    let error = images.pull(&of(&evil.address), &Credentials::default()).await.unwrap_err().to_string();
+    assert!(error.contains("has no such image"), "{error}");
+}
