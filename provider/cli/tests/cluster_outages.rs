@@ -118,11 +118,11 @@ fn the_api_server_is_reached_by_a_proxy() {
     let proxy = ConnectProxy::start("dXNlcjpwQHNz");
     let url = format!("http://user:p%40ss@{}", proxy.address);
     let bootstrap = std::fs::read_to_string(cluster.bootstrap()).unwrap();
-    let server_line = bootstrap.lines().find(|line| line.trim_start().starts_with("server:")).unwrap();
-    let indent = &server_line[..server_line.len() - server_line.trim_start().len()];
-    let with_proxy = format!("{server_line}\n{indent}proxy-url: '{url}'\n{indent}tls-server-name: kubernetes");
+    let server = format!("server: 'https://{}'", cluster.server());
+    assert!(bootstrap.contains(&server), "{bootstrap}");
+    let with_proxy = format!("{server}, proxy-url: '{url}', tls-server-name: 'kubernetes'");
     let mut named = ClusterNode::prepare("proxy-named");
-    std::fs::write(named.path("bootstrap.conf"), bootstrap.replace(server_line, &with_proxy)).unwrap();
+    std::fs::write(named.path("bootstrap.conf"), bootstrap.replace(&server, &with_proxy)).unwrap();
     let file = named.path("bootstrap.conf");
     named.run(&file);
     named.wait_until_ready(cluster);

@@ -19,6 +19,7 @@ use akri_krustlet_runtime::log::ContainerLog;
 use akri_krustlet_runtime::wasi::Progress;
 use akri_krustlet_runtime::{Guest, GuestSpec, Outcome, Preopen, Program, Runtime, SharedLimits};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub struct ContainerSpec {
     pub log: Arc<ContainerLog>,
     /// Host paths that devices of any handler may name, if its pod allows them too.
     pub operator_host_paths: AllowList,
+    /// Directories that the pod's other containers can write in.
+    pub writable: Vec<PathBuf>,
     /// Directory for the guests' exchange directories; emptied at start.
     pub exchange_root: PathBuf,
     /// The exchange volume.
@@ -109,7 +112,10 @@ impl HandlerContainer {
         let host_paths = Arc::new(HostPaths {
             pod: spec.settings.allowed_host_paths.clone(),
             operator: spec.operator_host_paths.clone(),
-            writable: volumes.chain([spec.exchange_root.clone(), spec.exchange_volume.clone()]).collect(),
+            writable: volumes
+                .chain([spec.exchange_root.clone(), spec.exchange_volume.clone()])
+                .chain(spec.writable.iter().cloned())
+                .collect(),
         });
         let container = Self {
             host_paths,
@@ -261,7 +267,9 @@ impl HandlerContainer {
             answer: Some(crate::exchange::ANSWER.to_owned()),
         };
         match self.runtime.start(&self.spec.program, spec) {
-            Ok(guest) => Ok(ExchangeGuest { guest, exchange: Arc::new(exchange), files }),
+            Ok(guest) => {
+                Ok(ExchangeGuest { guest, exchange: Arc::new(exchange), given: files.keys().cloned().collect() })
+            }
             Err(error) => {
                 exchange.remove();
                 Err(error.into())
@@ -286,8 +294,8 @@ const START_UP: Duration = Duration::from_millis(500);
 struct ExchangeGuest {
     guest: Guest,
     exchange: Arc<ExchangeDirectory>,
-    /// The user's files as it was given them when it started.
-    files: Arc<Files>,
+    /// Names of the user's files as it was given them when it started.
+    given: Vec<OsString>,
 }
 
 impl Drop for ExchangeGuest {
@@ -318,7 +326,7 @@ impl ServingGuest {
     /// The user's files are put in place again first: a module that resets one of them when it starts (the debugEcho of
     /// 2021 writes ONLINE into the availability file) must not undo what the user wrote.
     pub(crate) async fn request(&self, request: &[u8], files: &Files) -> Result<(), ExchangeError> {
-        let Some(ExchangeGuest { guest, exchange, files: given }) = &self.guest else { return Ok(()) };
+        let Some(ExchangeGuest { guest, exchange, given }) = &self.guest else { return Ok(()) };
         let mut progress = guest.progress();
         if progress.borrow().waits == 0 {
             tokio::select! {
@@ -328,7 +336,7 @@ impl ServingGuest {
                 () = tokio::time::sleep(START_UP) => {}
             }
         }
-        for name in given.keys().filter(|name| !files.contains_key(*name)) {
+        for name in given.iter().filter(|name| !files.contains_key(*name)) {
             exchange.clear(&name.to_string_lossy());
         }
         put_files(exchange, files)?;

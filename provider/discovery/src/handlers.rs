@@ -16,15 +16,21 @@ use crate::last_lists::LastLists;
 use crate::service;
 use akri_krustlet_host::ServedSocket;
 use akri_krustlet_host::socket::SocketError;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long after the node's start a name stays that of the namespace that had it before, if none of its pods comes.
-const OWNER_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a name stays that of the namespace that had it, when none of its pods claims it any more. Long enough for a slow
+/// start and a long weekend: what is kept from others are the discovery properties that its Configurations still hold.
+const OWNER_PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often it is looked at.
+const OWNER_LOOK: Duration = Duration::from_secs(3600);
+/// Names that are kept, most of them of pods that are gone; a pod's author could make up any number.
+const MOST_OWNERS: usize = 1024;
 
 /// How a node serves its handlers.
 #[derive(Clone, Debug)]
@@ -68,7 +74,7 @@ impl HandlersConfig {
 /// A handler's name that a pod may not have.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "the discovery handler {name:?} belongs to pods of namespace {owner:?}; choose another DISCOVERY_HANDLER_NAME, or start the node with --handler-namespaces {name}={namespace}"
+    "the discovery handler {name:?} belongs to pods of namespace {owner:?}, which served it last; choose another DISCOVERY_HANDLER_NAME, or start the node with --handler-namespaces {name}={namespace}"
 )]
 pub struct ForeignName {
     name: String,
@@ -84,13 +90,25 @@ pub struct Handlers {
     instances: Arc<Instances>,
     entries: Mutex<Entries>,
     changed: watch::Sender<()>,
+    /// What is written of the owners.
+    kept_owners: watch::Sender<Owners>,
 }
+
+/// Whose a name is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Owner {
+    namespace: String,
+    /// When a pod claimed it last, in seconds since 1970.
+    claimed: u64,
+}
+
+type Owners = BTreeMap<String, Owner>;
 
 #[derive(Debug, Default)]
 struct Entries {
     by_name: HashMap<String, Entry>,
     /// The namespace of each name's pods.
-    owners: BTreeMap<String, String>,
+    owners: Owners,
     next_claim: u64,
     /// Names whose socket or scope is another than [`Handlers::take_changed`] told.
     changed: BTreeSet<String>,
@@ -137,19 +155,18 @@ impl Handlers {
         let lists = LastLists::open(&config.last_lists)?;
         let instances = Instances::new(&config.node);
         let owners = read_owners(&config.owners);
-        let entries = Mutex::new(Entries { owners: owners.clone(), ..Entries::default() });
-        let handlers = Arc::new(Self { config, lists, instances, entries, changed: watch::Sender::new(()) });
-        // Whoever had a name has it again; if nobody comes, it is free.
+        let entries = Mutex::new(Entries { owners, ..Entries::default() });
+        let (changed, kept_owners) = (watch::Sender::new(()), watch::Sender::default());
+        let handlers = Arc::new(Self { config, lists, instances, entries, changed, kept_owners });
         let unclaimed = Arc::downgrade(&handlers);
         tokio::spawn(async move {
-            tokio::time::sleep(OWNER_PATIENCE).await;
-            if let Some(handlers) = unclaimed.upgrade() {
-                let mut entries = handlers.entries();
-                let Entries { by_name, owners, .. } = &mut *entries;
-                owners.retain(|name, _| by_name.contains_key(name));
-                handlers.keep_owners(owners);
+            loop {
+                tokio::time::sleep(OWNER_LOOK).await;
+                let Some(handlers) = unclaimed.upgrade() else { return };
+                handlers.forget_owners();
             }
         });
+        tokio::spawn(write_owners(handlers.config.owners.clone(), handlers.kept_owners.subscribe()));
         Ok(handlers)
     }
 
@@ -172,7 +189,8 @@ impl Handlers {
     /// discovery properties of open streams are nobody else's.
     pub fn claim(self: &Arc<Self>, name: &str, namespace: &str) -> Result<HandlerClaim, ForeignName> {
         let mut entries = self.entries();
-        let owner = self.config.namespaces.get(name).or_else(|| entries.owners.get(name));
+        let kept = entries.owners.get(name).map(|owner| &owner.namespace);
+        let owner = self.config.namespaces.get(name).or(kept);
         match owner {
             Some(owner) if owner != namespace => {
                 return Err(ForeignName {
@@ -183,9 +201,9 @@ impl Handlers {
             }
             _ => {}
         }
-        if entries.owners.insert(name.to_owned(), namespace.to_owned()).as_deref() != Some(namespace) {
-            self.keep_owners(&entries.owners);
-        }
+        let owner = Owner { namespace: namespace.to_owned(), claimed: now() };
+        entries.owners.insert(name.to_owned(), owner);
+        self.keep_owners(&mut entries);
         entries.next_claim += 1;
         let number = entries.next_claim;
         let entry = entries.by_name.entry(name.to_owned()).or_insert_with(|| Entry {
@@ -206,15 +224,30 @@ impl Handlers {
         Ok(HandlerClaim { handlers: self.clone(), name: name.to_owned(), number })
     }
 
-    fn keep_owners(&self, owners: &BTreeMap<String, String>) {
-        let path = &self.config.owners;
-        let kept = serde_json::to_vec(owners).map_err(std::io::Error::other);
-        if let Err(error) = kept.and_then(|json| akri_krustlet_host::file::write_atomically(path, &json, 0o600)) {
-            tracing::warn!(
-                path = %path.display(), %error,
-                "cannot keep whose the handlers' names are; after a restart of the node they belong to whoever comes first"
-            );
+    /// Has the owners written, and no more of them than are kept.
+    fn keep_owners(&self, entries: &mut Entries) {
+        let Entries { by_name, owners, .. } = entries;
+        while owners.len() > MOST_OWNERS {
+            let unclaimed = owners.iter().filter(|(name, _)| !by_name.contains_key(*name));
+            let Some(oldest) = unclaimed.min_by_key(|(_, owner)| owner.claimed).map(|(name, _)| name.clone()) else {
+                break;
+            };
+            owners.remove(&oldest);
         }
+        self.kept_owners.send_replace(owners.clone());
+    }
+
+    /// Frees the names that nobody has claimed for long.
+    fn forget_owners(&self) {
+        let mut entries = self.entries();
+        let Entries { by_name, owners, .. } = &mut *entries;
+        for (name, owner) in owners.iter_mut() {
+            if by_name.contains_key(name) {
+                owner.claimed = now();
+            }
+        }
+        owners.retain(|_, owner| now().saturating_sub(owner.claimed) < OWNER_PATIENCE.as_secs());
+        self.keep_owners(&mut entries);
     }
 
     /// The handlers that have changed since they were asked for last, by name; `None` for one that has no socket any more.
@@ -281,8 +314,6 @@ impl Handlers {
             tracing::info!(handler = name, "no pod of this handler is left: its streams end");
             entry.handler.closing.cancel();
             drop(entry);
-            entries.owners.remove(name);
-            self.keep_owners(&entries.owners);
             entries.changed.insert(name.to_owned());
             self.changed.send_replace(());
         }
@@ -293,19 +324,41 @@ impl Handlers {
     }
 }
 
-fn read_owners(path: &std::path::Path) -> BTreeMap<String, String> {
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn read_owners(path: &std::path::Path) -> Owners {
     let json = match std::fs::read(path) {
         Ok(json) => json,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Owners::new(),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "cannot read whose the handlers' names are");
-            return BTreeMap::new();
+            return Owners::new();
         }
     };
     serde_json::from_slice(&json).unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), %error, "cannot understand whose the handlers' names are");
-        BTreeMap::new()
+        Owners::new()
     })
+}
+
+/// Writes the owners whenever they change.
+async fn write_owners(path: PathBuf, mut owners: watch::Receiver<Owners>) {
+    while owners.changed().await.is_ok() {
+        let (path, kept) = (path.clone(), owners.borrow_and_update().clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let kept = serde_json::to_vec(&kept).map_err(std::io::Error::other);
+            let written = kept.and_then(|json| akri_krustlet_host::file::write_atomically(&path, &json, 0o600));
+            if let Err(error) = written {
+                tracing::warn!(
+                    path = %path.display(), %error,
+                    "cannot keep whose the handlers' names are; after a restart of the node they belong to whoever comes first"
+                );
+            }
+        });
+        let _ = written.await;
+    }
 }
 
 impl Entry {
@@ -404,25 +457,44 @@ mod tests {
         HandlersConfig::new("n", directory, directory.join("lists"), directory.join("owners.json"))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_name_stays_in_its_namespace_while_its_pods_are_there_and_over_a_restart() {
+    #[tokio::test]
+    async fn a_name_stays_in_its_namespace_when_its_pods_are_gone_and_over_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let handlers = Handlers::new(config(directory.path())).unwrap();
+        let mut written = handlers.kept_owners.subscribe();
         let first = handlers.claim("camera", "a").unwrap();
+        written.wait_for(|owners| owners.contains_key("camera")).await.unwrap();
         let refused = handlers.claim("camera", "b").unwrap_err().to_string();
         assert!(refused.contains("namespace \"a\"") && refused.contains("--handler-namespaces camera=b"), "{refused}");
-        let second = handlers.claim("camera", "a").unwrap();
         drop(first);
-        drop(second);
-        assert!(handlers.claim("camera", "b").is_err(), "its streams are still open");
-        tokio::time::sleep(Duration::from_secs(31)).await;
-        let other = handlers.claim("camera", "b").unwrap();
-        std::mem::forget(other);
-
+        handlers.close_if_still_unclaimed("camera", 1);
+        assert!(handlers.claim("camera", "b").is_err(), "a Configuration may still tell its secrets");
+        let path = directory.path().join("owners.json");
+        while read_owners(&path).is_empty() {
+            tokio::task::yield_now().await;
+        }
         let restarted = Handlers::new(config(directory.path())).unwrap();
-        assert!(restarted.claim("camera", "a").is_err(), "whoever had it comes first");
-        tokio::time::sleep(OWNER_PATIENCE + Duration::from_secs(1)).await;
-        assert!(restarted.claim("camera", "a").is_ok(), "nobody came");
+        assert!(restarted.claim("camera", "b").is_err());
+        // Nobody has claimed it for long.
+        let old = Owner { namespace: "a".to_owned(), claimed: now() - OWNER_PATIENCE.as_secs() - 1 };
+        restarted.entries().owners.insert("camera".to_owned(), old);
+        restarted.forget_owners();
+        assert!(restarted.claim("camera", "b").is_ok());
+    }
+
+    #[tokio::test]
+    async fn no_more_owners_are_kept_than_a_pods_author_can_bear() {
+        let directory = tempfile::tempdir().unwrap();
+        let handlers = Handlers::new(config(directory.path())).unwrap();
+        let held = handlers.claim("held", "a").unwrap();
+        for number in 0..2 * MOST_OWNERS {
+            drop(handlers.claim(&format!("n{number}"), "b").unwrap());
+            handlers.close_if_still_unclaimed(&format!("n{number}"), 1);
+        }
+        let entries = handlers.entries();
+        assert!(entries.owners.len() == MOST_OWNERS && entries.owners.contains_key("held"));
+        drop(entries);
+        drop(held);
     }
 
     #[tokio::test]

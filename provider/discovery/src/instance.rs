@@ -69,7 +69,7 @@ impl Instances {
 
     /// The Instances that the API server has of this node, by hash, without those that are being deleted; none if that cannot
     /// be told any more.
-    pub fn tell(&self, present: Option<HashMap<Hash, usize>>) {
+    pub fn update(&self, present: Option<HashMap<Hash, usize>>) {
         self.present.send_if_modified(|known| {
             let differs = *known != present;
             *known = present;
@@ -185,14 +185,14 @@ mod tests {
         other.list(&list(&["a"]), true);
         assert_eq!(one.is_one_missing(), None, "nothing is known");
         let (a, b) = (hash("a", true, "n"), hash("b", true, "n"));
-        instances.tell(Some(HashMap::from([(a, 1), (b, 1)])));
+        instances.update(Some(HashMap::from([(a, 1), (b, 1)])));
         assert_eq!((one.is_one_missing(), other.is_one_missing()), (Some(true), Some(true)), "of one of them");
-        instances.tell(Some(HashMap::from([(a, 2)])));
+        instances.update(Some(HashMap::from([(a, 2)])));
         assert_eq!((one.is_one_missing(), other.is_one_missing()), (Some(true), Some(false)));
         one.list(&list(&["a"]), false);
         assert_eq!(one.is_one_missing(), Some(true), "of a device that other nodes do not see, the name is another");
         drop(one);
-        instances.tell(Some(HashMap::from([(a, 1)])));
+        instances.update(Some(HashMap::from([(a, 1)])));
         assert_eq!(other.is_one_missing(), Some(false));
         drop(other);
         assert!(instances.listed().is_empty());

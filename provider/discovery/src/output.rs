@@ -12,6 +12,7 @@
 use crate::instance::StreamInstances;
 use akri_krustlet_host::TokenBucket;
 use akri_proto::v0::DiscoverResponse;
+use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -33,8 +34,8 @@ fn pause(age: Duration, devices: usize, longest: Duration) -> Duration {
     let devices = u32::try_from(devices).unwrap_or(u32::MAX);
     let at_least = |pause: Duration, each: Duration| pause.max(each.saturating_mul(devices));
     match age.as_millis() {
-        0..100 => Duration::from_millis(50),
-        100..250 => Duration::from_millis(150),
+        0..100 => at_least(Duration::from_millis(50), Duration::from_millis(5)),
+        100..250 => at_least(Duration::from_millis(150), Duration::from_millis(25)),
         250..5_000 => at_least(Duration::from_millis(200), Duration::from_millis(25)),
         5_000..30_000 => at_least(Duration::from_secs(1), Duration::from_millis(50)),
         30_000..120_000 => at_least(Duration::from_secs(5), Duration::from_millis(50)),
@@ -55,15 +56,24 @@ pub(crate) struct Output {
     /// When the list was new, or one of its Instances went, and when it was sent last.
     repeated: Option<(Instant, Instant)>,
     was_missing: bool,
+    /// Changes come faster than they are sent.
+    is_hurried: bool,
 }
-
-/// Nothing: what [`Output::tend`] returns.
-pub(crate) enum Never {}
 
 impl Output {
     pub(crate) fn new(sender: mpsc::Sender<Result<DiscoverResponse, Status>>, instances: StreamInstances) -> Self {
         let changes = TokenBucket::new(CHANGES.0, CHANGES.1);
-        Self { sender, instances, last: None, unsent: false, held: false, changes, repeated: None, was_missing: true }
+        Self {
+            sender,
+            instances,
+            last: None,
+            unsent: false,
+            held: false,
+            changes,
+            repeated: None,
+            was_missing: true,
+            is_hurried: false,
+        }
     }
 
     /// No list was sent.
@@ -79,6 +89,7 @@ impl Output {
         self.instances.list(&list, shared);
         self.last = Some(list);
         self.held = !self.changes.try_take();
+        self.is_hurried = self.changes.available() < CHANGES.0 / 2.0;
         if self.held {
             self.repeated = None;
         } else {
@@ -98,7 +109,7 @@ impl Output {
     }
 
     /// Sends what waited for room or for its turn, and the repetitions. Runs for ever; may be dropped at any time.
-    pub(crate) async fn tend(&mut self) -> Never {
+    pub(crate) async fn drive(&mut self) -> Infallible {
         loop {
             let repetition = self.next_repetition();
             let due = at(repetition);
@@ -110,6 +121,8 @@ impl Output {
                 }
             };
             tokio::select! {
+                biased;
+                () = self.instances.changed() => self.see_instances(),
                 () = due => {
                     if let (Some((_, sent)), Some(due)) = (&mut self.repeated, repetition) {
                         // After a time in which none was due, the next one counts from now.
@@ -124,7 +137,6 @@ impl Output {
                     }
                 }
                 true = room => self.push(),
-                () = self.instances.changed() => self.see_instances(),
                 else => pending().await,
             }
         }
@@ -133,8 +145,12 @@ impl Output {
     fn send_new(&mut self) {
         let now = Instant::now();
         self.repeated = Some((now, now));
-        self.was_missing = true;
+        self.was_missing = self.is_missing();
         self.push();
+    }
+
+    fn is_missing(&self) -> bool {
+        self.instances.is_one_missing() != Some(false)
     }
 
     fn push(&mut self) {
@@ -145,8 +161,9 @@ impl Output {
 
     /// An Instance that went is asked for as one that has never been there.
     fn see_instances(&mut self) {
-        let is_missing = self.instances.is_one_missing() != Some(false);
-        if is_missing && !self.was_missing && self.repeated.is_some() {
+        let is_missing = self.is_missing();
+        // It counts as a change: Instances that come and go cost the Agent no more than lists that do.
+        if is_missing && !self.was_missing && self.repeated.is_some() && self.changes.try_take() {
             let now = Instant::now();
             self.repeated = Some((now, now));
         }
@@ -162,7 +179,9 @@ impl Output {
             None => LONGEST,
         };
         let devices = self.last.as_ref().map_or(0, |list| list.devices.len());
-        Some(sent + pause(age, devices, longest))
+        // Lists that alternate are not repeated in a hurry: the next one makes up for what the Agent lost of this one.
+        let least = if self.is_hurried { Duration::from_secs(1) } else { Duration::ZERO };
+        Some(sent + pause(age, devices, longest).max(least))
     }
 }
 
@@ -203,7 +222,7 @@ mod tests {
             }
         };
         tokio::select! {
-            _ = output.tend() => unreachable!(),
+            _ = output.drive() => unreachable!(),
             () = read() => {}
             () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
         }
@@ -235,24 +254,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn where_instances_are_known_a_list_is_repeated_while_one_is_missing() {
         let (mut output, mut stream, instances) = output();
-        instances.tell(Some(HashMap::new()));
+        instances.update(Some(HashMap::new()));
         output.send(list("a"), true);
         let missing = times(&mut output, &mut stream, 7200).await;
         assert_eq!(longest(&missing, 300_000, 7_200_000), Some(60_000), "at least once a minute");
         let there = HashMap::from([(instance::hash_of(&instance::name("c", "a", true, "n")).unwrap(), 1)]);
-        instances.tell(Some(there.clone()));
+        instances.update(Some(there.clone()));
         assert_eq!(times(&mut output, &mut stream, 7200).await, [] as [u128; 0], "it is there");
-        instances.tell(Some(HashMap::new()));
+        instances.update(Some(HashMap::new()));
         assert_eq!(times(&mut output, &mut stream, 1).await[..3], [50, 100, 250], "it went");
-        instances.tell(Some(there.clone()));
+        instances.update(Some(there.clone()));
         let rest = times(&mut output, &mut stream, 60).await;
         assert!(rest.iter().all(|time| *time < 1300), "it is there again: {rest:?}");
+        // A list that finds its Instances in place, of which one goes later.
         output.send(list("b"), true);
         output.send(list("a"), true);
         let new = times(&mut output, &mut stream, 60).await;
         assert!(new.iter().any(|time| (1500..2300).contains(time)), "what is there may be about to go: {new:?}");
         assert!(*new.last().unwrap() < 2300, "{new:?}");
-        instances.tell(None);
+        instances.update(Some(HashMap::new()));
+        assert_eq!(times(&mut output, &mut stream, 1).await[..3], [50, 100, 250], "it went after that");
+        instances.update(None);
         assert!(!times(&mut output, &mut stream, 600).await.is_empty(), "nothing is known any more");
     }
 
@@ -263,16 +285,17 @@ mod tests {
         for number in 0..1000 {
             output.send(list(&number.to_string()), true);
             tokio::select! {
-                _ = output.tend() => unreachable!(),
+                _ = output.drive() => unreachable!(),
                 () = async { while let Some(read) = stream.recv().await { received.push(read.unwrap()) } } => {}
                 () = tokio::time::sleep(Duration::from_millis(10)) => {}
             }
         }
+        assert!((16..=60).contains(&received.len()), "{} in 10 s, with repetitions", received.len());
         received.dedup();
         assert!((16..=27).contains(&received.len()), "{} in 10 s", received.len());
         assert_eq!(received[..2], [list("0"), list("1")], "the first ones at once");
         tokio::select! {
-            _ = output.tend() => unreachable!(),
+            _ = output.drive() => unreachable!(),
             () = async { while received.last() != Some(&list("999")) { received.push(stream.recv().await.unwrap().unwrap()) } } => {}
         }
     }
@@ -290,7 +313,7 @@ mod tests {
             }
         };
         tokio::select! {
-            _ = output.tend() => unreachable!(),
+            _ = output.drive() => unreachable!(),
             () = read() => unreachable!(),
             () = tokio::time::sleep(Duration::from_secs(3600)) => {}
         }

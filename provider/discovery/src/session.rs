@@ -16,13 +16,13 @@
 //! - The current list is sent again until the Agent has made Instances of it ([`crate::output`]).
 
 use crate::container::{ContainerError, HandlerContainer, ServingGuest};
-use crate::device::{Answer, has_host_paths, look_at_host_paths};
+use crate::device::{Answer, RefusedAnswer, has_host_paths, look_at_host_paths};
 use crate::exchange::Files;
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
 use akri_krustlet_host::TokenBucket;
-use akri_krustlet_host::patience::patiently;
+use akri_krustlet_host::patience::{Hangs, patiently};
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::DiscoverResponse;
 use std::future::pending;
@@ -69,6 +69,7 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         back_off: BACK_OFF.0,
         complained: None,
         answers: TokenBucket::new(ANSWER_BYTES, ANSWER_BYTES),
+        unlooked: None,
         complaints: TokenBucket::new(COMPLAINTS.0, COMPLAINTS.1),
     };
     tokio::spawn(session.run());
@@ -88,6 +89,8 @@ struct Session {
     complained: Option<Arc<HandlerContainer>>,
     /// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
     answers: TokenBucket,
+    /// An answer whose host paths did not answer, and when it is looked at again.
+    unlooked: Option<(Instant, Vec<u8>)>,
     /// Bounds what is written of its trouble.
     complaints: TokenBucket,
 }
@@ -104,6 +107,9 @@ const ANSWER_BYTES: f64 = (4 << 20) as f64;
 const ANSWER_LEAST: usize = 64 << 10;
 /// Lines about a stream's trouble in the container's log and the node's: so many at once, then so many a second.
 const COMPLAINTS: (f64, f64) = (16.0, 0.2);
+
+/// Pause before host paths that did not answer are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a session stops using a guest.
 enum Turn {
@@ -141,7 +147,7 @@ impl Session {
             let client_gone = self.output.client_gone();
             let container = tokio::select! {
                 container = next_container(&mut self.serving) => container,
-                end = self.output.tend() => match end {},
+                end = self.output.drive() => match end {},
                 () = client_gone => return,
                 () = closing.cancelled() => return self.close().await,
             };
@@ -164,7 +170,7 @@ impl Session {
                         // The next container's guest need not wait for what this one's did.
                         () = stopped.cancelled() => self.back_off = BACK_OFF.0,
                         () = replaced(&mut self.serving, &container) => self.back_off = BACK_OFF.0,
-                        end = self.output.tend() => match end {},
+                        end = self.output.drive() => match end {},
                         () = client_gone => {}
                         () = closing.cancelled() => {}
                     }
@@ -175,6 +181,7 @@ impl Session {
 
     /// One guest, from its request to its end.
     async fn use_guest_of(&mut self, container: &Arc<HandlerContainer>) -> Turn {
+        self.unlooked = None;
         let guest = match container.take_guest() {
             Ok(guest) => guest,
             Err(ContainerError::Stopped) => return Turn::Replaced,
@@ -211,6 +218,11 @@ impl Session {
                     }
                     return self.guest_ended(outcome);
                 }
+                json = again(&mut self.unlooked) => {
+                    if let Some(turn) = self.use_answer(json, container).await {
+                        return turn;
+                    }
+                }
                 Ok(()) = files.changed() => {
                     let new: Arc<Files> = files.borrow_and_update().clone();
                     if let Err(error) = guest.update_files(&current_files, &new) {
@@ -218,7 +230,7 @@ impl Session {
                     }
                     current_files = new;
                 }
-                end = self.output.tend() => match end {},
+                end = self.output.drive() => match end {},
             }
         }
     }
@@ -241,11 +253,26 @@ impl Session {
                 return None;
             }
         };
+        self.use_answer(json, container).await
+    }
+
+    /// Checks an answer and sends it.
+    async fn use_answer(&mut self, json: Vec<u8>, container: &Arc<HandlerContainer>) -> Option<Turn> {
+        self.unlooked = None;
         match Answer::read(&json, container.host_paths()) {
             Ok(Answer::Devices { list, warning }) => {
-                if let Err(refused) = look(&list, container).await {
-                    self.complain(container, refused);
-                    return None;
+                match look(&list, container).await {
+                    Ok(()) => {}
+                    Err(Unlooked::Refused(refused)) => {
+                        self.complain(container, refused.to_string());
+                        return None;
+                    }
+                    // The guest does not say it again.
+                    Err(Unlooked::Hangs(hangs)) => {
+                        self.complain(container, format!("the host paths of its devices: {hangs}"));
+                        self.unlooked = Some((Instant::now() + LOOK_AGAIN, json));
+                        return None;
+                    }
                 }
                 match warning {
                     Some(warning) => self.complain(container, warning),
@@ -328,16 +355,34 @@ impl Session {
     }
 }
 
+/// Why a list with host paths is not sent.
+enum Unlooked {
+    /// One of them may not be named.
+    Refused(RefusedAnswer),
+    /// They do not answer.
+    Hangs(Hangs),
+}
+
 /// Looks at the host paths that a list names, if it names any.
-async fn look(list: &DiscoverResponse, container: &HandlerContainer) -> Result<(), String> {
+async fn look(list: &DiscoverResponse, container: &HandlerContainer) -> Result<(), Unlooked> {
     if !has_host_paths(list) {
         return Ok(());
     }
     let (list, allowed) = (list.clone(), container.host_paths().clone());
     match patiently(container.name(), move || look_at_host_paths(&list, &allowed)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(refused)) => Err(refused.to_string()),
-        Err(hangs) => Err(format!("the host paths of its devices: {hangs}")),
+        Ok(looked) => looked.map_err(Unlooked::Refused),
+        Err(hangs) => Err(Unlooked::Hangs(hangs)),
+    }
+}
+
+/// Resolves when an answer is to be looked at again.
+async fn again(unlooked: &mut Option<(Instant, Vec<u8>)>) -> Vec<u8> {
+    if let Some((at, _)) = unlooked {
+        tokio::time::sleep_until(*at).await;
+    }
+    match unlooked.take() {
+        Some((_, json)) => json,
+        None => pending().await,
     }
 }
 

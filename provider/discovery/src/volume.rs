@@ -9,7 +9,7 @@ use akri_krustlet_host::file::FileStamp;
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_host::{DirectoryWatcher, Finished, FinishedFiles};
 use rustix::fs::Dir;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -22,6 +22,10 @@ use tokio::sync::watch;
 pub const MOST_FILE: usize = 1 << 20;
 /// Most files that are handed on.
 pub const MOST_FILES: usize = 64;
+/// Most bytes of all of them together: each stream has a copy.
+pub const MOST_BYTES: usize = 8 << 20;
+/// Most entries that are looked at.
+const MOST_ENTRIES: usize = 1024;
 
 /// Follows a volume's files. Ends when dropped.
 #[derive(Debug)]
@@ -77,95 +81,100 @@ async fn follow(
     }
 }
 
-/// Files as they were read, by their names, with what they were then; none if their next change may look the same.
-type Known = HashMap<OsString, (Option<FileStamp>, Arc<[u8]>)>;
+/// What is known of the files.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// As they were read, by their names, with what they were then; none if their next change may look the same.
+    contents: HashMap<OsString, (Option<FileStamp>, Arc<[u8]>)>,
+    /// Names that were made, and whose files nobody has finished yet.
+    being_written: HashSet<OsString>,
+}
 
-/// Pause after a look that came to nothing.
+/// Pause after a look that came to nothing; it doubles to the second.
 const RETRY: Duration = Duration::from_secs(1);
+const MOST_RETRY: Duration = Duration::from_secs(60);
 
 /// Pause between two looks.
 const PACE: Duration = Duration::from_millis(20);
 
 /// Reads what has changed, on a thread that may wait for the files' system; again if that does not answer, since nothing else may
 /// tell of the change.
-async fn publish(
-    directory: &Path,
-    mut known: Known,
-    mut finished: Finished,
-    files: &watch::Sender<Arc<Files>>,
-) -> Known {
-    let (read, known) = loop {
-        let (of_thread, mut before) = (directory.to_owned(), std::mem::take(&mut known));
+async fn publish(directory: &Path, known: Known, mut finished: Finished, files: &watch::Sender<Arc<Files>>) -> Known {
+    let mut pause = RETRY;
+    loop {
+        let (of_thread, mut before) = (directory.to_owned(), known.clone());
         let read = move || {
             let read = read_files(&of_thread, &mut before, &finished);
             (read, before)
         };
-        match patiently(&directory.display().to_string(), read).await {
-            Ok(read) => break read,
-            Err(hangs) => {
-                tracing::warn!(directory = %directory.display(), "the exchange volume: {hangs}; trying again");
-                tokio::time::sleep(RETRY).await;
-                // What was known went with the thread.
-                finished = Finished::all();
+        let failed = match patiently(&directory.display().to_string(), read).await {
+            Ok((Ok(new), known)) => {
+                files.send_if_modified(|old| {
+                    let changed = **old != new;
+                    if changed {
+                        *old = Arc::new(new);
+                    }
+                    changed
+                });
+                return known;
             }
-        }
-    };
-    match read {
-        Ok(new) => {
-            files.send_if_modified(|old| {
-                let changed = **old != new;
-                if changed {
-                    *old = Arc::new(new);
-                }
-                changed
-            });
-        }
-        Err(error) => tracing::warn!(directory = %directory.display(), %error, "cannot read the exchange volume"),
+            Ok((Err(error), _)) => error.to_string(),
+            Err(hangs) => hangs.to_string(),
+        };
+        tracing::warn!(directory = %directory.display(), "the exchange volume cannot be read: {failed}; trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MOST_RETRY);
+        // Nothing else may tell of the change.
+        finished = Finished::all();
     }
-    known
 }
 
 /// Reads the files that are finished and of which `known` has not the content, and makes that up to date.
 fn read_files(directory: &Path, known: &mut Known, finished: &Finished) -> std::io::Result<Files> {
-    let mut before = std::mem::take(known);
     let descriptor = open_directory(rustix::fs::CWD, directory)?;
+    let before = std::mem::take(known);
     let mut files = Files::new();
-    for entry in Dir::read_from(&descriptor)? {
+    let (mut bytes, mut left_out) = (0, Vec::new());
+    for (number, entry) in Dir::read_from(&descriptor)?.enumerate() {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else { continue };
         if [".", "..", REQUEST, ANSWER].contains(&name) || entry.file_type().is_dir() {
             continue;
         }
-        if files.len() == MOST_FILES {
-            tracing::warn!(directory = %directory.display(), "more than {MOST_FILES} files in the exchange volume; the rest is not handed on");
+        if files.len() == MOST_FILES || number > MOST_ENTRIES || bytes > MOST_BYTES {
+            left_out.push(format!("more than {MOST_FILES} files, {MOST_ENTRIES} names or {} MiB", MOST_BYTES >> 20));
             break;
         }
+        let key = OsStr::new(name);
         let metadata = std::fs::symlink_metadata(directory.join(name)).ok();
         // A name that was made for a file that had one before is as good as a finished file.
         let is_link = metadata.as_ref().is_some_and(|metadata| metadata.nlink() > 1);
-        let key = OsStr::new(name);
-        let is_finished = finished.any || finished.names.contains(key) || (is_link && finished.created.contains(key));
+        let is_new = finished.created.contains(key) || before.being_written.contains(key);
+        let is_finished = finished.any || finished.names.contains(key) || (is_new && is_link);
         let stamp = metadata.as_ref().and_then(settled);
-        let earlier = before.remove(key);
-        if let Some((old, content)) = earlier.filter(|(old, _)| !is_finished || (old.is_some() && *old == stamp)) {
+        let content = match before.contents.get(key) {
+            Some((old, content)) if !is_finished || (old.is_some() && *old == stamp) => Some((*old, content.clone())),
+            None if is_new && !is_finished => {
+                known.being_written.insert(name.into());
+                None
+            }
+            _ => match read_regular(descriptor.as_fd(), name, MOST_FILE) {
+                Ok(content) => content.map(|content| (stamp, content.into())),
+                Err(error) => {
+                    left_out.push(error.to_string());
+                    None
+                }
+            },
+        };
+        if let Some((stamp, content)) = content {
+            bytes += content.len();
             files.insert(name.into(), content.clone());
-            known.insert(name.into(), (old, content));
-            continue;
+            known.contents.insert(name.into(), (stamp, content));
         }
-        if !is_finished {
-            continue;
-        }
-        match read_regular(descriptor.as_fd(), name, MOST_FILE) {
-            Ok(Some(content)) => {
-                let content: Arc<[u8]> = content.into();
-                files.insert(name.into(), content.clone());
-                known.insert(name.into(), (stamp, content));
-            }
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(directory = %directory.display(), %error, "a file of the exchange volume is not handed on");
-            }
-        }
+    }
+    if !left_out.is_empty() {
+        left_out.truncate(4);
+        tracing::warn!(directory = %directory.display(), "not all of the exchange volume is handed on: {}", left_out.join("; "));
     }
     Ok(files)
 }

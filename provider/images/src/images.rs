@@ -102,6 +102,18 @@ impl Default for GarbageCollection {
     }
 }
 
+/// What is newer may be of a pull that is under way.
+const JUST_PULLED: Duration = Duration::from_secs(60);
+
+/// Which of the images that nobody uses are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unused {
+    /// Those above the thresholds of the collection, and not of late.
+    AboveThreshold,
+    /// All of them: pods would have to go otherwise.
+    All,
+}
+
 /// Finds and pulls images. Shared by all pods.
 #[derive(Debug)]
 pub struct Images {
@@ -211,8 +223,15 @@ impl Images {
     /// Removes images that nobody uses if the disk is nearly full, the ones that were unused for longest first. `used` are
     /// full names of images that pods run. Returns the bytes that were freed and the digests of modules that are gone; `None`
     /// if there was no need.
-    pub fn collect_garbage(&self, used: &HashSet<String>) -> std::io::Result<Option<(u64, Vec<String>)>> {
+    pub fn collect_garbage(
+        &self,
+        used: &HashSet<String>,
+        unused: Unused,
+    ) -> std::io::Result<Option<(u64, Vec<String>)>> {
         let GarbageCollection { high_threshold, low_threshold, minimum_age, .. } = self.config.garbage_collection;
+        if unused == Unused::All {
+            return self.store.collect(u64::MAX, JUST_PULLED, used).map(Some);
+        }
         let disk = rustix::fs::statvfs(&self.config.directory)?;
         let total = disk.f_blocks * disk.f_frsize;
         let in_use = total.saturating_sub(disk.f_bavail * disk.f_frsize);

@@ -20,7 +20,7 @@ mod session;
 pub mod store;
 
 pub use credentials::Credentials;
-pub use images::{GarbageCollection, Images, ImagesConfig, NodeCredentials};
+pub use images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
 pub use oci_client::Reference;
 pub use registry::PullError;
 pub use store::{Access, Image, Launch};

@@ -435,7 +435,8 @@ async fn run_once(
     };
     match handler {
         Some((claim, settings)) => {
-            run_handler(context, container, restart, image, guest, claim, settings, exchange).await
+            let writable = volumes.mounted().values().map(|volume| volume.path.clone()).collect();
+            run_handler(context, container, restart, image, guest, claim, settings, exchange, writable).await
         }
         None => run_command(context, kind, container, restart, image, guest).await,
     }
@@ -540,6 +541,7 @@ async fn run_handler(
     claim: &HandlerClaim,
     settings: HandlerSettings,
     exchange: Option<PathBuf>,
+    writable: Vec<PathBuf>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
     let pod_directory = services.data.pod(context.pod.uid());
@@ -564,6 +566,7 @@ async fn run_handler(
         limits,
         log,
         operator_host_paths: services.handlers.host_paths().clone(),
+        writable,
         exchange_root: pod_directory.join("streams").join(&container.name),
         exchange_volume,
     };

@@ -8,11 +8,11 @@ use crate::status::ContainerKind;
 use crate::volume::files::FileMount;
 use akri_krustlet_devices::allocation::ProvidedMount;
 use akri_krustlet_devices::{ContainerRequest, PodRequest, Provided};
-use akri_krustlet_host::file::is_reached_without_links;
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Preopen;
 use k8s_openapi::api::core::v1::Container;
-use std::path::Path;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use std::time::Duration;
 
 /// A pod that waits for its devices for longer says so.
@@ -108,13 +108,22 @@ pub async fn access(context: &PodContext, kind: ContainerKind, container: &str) 
 fn give(mount: &ProvidedMount, access: &mut DeviceAccess) -> Result<(), String> {
     let (host, guest) = (&mount.host_path, &mount.container_path);
     let failed = |what: String| format!("a device of the container needs {host}: {what}");
-    if mount.without_links {
-        let reached = is_reached_without_links(Path::new(host)).map_err(|error| failed(error.to_string()))?;
-        if !reached {
+    // Opened once: what has the name a moment later is something else. A FIFO is not waited for.
+    let resolve = if mount.without_links { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat2(CWD, host.as_str(), flags, Mode::empty(), resolve) {
+        Ok(file) => std::fs::File::from(file),
+        Err(Errno::LOOP) if mount.without_links => {
             return Err(failed("there is a symbolic link in that path, which a discovery handler named".to_owned()));
         }
-    }
-    let metadata = std::fs::metadata(host).map_err(|error| failed(error.to_string()))?;
+        Err(Errno::NXIO) => return Err(failed(NO_FILE.to_owned())),
+        // A kernel or a sandbox without openat2.
+        Err(Errno::NOSYS | Errno::PERM) if !mount.without_links => {
+            std::fs::File::open(host).map_err(|error| failed(error.to_string()))?
+        }
+        Err(error) => return Err(failed(std::io::Error::from(error).to_string())),
+    };
+    let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
     if metadata.is_dir() {
         let preopen = Preopen { read_only: mount.read_only, ..Preopen::new(host, guest.trim_end_matches('/')) };
         let same = |other: &Preopen| other.host == preopen.host && other.guest == preopen.guest;
@@ -124,14 +133,14 @@ fn give(mount: &ProvidedMount, access: &mut DeviceAccess) -> Result<(), String> 
         return Ok(());
     }
     if !metadata.is_file() {
-        return Err(failed(
-            "a WebAssembly guest cannot be given sockets and devices, only directories and files".to_owned(),
-        ));
+        return Err(failed(NO_FILE.to_owned()));
     }
-    let file = std::fs::File::open(host).map_err(|error| failed(error.to_string()))?;
     access.files.push(FileMount::link(guest, file.into(), mount.read_only).map_err(failed)?);
     Ok(())
 }
+
+/// What cannot be given.
+const NO_FILE: &str = "a WebAssembly guest cannot be given sockets and devices, only directories and files";
 
 fn shortcomings(provided: &Provided) -> Vec<String> {
     let mut messages = Vec::new();

@@ -95,13 +95,14 @@ pub struct PressureWatch {
     data: PathBuf,
     settings: EvictionSettings,
     seen: Mutex<Seen>,
-    told: watch::Sender<Pressure>,
+    conditions: watch::Sender<Pressure>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     memory: Signal,
-    disk: Signal,
+    space: Signal,
+    inodes: Signal,
     pid: Signal,
 }
 
@@ -133,14 +134,14 @@ impl Signal {
 impl PressureWatch {
     /// Of this machine, and the filesystem of `data`; looks at it.
     pub fn new(data: PathBuf, settings: EvictionSettings) -> Self {
-        let watch = Self { data, settings, seen: Mutex::default(), told: watch::Sender::default() };
+        let watch = Self { data, settings, seen: Mutex::default(), conditions: watch::Sender::default() };
         watch.look();
         watch
     }
 
     /// The shortages that the Node's conditions tell.
-    pub fn told(&self) -> watch::Receiver<Pressure> {
-        self.told.subscribe()
+    pub fn conditions(&self) -> watch::Receiver<Pressure> {
+        self.conditions.subscribe()
     }
 
     /// Looks at the machine; what pods have to go for now, and how it is.
@@ -149,11 +150,13 @@ impl PressureWatch {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, reclaim) = (Instant::now(), |signal: &str| self.settings.minimum_reclaim.of(signal));
         seen.memory.see(shortages.memory, reclaim, now);
-        seen.disk.see(shortages.disk, reclaim, now);
+        seen.space.see(shortages.space, reclaim, now);
+        seen.inodes.see(shortages.inodes, reclaim, now);
         seen.pid.see(shortages.pid, reclaim, now);
         let told = |signal: &Signal| signal.told(self.settings.transition_period, now);
-        let pressure = Pressure { memory: told(&seen.memory), disk: told(&seen.disk), pid: told(&seen.pid) };
-        self.told.send_if_modified(|known| {
+        let disk = told(&seen.space).or_else(|| told(&seen.inodes));
+        let pressure = Pressure { memory: told(&seen.memory), disk, pid: told(&seen.pid) };
+        self.conditions.send_if_modified(|known| {
             let differs = *known != pressure;
             *known = pressure;
             differs
@@ -162,7 +165,9 @@ impl PressureWatch {
             let (_, message) = signal.last.as_ref().filter(|_| signal.is_acute)?;
             Some((resource, message.clone()))
         };
-        acute(&seen.memory, Resource::Memory).or_else(|| acute(&seen.disk, Resource::Storage))
+        acute(&seen.memory, Resource::Memory)
+            .or_else(|| acute(&seen.space, Resource::Storage))
+            .or_else(|| acute(&seen.inodes, Resource::Storage))
     }
 }
 

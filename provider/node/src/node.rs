@@ -20,7 +20,7 @@ use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::remove_tree;
-use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, reference};
+use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use krator::Manifest;
 use std::collections::{HashMap, HashSet};
@@ -243,12 +243,15 @@ impl Node {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = garbage.tick() => self.collect_garbage(),
+                _ = garbage.tick() => self.collect_garbage(Unused::AboveThreshold),
                 _ = pressure.tick() => self.relieve(),
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Some(Ok(uid)) = self.retries.join_next() => self.retry(&uid),
                 Some(Ok((state, candidates))) = self.measured.join_next() => {
-                    self.evict_first(Resource::Storage, &state, candidates);
+                    // It may have taken a while.
+                    if self.services.pressure.look().is_some_and(|(resource, _)| resource == Resource::Storage) {
+                        self.evict_first(Resource::Storage, &state, candidates);
+                    }
                 }
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
@@ -367,8 +370,12 @@ impl Node {
                 let candidates = candidates.collect();
                 self.evict_first(Resource::Memory, &state, candidates);
             }
-            Some((Resource::Storage, _)) if !had_full_disk => self.collect_garbage(),
-            Some((Resource::Storage, state)) => self.measure(state),
+            // Images that nobody runs go before each pod; the first time, that may be enough.
+            Some((Resource::Storage, _)) if !had_full_disk => self.collect_garbage(Unused::All),
+            Some((Resource::Storage, state)) => {
+                self.collect_garbage(Unused::All);
+                self.measure(state);
+            }
         }
     }
 
@@ -393,13 +400,13 @@ impl Node {
 
     fn evict_first(&self, resource: Resource, state: &str, candidates: Vec<Candidate>) {
         let Some(first) = eviction::first(candidates) else { return };
-        let Some(known) = self.pods.get(&first.uid).filter(|known| known.running) else { return };
+        let Some(known) = self.may_end().find(|known| known.pod.uid() == first.uid) else { return };
         let resource = resource.name();
         known.context.evict_for_node(format!("The node was low on resource: {resource}. {state}"));
     }
 
     /// Removes images that no pod runs, if the disk is nearly full.
-    fn collect_garbage(&self) {
+    fn collect_garbage(&self, unused: Unused) {
         let mut used = HashSet::new();
         for known in self.pods.values() {
             let containers = known.pod.init_containers().iter().chain(&known.pod.spec().containers);
@@ -407,7 +414,7 @@ impl Node {
             used.extend(images.map(|reference| reference.whole()));
         }
         let (services, told_full) = (self.services.clone(), self.told_full.clone());
-        tokio::task::spawn_blocking(move || match services.registry.collect_garbage(&used) {
+        tokio::task::spawn_blocking(move || match services.registry.collect_garbage(&used, unused) {
             Ok(None) => told_full.store(false, Ordering::Relaxed),
             Ok(Some((_, modules))) if modules.is_empty() => {
                 if !told_full.swap(true, Ordering::Relaxed) {

@@ -14,7 +14,7 @@ use crate::engine::EPOCH;
 use rustix::time::{ClockId, clock_gettime};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct CpuShare {
     /// Cores, e.g. 0.1.
     rate: f64,
     balance: Mutex<Balance>,
+    /// Nanoseconds in all.
+    spent: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -51,11 +53,12 @@ impl CpuShare {
     /// A share of `millis` thousandths of a core; 0 counts as 1.
     pub fn new(millis: u32) -> Self {
         let rate = f64::from(millis.max(1)) / 1000.0;
-        Self { rate, balance: Mutex::new(Balance { seconds: 0.0, at: Instant::now() }) }
+        Self { rate, balance: Mutex::new(Balance { seconds: 0.0, at: Instant::now() }), spent: AtomicU64::new(0) }
     }
 
     /// Pays for `used` and returns how long to wait until the balance is positive again.
     fn pay(&self, used: Duration) -> Option<Duration> {
+        self.spent.fetch_add(u64::try_from(used.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let filled = now.duration_since(balance.at).as_secs_f64() * self.rate;
@@ -66,6 +69,11 @@ impl CpuShare {
 }
 
 impl CpuShare {
+    /// What was paid in all.
+    pub(crate) fn spent(&self) -> Duration {
+        Duration::from_nanos(self.spent.load(Ordering::Relaxed))
+    }
+
     /// Charges what was spent elsewhere; whoever runs next waits for it.
     pub(crate) fn owe(&self, used: Duration) {
         let _ = self.pay(used);

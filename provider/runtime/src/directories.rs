@@ -30,28 +30,28 @@ impl OpenDirectories {
         self.by_descriptor.get(&descriptor)
     }
 
-    /// A directory below an open one was opened by the guest. One that cannot be opened again, because something else has its
-    /// name by now, cannot be listed.
-    pub(crate) fn open_below(&mut self, parent: i32, path: &[u8], follows: bool, descriptor: i32) {
-        let Some(parent) = self.by_descriptor.get(&parent) else { return };
-        let follow = if follows { OFlags::empty() } else { OFlags::NOFOLLOW };
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        if let Ok(directory) = rustix::fs::openat2(parent.as_ref(), path, flags, Mode::empty(), resolve) {
-            self.by_descriptor.insert(descriptor, Arc::new(directory));
-        }
+    /// True if it was one.
+    pub(crate) fn close(&mut self, descriptor: i32) -> bool {
+        self.by_descriptor.remove(&descriptor).is_some()
     }
 
-    pub(crate) fn close(&mut self, descriptor: i32) {
-        self.by_descriptor.remove(&descriptor);
-    }
-
-    pub(crate) fn renumber(&mut self, from: i32, to: i32) {
-        self.close(to);
+    /// True if what had the number was one.
+    pub(crate) fn renumber(&mut self, from: i32, to: i32) -> bool {
+        let replaced = self.close(to);
         if let Some(directory) = self.by_descriptor.remove(&from) {
             self.by_descriptor.insert(to, directory);
         }
+        replaced
     }
+}
+
+/// A directory below an open one, which the guest has just opened. One that cannot be opened again, because something else has
+/// its name by now, cannot be listed. Blocks as long as what it is on does.
+pub(crate) fn open_below(parent: &OwnedFd, path: &[u8], follows: bool) -> Option<Arc<OwnedFd>> {
+    let follow = if follows { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(parent, path, flags, Mode::empty(), resolve).ok().map(Arc::new)
 }
 
 /// A piece of a listing, as a guest reads it.
@@ -165,19 +165,17 @@ mod tests {
         std::fs::write(place.path().join("volume/inner/file"), "").unwrap();
         std::os::unix::fs::symlink("inner", place.path().join("volume/link")).unwrap();
         std::os::unix::fs::symlink("..", place.path().join("volume/out")).unwrap();
+        let volume = Arc::new(open(&place.path().join("volume")));
+        let inner = open_below(&volume, b"inner", true).unwrap();
+        assert!(names(&inner, 4096).contains("file"));
+        assert!(open_below(&volume, b"link", true).is_some());
+        assert!(open_below(&volume, b"link", false).is_none());
+        assert!(open_below(&volume, b"out", true).is_none() && open_below(&inner, b"../..", true).is_none());
         let mut directories = OpenDirectories::default();
-        directories.insert(3, Arc::new(open(&place.path().join("volume"))));
-        directories.open_below(3, b"inner", true, 4);
-        assert!(names(directories.get(4).unwrap(), 4096).contains("file"));
-        directories.open_below(3, b"link", true, 5);
-        directories.open_below(3, b"link", false, 6);
-        directories.open_below(3, b"out", true, 7);
-        directories.open_below(4, b"../..", true, 8);
-        assert!(directories.get(5).is_some());
-        assert!([6, 7, 8].iter().all(|descriptor| directories.get(*descriptor).is_none()));
-        directories.renumber(4, 5);
-        assert!(directories.get(4).is_none() && names(directories.get(5).unwrap(), 4096).contains("file"));
-        directories.close(5);
-        assert!(directories.get(5).is_none());
+        directories.insert(3, volume);
+        directories.insert(4, inner);
+        assert!(directories.renumber(4, 3) && !directories.renumber(4, 5));
+        assert!(directories.get(4).is_none() && names(directories.get(3).unwrap(), 4096).contains("file"));
+        assert!(directories.close(3) && !directories.close(3));
     }
 }

@@ -23,7 +23,9 @@ impl DiskBudget {
         Self { directory, bytes, entries, bytes_assumed: 0, entries_assumed: 0 }
     }
 
+    /// `bytes` are what one write has; the least that it can take on the disk is a block.
     pub(crate) fn may_write(&mut self, bytes: u64, nameless: u64) -> bool {
+        let bytes = blocks(bytes);
         if self.bytes_assumed.saturating_add(bytes) > self.bytes {
             self.measure(nameless);
         }
@@ -53,6 +55,12 @@ impl DiskBudget {
             (self.bytes_assumed, self.entries_assumed) = (self.bytes, self.entries);
         }
     }
+}
+
+/// What a write may take of the disk: the blocks that it touches, at the worst place.
+fn blocks(bytes: u64) -> u64 {
+    const BLOCK: u64 = 4096;
+    bytes.saturating_add(BLOCK)
 }
 
 /// A deeper tree counts as full: what cannot be measured is not given back.
@@ -118,7 +126,8 @@ impl OpenFiles {
 
     pub(crate) fn write(&mut self, descriptor: i32, bytes: u64) {
         if let Some(file) = self.of_private.get_mut(&descriptor) {
-            *file.written.get_or_insert_default() += bytes;
+            // Each may be a place of its own in the file.
+            *file.written.get_or_insert_default() += if bytes == 0 { 0 } else { blocks(bytes) };
         }
     }
 

@@ -65,6 +65,11 @@ impl SharedLimits {
         self.memory.load(Ordering::Relaxed)
     }
 
+    /// CPU time that the container's guests have taken, in a container with a limit of it.
+    pub fn cpu_time(&self) -> Option<std::time::Duration> {
+        self.cpu.as_ref().map(CpuShare::spent)
+    }
+
     pub(crate) fn cpu(&self) -> Option<&CpuShare> {
         self.cpu.as_ref()
     }

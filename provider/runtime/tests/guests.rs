@@ -431,3 +431,35 @@ async fn exceptions_are_caught_and_a_flood_of_them_stays_in_the_guests_memory() 
     let large = ContainerLimits { memory: 64 << 20, ..ContainerLimits::default() };
     assert_eq!(run(flood, large).await, Outcome::Exited(0));
 }
+
+/// Lists descriptor 3 in whole, 200 times.
+const LISTS: &str = r#"(import "wasi_snapshot_preview1" "fd_readdir" (func $list (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 10)
+    (func (export "_start") (local $round i32)
+        (loop $again
+            (if (call $list (i32.const 3) (i32.const 1024) (i32.const 600000) (i64.const 0) (i32.const 0))
+                (then (call $exit (i32.const 1))))
+            (if (i32.lt_u (i32.load (i32.const 0)) (i32.const 50000)) (then (call $exit (i32.const 2))))
+            (local.set $round (i32.add (local.get $round) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $round) (i32.const 200)))))"#;
+
+#[tokio::test]
+async fn what_threads_that_block_do_for_a_guest_is_paid_by_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_in(directory.path());
+    let listed = directory.path().join("listed");
+    std::fs::create_dir(&listed).unwrap();
+    (0..2000).for_each(|number| std::fs::write(listed.join(format!("{number:020}")), "").unwrap());
+    let program = runtime.load(&wat::parse_str(format!("(module {LISTS})")).unwrap()).await.unwrap();
+    let cpu_time = async |private: bool| {
+        let limits = ContainerLimits { cpu_millis: Some(1000), ..ContainerLimits::default() }.share();
+        let preopens = vec![Preopen { private, ..Preopen::new(&listed, "/listed") }];
+        let spec = GuestSpec { preopens, ..GuestSpec::new("lists", limits.clone()) };
+        assert_eq!(runtime.start(&program, spec).unwrap().outcome().await, Outcome::Exited(0));
+        limits.cpu_time().unwrap()
+    };
+    // In a private directory the guest's own thread does it.
+    let (own, others) = (cpu_time(true).await, cpu_time(false).await);
+    assert!(others > own / 3, "{others:?} of about {own:?}");
+}

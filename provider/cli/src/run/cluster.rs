@@ -2,6 +2,7 @@
 
 use super::{RunArguments, node_config};
 use crate::output::host_name;
+use akri_krustlet_host::file::ReadFiles;
 use akri_krustlet_node::cluster::machine::Capacity;
 use akri_krustlet_node::cluster::registration::{NodeSettings, Registration};
 use akri_krustlet_node::cluster::serving::Serving;
@@ -91,7 +92,7 @@ pub(super) async fn run(
         labels,
         max_pods: flags.max_pods,
         reserved,
-        pressure: config.pressure.told(),
+        pressure: config.pressure.conditions(),
         data: data.path().to_owned(),
         instance: data.instance().context("cannot make the node's instance file")?,
     };
@@ -111,8 +112,8 @@ pub(super) async fn run(
         node: name.clone(),
         address: SocketAddr::new(flags.address.unwrap_or_else(|| any_address(&addresses)), flags.port),
         certificate: certificate.clone(),
+        client_authorities_file: flags.client_ca_file.clone().map(|file| (file.clone(), ReadFiles::new([file]))),
         client_authorities: client_authorities(flags, &connection)?,
-        client_authorities_file: flags.client_ca_file.clone(),
         anonymous_healthz: flags.anonymous_healthz,
         client: connection.client(),
         data: data.clone(),

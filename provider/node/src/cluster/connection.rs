@@ -14,8 +14,8 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::DefaultBackoff;
 use kube::{Client, Config};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -56,6 +56,8 @@ pub struct Connection {
     config: Config,
     current: watch::Sender<Client>,
     client: Client,
+    /// The files that its user was read from; none if the user is another one.
+    files: Mutex<Option<ReadFiles>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -68,9 +70,12 @@ impl Connection {
     /// The cluster and the user of a kubeconfig's current context.
     pub async fn from_kubeconfig(path: &Path) -> Result<Self, ConnectionError> {
         let failed = |source| ConnectionError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+        // Before they are read: what is changed meanwhile is read again.
+        let of_thread = path.to_owned();
+        let files = look(move || files_of(&of_thread)).await;
         let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?;
-        Self::new(path, config)
+        Ok(Self { files: Mutex::new(files), ..Self::new(path, config)? })
     }
 
     fn new(path: &Path, config: Config) -> Result<Self, ConnectionError> {
@@ -78,7 +83,7 @@ impl Connection {
         let (current, receiver) = watch::channel(first);
         let service = CurrentClient { current: receiver, clock: Arc::default() };
         let client = Client::new(service, config.default_namespace.clone());
-        Ok(Self { path: path.to_owned(), config, current, client })
+        Ok(Self { path: path.to_owned(), config, current, client, files: Mutex::default() })
     }
 
     /// The same cluster, with this certificate instead of the kubeconfig's user.
@@ -97,8 +102,7 @@ impl Connection {
     /// Follows the kubeconfig and the certificates, keys and tokens that it names: from when they are changed, requests are made
     /// with what they hold then. For a user that somebody else renews. Never ends.
     pub async fn follow_files(&self) {
-        let path = self.path.clone();
-        let mut read = look(move || files_of(&path)).await;
+        let mut read = self.files.lock().unwrap_or_else(PoisonError::into_inner).take();
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(files) = read.take() else { return };

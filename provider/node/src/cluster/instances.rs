@@ -4,18 +4,20 @@
 //! - Nothing is asked for before a handler lists a device.
 //! - What is told is what the API server has: while the watch fails, nothing is told.
 
-use super::connection::{code, describe, watch_back_off};
+use super::connection::{code, describe};
 use akri_krustlet_discovery::instance::{Hash, Instances, hash_of};
 use futures::StreamExt as _;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Where the node may not read Instances, or there are none in this cluster, it tries again after this time.
 const RETRY: Duration = Duration::from_secs(60);
+/// After a watch that failed otherwise.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows the Instances of the whole cluster and tells those of this node. Never ends.
 pub async fn follow(client: Client, instances: Arc<Instances>) {
@@ -23,7 +25,11 @@ pub async fn follow(client: Client, instances: Arc<Instances>) {
     loop {
         instances.wanted().await;
         let error = watch(&client, &instances).await;
-        instances.tell(None);
+        instances.update(None);
+        let Some(error) = error else {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
         if !std::mem::replace(&mut told, true) {
             tracing::info!(
                 "{error}; the node repeats its lists of devices for the Agent without knowing whether that is needed (manifests/node/rbac.yaml has the right)"
@@ -33,11 +39,12 @@ pub async fn follow(client: Client, instances: Arc<Instances>) {
     }
 }
 
-/// Watches until the API server says that this cannot be; what it said.
-async fn watch(client: &Client, instances: &Instances) -> String {
+/// Watches until the watch fails; what the API server said, if this cannot be. Begins with a list, so that what came and went
+/// between two watches is not missed.
+async fn watch(client: &Client, instances: &Instances) -> Option<String> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("akri.sh", "v0", "Instance"));
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
-    let mut changes = watcher(api, watcher::Config::default()).backoff(watch_back_off()).boxed();
+    let mut changes = watcher(api, watcher::Config::default()).boxed();
     // By namespace and name.
     let mut present: HashMap<(String, String), Hash> = HashMap::new();
     let mut is_complete = false;
@@ -59,24 +66,23 @@ async fn watch(client: &Client, instances: &Instances) -> String {
             }
             Ok(watcher::Event::InitDone) => is_complete = true,
             Err(watcher::Error::InitialListFailed(error)) if matches!(code(&error), Some(403 | 404)) => {
-                return match code(&error) {
+                return Some(match code(&error) {
                     Some(404) => "this cluster has no instances.akri.sh".to_owned(),
                     _ => describe(&error),
-                };
+                });
             }
             Err(error) => {
                 tracing::debug!("cannot watch instances.akri.sh: {error}");
-                is_complete = false;
-                instances.tell(None);
+                return None;
             }
         }
         if is_complete {
             let mut counts = HashMap::new();
             present.values().for_each(|hash| *counts.entry(*hash).or_default() += 1);
-            instances.tell(Some(counts));
+            instances.update(Some(counts));
         }
     }
-    "the watch of instances.akri.sh has ended".to_owned()
+    None
 }
 
 fn key(instance: &DynamicObject) -> (String, String) {

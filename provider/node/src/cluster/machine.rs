@@ -80,13 +80,15 @@ pub struct Shortage {
     pub all: u64,
 }
 
-/// What the machine has left of each thing; of space and inodes what is shorter.
+/// What the machine has left of each thing.
 #[derive(Clone, Debug, Default)]
 pub struct Shortages {
     /// Memory.
     pub memory: Option<Shortage>,
-    /// The data directory's filesystem.
-    pub disk: Option<Shortage>,
+    /// Space of the data directory's filesystem.
+    pub space: Option<Shortage>,
+    /// Inodes of it; some filesystems count none.
+    pub inodes: Option<Shortage>,
     /// Processes.
     pub pid: Option<Shortage>,
 }
@@ -111,7 +113,8 @@ impl Shortage {
 
     /// Of this machine, now. What cannot be told is not short.
     pub fn read(data: &Path, least: &Thresholds) -> Shortages {
-        Shortages { memory: memory(least), disk: disk(data, least), pid: processes(least) }
+        let (space, inodes) = disk(data, least).unzip();
+        Shortages { memory: memory(least), space, inodes: inodes.flatten(), pid: processes(least) }
     }
 }
 
@@ -180,7 +183,7 @@ fn memory(least: &Thresholds) -> Option<Shortage> {
     Some(Shortage { signal: "memory.available", what: "of memory", least: least.memory, left, all })
 }
 
-fn disk(data: &Path, least: &Thresholds) -> Option<Shortage> {
+fn disk(data: &Path, least: &Thresholds) -> Option<(Shortage, Option<Shortage>)> {
     let disk = rustix::fs::statvfs(data).ok()?;
     let space = Shortage {
         signal: "nodefs.available",
@@ -196,8 +199,7 @@ fn disk(data: &Path, least: &Thresholds) -> Option<Shortage> {
         left: disk.f_favail,
         all: disk.f_files,
     };
-    // Some filesystems count no inodes.
-    Some(if !space.is_met(None) && disk.f_files > 0 && inodes.is_met(None) { inodes } else { space })
+    Some((space, (disk.f_files > 0).then_some(inodes)))
 }
 
 fn processes(least: &Thresholds) -> Option<Shortage> {
@@ -247,7 +249,7 @@ mod tests {
         }
         let short = Shortage::read(Path::new("/"), &"memory.available<8Ei,nodefs.available<101%".parse().unwrap());
         let met = |shortage: Option<Shortage>| shortage.is_some_and(|shortage| shortage.is_met(None));
-        assert!(met(short.memory) && met(short.disk) && !met(short.pid));
+        assert!(met(short.memory) && met(short.space) && !met(short.inodes) && !met(short.pid));
     }
 
     #[test]

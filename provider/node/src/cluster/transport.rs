@@ -33,6 +33,10 @@ pub(super) fn client(config: Config) -> Result<Client, Error> {
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT));
+    // For a server that speaks no HTTP/2; a proxy on the way may answer these for a peer that is gone.
+    tcp.set_keepalive(Some(QUIET));
+    tcp.set_keepalive_interval(Some(QUIET / 2));
+    tcp.set_keepalive_retries(Some(2));
     tcp.set_tcp_user_timeout(Some(QUIET + DEAD));
     let Some(proxy) = config.proxy_url.clone() else { return through(tcp, &config) };
     if proxy.scheme_str() != Some("http") {

@@ -11,8 +11,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -46,8 +47,11 @@ const KNOWN: Duration = Duration::from_secs(120);
 const UNKNOWN: Duration = Duration::from_secs(10);
 /// Tokens that are asked about at once.
 const ASKING: usize = 8;
-/// Tokens of nobody that are asked about at once, and how many each second after that. Whoever has a good one does not wait.
-const STRANGERS: (f64, f64) = (50.0, 5.0);
+/// Tokens of nobody that are asked about at once for one address, and how many each second after that. From an address that
+/// sends more of them, a good token that is not known passes no sooner.
+const STRANGERS: (f64, f64) = (20.0, 2.0);
+/// Addresses that are kept apart; the others share.
+const MOST_ADDRESSES: usize = 1024;
 /// Longest token, in bytes.
 const MOST_TOKEN: usize = 16 << 10;
 
@@ -58,8 +62,8 @@ pub struct Authenticator {
     /// Whose a token is, by its hash.
     tokens: Answers<[u8; 32], Option<User>>,
     asking: Semaphore,
-    /// What is left for tokens that turn out to be nobody's.
-    strangers: Mutex<TokenBucket>,
+    /// What is left for tokens that turn out to be nobody's, by the client's address.
+    strangers: Mutex<HashMap<IpAddr, TokenBucket>>,
 }
 
 impl std::fmt::Debug for Authenticator {
@@ -76,25 +80,30 @@ impl Authenticator {
             verifier,
             tokens: Answers::new(Option::is_some, KNOWN, UNKNOWN),
             asking: Semaphore::new(ASKING),
-            strangers: Mutex::new(TokenBucket::new(STRANGERS.0, STRANGERS.1)),
+            strangers: Mutex::default(),
         }
     }
 
     /// The user of a request: by the certificate of its connection, else by its bearer token.
-    pub async fn user(&self, chain: &[CertificateDer<'static>], headers: &HeaderMap) -> Result<User, Refusal> {
+    pub async fn user(
+        &self,
+        peer: IpAddr,
+        chain: &[CertificateDer<'static>],
+        headers: &HeaderMap,
+    ) -> Result<User, Refusal> {
         if let Some(user) = self.verifier.user(chain) {
             return Ok(user);
         }
         let header = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         match header.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && token.len() <= MOST_TOKEN => {
-                self.user_of_token(token.trim()).await
+                self.user_of_token(peer, token.trim()).await
             }
             _ => Err(Refusal::Unknown),
         }
     }
 
-    async fn user_of_token(&self, token: &str) -> Result<User, Refusal> {
+    async fn user_of_token(&self, peer: IpAddr, token: &str) -> Result<User, Refusal> {
         let key: [u8; 32] = Sha256::digest(token).into();
         if let Some(known) = self.tokens.get(&key) {
             return known.ok_or(Refusal::Unknown);
@@ -104,7 +113,7 @@ impl Authenticator {
             return known.ok_or(Refusal::Unknown);
         }
         // Anybody can send tokens: each one that is not known would cost the API server a request.
-        if self.strangers().available() < 1.0 {
+        if self.with_bucket(peer, |bucket| bucket.available() < 1.0) {
             return Err(Refusal::Busy);
         }
         let review = TokenReview {
@@ -127,13 +136,19 @@ impl Authenticator {
         });
         self.tokens.remember(key, user.clone());
         if user.is_none() {
-            self.strangers().spend(1.0);
+            self.with_bucket(peer, |bucket| bucket.spend(1.0));
         }
         user.ok_or(Refusal::Unknown)
     }
 
-    fn strangers(&self) -> MutexGuard<'_, TokenBucket> {
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_bucket<T>(&self, peer: IpAddr, of: impl FnOnce(&mut TokenBucket) -> T) -> T {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers.len() >= MOST_ADDRESSES {
+            strangers.retain(|_, bucket| bucket.available() < STRANGERS.0);
+        }
+        let is_full = strangers.len() >= MOST_ADDRESSES && !strangers.contains_key(&peer);
+        let key = if is_full { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { peer };
+        of(strangers.entry(key).or_insert_with(|| TokenBucket::new(STRANGERS.0, STRANGERS.1)))
     }
 }
 

@@ -33,7 +33,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,8 +82,8 @@ pub struct EndpointConfig {
     pub certificate: Arc<ServingCertificate>,
     /// Whose certificates clients may have, DER.
     pub client_authorities: Vec<Vec<u8>>,
-    /// The file that they are in, which is read again when it is changed.
-    pub client_authorities_file: Option<PathBuf>,
+    /// The file that they were read from, which is read again when it is changed.
+    pub client_authorities_file: Option<(PathBuf, ReadFiles)>,
     /// Whether `/healthz` is for everybody.
     pub anonymous_healthz: bool,
     /// Asks the API server about tokens and permissions.
@@ -107,7 +107,7 @@ pub struct Endpoint {
     listener: TcpListener,
     tls: TlsAcceptor,
     shared: Arc<Shared>,
-    authorities_file: Option<(PathBuf, Arc<LenientVerifier>)>,
+    authorities_file: Option<(PathBuf, ReadFiles, Arc<LenientVerifier>)>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -133,7 +133,7 @@ impl Endpoint {
             .map_err(|source| EndpointError::Listen { address: config.address, source })?;
         let authorities = |error: String| EndpointError::Authorities(error);
         let verifier = LenientVerifier::new(&config.client_authorities).map_err(authorities)?;
-        let authorities_file = config.client_authorities_file.map(|file| (file, verifier.clone()));
+        let authorities_file = config.client_authorities_file.map(|(file, read)| (file, read, verifier.clone()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -154,8 +154,9 @@ impl Endpoint {
     /// Serves for ever.
     pub async fn serve(self) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let _followed =
-            self.authorities_file.map(|(file, verifier)| AbortOnDropHandle::new(tokio::spawn(follow(file, verifier))));
+        let _followed = self
+            .authorities_file
+            .map(|(file, read, verifier)| AbortOnDropHandle::new(tokio::spawn(follow(file, read, verifier))));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let stream = match self.listener.accept().await {
@@ -180,8 +181,7 @@ impl Endpoint {
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Takes over what the file of authorities holds when it is changed.
-async fn follow(path: PathBuf, verifier: Arc<LenientVerifier>) {
-    let mut read = ReadFiles::new([path.clone()]);
+async fn follow(path: PathBuf, mut read: ReadFiles, verifier: Arc<LenientVerifier>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let (file, known) = (path.clone(), read);
@@ -211,6 +211,7 @@ async fn follow(path: PathBuf, verifier: Arc<LenientVerifier>) {
 }
 
 async fn serve_connection(tls: TlsAcceptor, stream: TcpStream, shared: Arc<Shared>) {
+    let Ok(peer) = stream.peer_addr().map(|address| address.ip().to_canonical()) else { return };
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
     let certificates: Arc<[CertificateDer<'static>]> = stream
         .get_ref()
@@ -220,7 +221,7 @@ async fn serve_connection(tls: TlsAcceptor, stream: TcpStream, shared: Arc<Share
         .unwrap_or_default();
     let service = service_fn(move |request| {
         let (shared, certificates) = (shared.clone(), certificates.clone());
-        async move { Ok::<_, Infallible>(answer(&shared, &certificates, request).await) }
+        async move { Ok::<_, Infallible>(answer(&shared, peer, &certificates, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -235,6 +236,7 @@ async fn serve_connection(tls: TlsAcceptor, stream: TcpStream, shared: Arc<Share
 
 async fn answer(
     shared: &Shared,
+    peer: IpAddr,
     certificates: &[CertificateDer<'static>],
     request: Request<Incoming>,
 ) -> Response<Body> {
@@ -242,7 +244,7 @@ async fn answer(
     if shared.anonymous_healthz && path == "/healthz" {
         return text(StatusCode::OK, "ok");
     }
-    let user = match shared.authenticator.user(certificates, request.headers()).await {
+    let user = match shared.authenticator.user(peer, certificates, request.headers()).await {
         Ok(user) => user,
         Err(Refusal::Unknown) => {
             let mut response = text(StatusCode::UNAUTHORIZED, "Unauthorized");

@@ -48,7 +48,7 @@ impl State<PodState> for Registered {
             );
         }
         // One that ran here is judged when it is next to go.
-        let pressure = services.pressure.told().borrow().clone();
+        let pressure = services.pressure.conditions().borrow().clone();
         if let Err(Rejection { reason, message }) = eviction::admit(&context.pod, &pressure)
             && !context.ran_before
         {

@@ -4,6 +4,7 @@ use super::RETRY;
 use super::content::Content;
 use crate::cluster::events::EventType;
 use crate::container::PodContext;
+use crate::eviction;
 use crate::local_storage::{self, LocalStorage};
 use crate::objects::Awaited;
 use crate::quantity;
@@ -114,7 +115,7 @@ async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
                 return;
             }
         }
-        if !local_storage::is_limited(&context.pod) {
+        if !local_storage::is_limited(&context.pod) || context.pod.spec().priority.unwrap_or(0) >= eviction::CRITICAL {
             continue;
         }
         let (data, pod) = (context.services.data.clone(), context.pod.clone());

@@ -1,7 +1,8 @@
 //! Descriptors: how many files a guest has open, and which they are.
 
 use super::{GuestState, MODULE, errno, exported_memory, is_stdio, may_create, named, read_u32};
-use crate::wasi::reads::note_directory;
+use crate::wasi::reads::{note_directory, pay_for_call};
+use tokio::time::Instant;
 use wasmtime::{AsContextMut as _, Caller, Linker, Result};
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
 use wiggle::GuestMemory;
@@ -35,10 +36,12 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                 if oflags & OFLAGS_CREAT != 0 && !may_create(&mut caller, fd) {
                     return Ok(errno::NOSPC);
                 }
+                let started = Instant::now();
                 let result = call_preview1!(
                     caller,
                     path_open(fd, lookup, path, length, oflags, rights, inherited, fdflags, opened)
                 );
+                pay_for_call(&mut caller, started, 0);
                 if result == errno::SUCCESS {
                     caller.data_mut().open_files += 1;
                     let named = named(&mut caller, path, length)?;
@@ -70,7 +73,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             if result == errno::SUCCESS {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
-                state.directories.close(fd);
+                if state.directories.close(fd) {
+                    state.open_files = state.open_files.saturating_sub(1);
+                }
                 if state.files.close(fd) {
                     state.report_answer();
                 }
@@ -87,7 +92,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             if result == errno::SUCCESS && from != to {
                 let state = caller.data_mut();
                 state.open_files = state.open_files.saturating_sub(1);
-                state.directories.renumber(from, to);
+                if state.directories.renumber(from, to) {
+                    state.open_files = state.open_files.saturating_sub(1);
+                }
                 if state.files.renumber(from, to) {
                     state.report_answer();
                 }

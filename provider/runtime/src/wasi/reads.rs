@@ -52,7 +52,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             Box::new(async move {
                 let started = Instant::now();
                 let result = call_preview1!(caller, path_filestat_get(fd, flags, path, length, stat));
-                pay(&mut caller, started.elapsed().min(PAID_AT_MOST));
+                pay_for_call(&mut caller, started, 0);
                 Ok(result)
             })
         },
@@ -61,21 +61,25 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
 }
 
 /// Charges CPU time that another thread spent for the guest; it waits for it at the end of its turn.
-fn pay(caller: &mut Caller<'_, GuestState>, time: Duration) {
+pub(super) fn pay(caller: &mut Caller<'_, GuestState>, time: Duration) {
     let state = caller.data();
     if let Some(share) = state.limiter.container().cpu().filter(|_| state.may_block) {
         share.owe(time);
     }
 }
 
-/// A thread that blocks may have waited, which is free, and has read, which is not.
+/// Charges a call that a thread did which may block: it may have waited, which is free, and has moved bytes, which is not.
+pub(super) fn pay_for_call(caller: &mut Caller<'_, GuestState>, started: Instant, bytes: u64) {
+    let of_bytes = Duration::from_nanos((bytes as f64 * PAID_PER_BYTE) as u64);
+    pay(caller, started.elapsed().min(PAID_AT_MOST + of_bytes));
+}
+
+/// A read moved what it says that it has read.
 fn pay_for_read(caller: &mut Caller<'_, GuestState>, fd: i32, started: Instant, read: i32, result: i32) -> Result<i32> {
     if !is_stdio(fd) && caller.data().may_block {
         let memory = exported_memory(caller)?;
         let bytes = read_u32(memory.data(&*caller), read as u32 as usize).filter(|_| result == errno::SUCCESS);
-        let of_bytes = Duration::from_nanos((f64::from(bytes.unwrap_or(0)) * PAID_PER_BYTE) as u64);
-        let elapsed = started.elapsed();
-        pay(caller, elapsed.min(PAID_AT_MOST + of_bytes));
+        pay_for_call(caller, started, bytes.unwrap_or(0).into());
     }
     Ok(result)
 }
@@ -101,8 +105,21 @@ pub(super) async fn note_directory(
         return Ok(());
     }
     let (at, length) = (path as u32 as usize, length as u32 as usize);
-    let path = at.checked_add(length).and_then(|end| bytes.get(at..end)).unwrap_or_default();
-    state.directories.open_below(parent, path, lookup & 1 != 0, descriptor);
+    let path = at.checked_add(length).and_then(|end| bytes.get(at..end)).unwrap_or_default().to_vec();
+    let Some(parent) = state.directories.get(parent).cloned() else { return Ok(()) };
+    let (follows, may_block) = (lookup & 1 != 0, state.may_block);
+    let open = move || directories::open_below(&parent, &path, follows);
+    let opened = if may_block {
+        tokio::task::spawn_blocking(open).await.map_err(|error| wasmtime::format_err!("{error}"))?
+    } else {
+        open()
+    };
+    if let Some(directory) = opened {
+        let state = caller.data_mut();
+        // A descriptor of the host more.
+        state.open_files += 1;
+        state.directories.insert(descriptor, directory);
+    }
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! Writing and naming: the private directory is bounded, and a finished answer is told.
 
-use super::{GuestState, MODULE, errno, exported_memory, may_create, named, read_u32};
+use super::{GuestState, MODULE, errno, exported_memory, is_stdio, may_create, named, read_u32};
+use crate::wasi::reads::pay_for_call;
+use tokio::time::Instant;
 use wasmtime::{AsContextMut as _, Caller, Linker, Result};
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
 use wiggle::GuestMemory;
@@ -16,7 +18,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                     Ok(bytes) => bytes,
                     Err(refused) => return Ok(refused),
                 };
+                let started = Instant::now();
                 let result = call_preview1!(caller, fd_write(fd, vectors, count, written));
+                pay_for_write(&mut caller, fd, started, written, result)?;
                 Ok(has_written(&mut caller, fd, bytes, result))
             })
         },
@@ -30,7 +34,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                     Ok(bytes) => bytes,
                     Err(refused) => return Ok(refused),
                 };
+                let started = Instant::now();
                 let result = call_preview1!(caller, fd_pwrite(fd, vectors, count, offset, written));
+                pay_for_write(&mut caller, fd, started, written, result)?;
                 Ok(has_written(&mut caller, fd, bytes, result))
             })
         },
@@ -43,7 +49,10 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                 if !may_create(&mut caller, fd) {
                     return Ok(errno::NOSPC);
                 }
-                Ok(call_preview1!(caller, path_create_directory(fd, path, length)))
+                let started = Instant::now();
+                let result = call_preview1!(caller, path_create_directory(fd, path, length));
+                pay_for_call(&mut caller, started, 0);
+                Ok(result)
             })
         },
     )?;
@@ -56,7 +65,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                     return Ok(errno::NOSPC);
                 }
                 let named = named(&mut caller, new, new_length)?;
+                let started = Instant::now();
                 let result = call_preview1!(caller, path_symlink(old, old_length, fd, new, new_length));
+                pay_for_call(&mut caller, started, 0);
                 Ok(changed_names(&mut caller, &named, result))
             })
         },
@@ -71,7 +82,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                     return Ok(errno::NOSPC);
                 }
                 let named = named(&mut caller, new, new_length)?;
+                let started = Instant::now();
                 let result = call_preview1!(caller, path_link(fd, flags, old, old_length, new_fd, new, new_length));
+                pay_for_call(&mut caller, started, 0);
                 Ok(changed_names(&mut caller, &named, result))
             })
         },
@@ -81,7 +94,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
         "path_unlink_file",
         |mut caller: Caller<'_, GuestState>, (fd, path, length): (i32, i32, i32)| {
             Box::new(async move {
+                let started = Instant::now();
                 let result = call_preview1!(caller, path_unlink_file(fd, path, length));
+                pay_for_call(&mut caller, started, 0);
                 if result == errno::SUCCESS {
                     caller.data_mut().files.lose_name();
                 }
@@ -96,7 +111,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
          (fd, old, old_length, new_fd, new, new_length): (i32, i32, i32, i32, i32, i32)| {
             Box::new(async move {
                 let named = named(&mut caller, new, new_length)?;
+                let started = Instant::now();
                 let result = call_preview1!(caller, path_rename(fd, old, old_length, new_fd, new, new_length));
+                pay_for_call(&mut caller, started, 0);
                 Ok(changed_names(&mut caller, &named, result))
             })
         },
@@ -134,6 +151,22 @@ fn may_write(
         return Ok(Err(errno::NOSPC));
     }
     Ok(Ok(bytes))
+}
+
+/// Charges a write of a guest whose volumes may block; output has its own bound.
+fn pay_for_write(
+    caller: &mut Caller<'_, GuestState>,
+    fd: i32,
+    started: Instant,
+    written: i32,
+    result: i32,
+) -> Result<()> {
+    if !is_stdio(fd) && caller.data().may_block {
+        let memory = exported_memory(caller)?;
+        let bytes = read_u32(memory.data(&*caller), written as u32 as usize).filter(|_| result == errno::SUCCESS);
+        pay_for_call(caller, started, bytes.unwrap_or(0).into());
+    }
+    Ok(())
 }
 
 /// Notes a write that was done: a number that is no open file leaves nothing behind.
