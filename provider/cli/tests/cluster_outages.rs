@@ -81,6 +81,25 @@ fn pods_run_on_without_the_api_server_and_what_changed_is_caught_up() {
 }
 
 #[test]
+fn an_end_that_a_killed_node_did_not_tell_is_told_by_its_next_life() {
+    let Some(cluster) = cluster() else { return };
+    let (mut node, proxy) = join(cluster, "untold", 1);
+    let namespace = cluster.namespace("untold");
+    namespace.apply(job(&node));
+    namespace.wait_until_ready(&node, "job");
+    proxy.set(Way::Closed);
+    std::fs::write(node.path("shared/go"), "").unwrap();
+    node.wait_for_log("container completed");
+    let uid = namespace.pod("job").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let kept = node.path("data/pods").join(uid).join("status.json");
+    assert!(wait_for(|| std::fs::read_to_string(&kept).unwrap_or_default().contains("\"Succeeded\"")));
+    node.kill();
+    proxy.set(Way::Open);
+    node.run(&node.path("bootstrap.conf"));
+    namespace.wait_for_pod(&node, "job", "done", |pod| pod["status"]["phase"] == "Succeeded");
+}
+
+#[test]
 fn a_silent_api_server_is_given_up_and_found_again() {
     let Some(cluster) = cluster() else { return };
     let (node, proxy) = join(cluster, "silent", 1);

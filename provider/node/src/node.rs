@@ -22,6 +22,7 @@ use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::remove_tree;
 use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused, reference};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
+use k8s_openapi::api::core::v1::PodStatus;
 use krator::Manifest;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -307,6 +308,10 @@ impl Node {
         let uid = pod.uid().to_owned();
         let mut state = self.provider.pod_state(pod.clone());
         let context = state.context.clone();
+        if is_final(&context.reporter.current()) {
+            // The node may have been killed before it told.
+            self.services.sink.seen(&pod, &|| context.reporter.current());
+        }
         let (provider, of_task, ended) = (self.provider.clone(), context.clone(), uid.clone());
         let overdue = overdue(context.clone());
         let task = self.tasks.spawn(async move {
@@ -336,7 +341,7 @@ impl Node {
     fn confirm_unknown(&mut self, pod: PodObject) {
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod is being deleted and does not run");
         let state = self.provider.pod_state(pod.clone());
-        if !matches!(state.context.reporter.current().phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if !is_final(&state.context.reporter.current()) {
             state.context.reporter.update(|status| status.phase = Some("Failed".to_owned()));
         }
         self.release(pod.uid());
@@ -588,6 +593,11 @@ impl Node {
             devices.retain(|uid| kept.contains(uid));
         }
     }
+}
+
+/// Nothing changes any more in such a status.
+fn is_final(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// A pod that may be evicted, without what it takes.

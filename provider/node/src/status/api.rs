@@ -89,18 +89,23 @@ impl StatusSink for ApiSink {
     fn seen(&self, pod: &PodObject, wanted: &dyn Fn() -> PodStatus) {
         let reports = {
             let mut pods = self.sender.pods();
-            let Some(entry) = pods.get_mut(pod.uid()) else { return };
-            let version = version(&pod.api.metadata);
-            // The watch may tell late what we have changed since.
-            if version <= entry.version {
-                return;
+            match pods.get_mut(pod.uid()) {
+                // Nothing was reported of it yet.
+                None => 0,
+                Some(entry) => {
+                    let version = version(&pod.api.metadata);
+                    // The watch may tell late what we have changed since.
+                    if version <= entry.version {
+                        return;
+                    }
+                    entry.version = version;
+                    entry.known = serde_json::to_value(&pod.api.status).unwrap_or_default();
+                    if entry.wanted.is_some() {
+                        return;
+                    }
+                    entry.reports
+                }
             }
-            entry.version = version;
-            entry.known = serde_json::to_value(&pod.api.status).unwrap_or_default();
-            if entry.wanted.is_some() {
-                return;
-            }
-            entry.reports
         };
         let wanted = serde_json::to_value(wanted()).unwrap_or_default();
         self.sender.change(pod, |entry| {
