@@ -304,6 +304,42 @@ fn three_brokers_that_want_one_slot_are_served_one_after_the_other() {
     }
 }
 
+/// The Agent's plugin of a Configuration gives a slot once. A kubelet asks it for each container, and so does this node: a pod
+/// whose init container and main container both ask is refused. Both may ask for the Instance itself.
+#[test]
+fn an_init_and_a_main_container_share_an_instance_and_not_a_configuration() {
+    let Some(scene) = Scene::start("init-and-main", &[]) else { return };
+    scene.akri.configure(scene.name, scene.name, &["foo0", "foo1"], None);
+    let instance = scene.akri.wait_for_instances(scene.name, 2).into_keys().next().unwrap();
+    let pod = |name: &str, resource: &str| {
+        let mut pod = scene.node.pod(name, "debug-echo-broker");
+        let slot = json!({format!("akri.sh/{resource}"): "1"});
+        let spec = pod["spec"].as_object_mut().unwrap();
+        spec.insert("terminationGracePeriodSeconds".to_owned(), json!(0));
+        spec["containers"][0]["resources"] = json!({"requests": slot, "limits": slot});
+        let mut init = scene.node.fault_pod("init", "exit0")["spec"]["containers"][0].take();
+        init["name"] = json!("init");
+        init["resources"] = json!({"requests": slot, "limits": slot});
+        spec.insert("initContainers".to_owned(), json!([init]));
+        pod
+    };
+    let becomes = |name: &str, what: &dyn Fn(&Value) -> bool| {
+        let reached = wait_for(|| scene.cluster.get("pod", "default", name).is_some_and(|pod| what(&pod)));
+        let pod = scene.cluster.get("pod", "default", name).unwrap();
+        assert!(reached, "{pod:#?}\nlog:\n{}\nAgent:\n{}", scene.node.log(), scene.akri.log());
+        pod
+    };
+    scene.cluster.apply(&pod("of-instance", &instance));
+    becomes("of-instance", &|pod| fixture::condition(pod, "Ready") == Some(true));
+    let device = if instance.contains("8120fe") { "foo0" } else { "foo1" };
+    scene.broker_says("of-instance", device);
+    scene.cluster.apply(&pod("of-configuration", scene.name));
+    let refused = becomes("of-configuration", &|pod| pod["status"]["phase"] == "Failed");
+    assert_eq!(refused["status"]["reason"], "UnexpectedAdmissionError");
+    assert!(refused["status"]["message"].as_str().unwrap().contains("Unable to claim slot"), "{refused}");
+    scene.cluster.kubectl_ok(&["delete", "pod", "of-instance", "of-configuration"]);
+}
+
 #[test]
 fn twenty_restarts_of_the_node_keep_every_instance_and_broker() {
     let Some(mut scene) = Scene::start("node-restarts", &[]) else { return };

@@ -211,3 +211,46 @@ fn a_demo_without_akris_programs_says_where_they_come_from() {
         assert!(help.status.success() && String::from_utf8(help.stdout).unwrap().contains("--cluster existing"));
     }
 }
+
+/// The figures of README, as docs/benchmarks.md names them.
+const FIGURES: [(&str, &str); 4] = [
+    ("Discover to first list, p50", "Discover to first list, fresh connection each, p50 of 500"),
+    ("a file changes, the list follows, p50", "availability file written to list at the client, p50 of 50"),
+    (
+        "one more idle handler, private memory",
+        "each further idle handler pod of the same image, private (dirty and page tables)",
+    ),
+    ("1,000 handlers, each with a stream: CPU when idle", "... CPU over 60 s idle, of a core"),
+];
+
+#[test]
+fn readmes_figures_are_those_of_the_benchmarks() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let rows = |file: &str| -> Vec<Vec<String>> {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let rows = text.lines().filter(|line| line.starts_with("| "));
+        rows.map(|row| row.split('|').skip(1).map(|cell| cell.trim().to_owned()).collect()).collect()
+    };
+    let (readme, measured) = (rows("README.md"), rows("docs/benchmarks.md"));
+    let of = |rows: &[Vec<String>], figure: &str| {
+        let row = rows.iter().find(|row| row[0] == figure);
+        row.unwrap_or_else(|| panic!("no figure {figure:?}")).clone()
+    };
+    for (told, figure) in FIGURES {
+        let (told, measured) = (of(&readme, told), of(&measured, figure));
+        // A number and its unit; README says of what, the benchmarks how it was spread.
+        let number = |cell: &str| cell.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            number(&told[1]),
+            number(&measured[1]),
+            "{figure}: README's figure is not that of docs/benchmarks.md"
+        );
+        if !told[2].is_empty() {
+            assert_eq!(
+                number(&told[2]),
+                number(&measured[2]),
+                "{figure}: README's figure is not that of docs/benchmarks.md"
+            );
+        }
+    }
+}
