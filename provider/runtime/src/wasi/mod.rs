@@ -3,7 +3,7 @@
 //! Some functions of `wasi_snapshot_preview1` are shadowed:
 //! - `poll_oneoff`, so that the host can end a guest's sleep ([`Signals::wake`]) and learns that the guest waits;
 //! - `path_open`, `fd_close`, `fd_renumber`: open files are counted against the container's limit (EMFILE);
-//! - `fd_readdir`, so that a listing costs the host what the guest reads of it ([`crate::directories`]);
+//! - `fd_readdir`, so that a listing costs the host what the guest reads of it (`directories`);
 //! - `fd_read`, `fd_pread`, `path_filestat_get`: what they take on threads that block is paid by the guest;
 //! - `fd_write`, `fd_pwrite` and what makes entries in a directory: the private directory's size is bounded (ENOSPC),
 //!   and the host is told when a file was written ([`Signals::progress`]).
