@@ -30,7 +30,8 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             Box::new(async move {
                 let started = Instant::now();
                 let result = call_preview1!(caller, fd_read(fd, vectors, count, read));
-                pay_for_read(&mut caller, fd, started, read, result)
+                pay_for_bytes(&mut caller, fd, started, read, result)?;
+                Ok(result)
             })
         },
     )?;
@@ -41,7 +42,8 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             Box::new(async move {
                 let started = Instant::now();
                 let result = call_preview1!(caller, fd_pread(fd, vectors, count, offset, read));
-                pay_for_read(&mut caller, fd, started, read, result)
+                pay_for_bytes(&mut caller, fd, started, read, result)?;
+                Ok(result)
             })
         },
     )?;
@@ -74,14 +76,21 @@ pub(super) fn pay_for_call(caller: &mut Caller<'_, GuestState>, started: Instant
     pay(caller, started.elapsed().min(PAID_AT_MOST + of_bytes));
 }
 
-/// A read moved what it says that it has read.
-fn pay_for_read(caller: &mut Caller<'_, GuestState>, fd: i32, started: Instant, read: i32, result: i32) -> Result<i32> {
+/// Charges a read or a write: it moved what it says that it has, at `count`. Standard input and output have their own
+/// bounds.
+pub(super) fn pay_for_bytes(
+    caller: &mut Caller<'_, GuestState>,
+    fd: i32,
+    started: Instant,
+    count: i32,
+    result: i32,
+) -> Result<()> {
     if !is_stdio(fd) && caller.data().may_block {
         let memory = exported_memory(caller)?;
-        let bytes = read_u32(memory.data(&*caller), read as u32 as usize).filter(|_| result == errno::SUCCESS);
+        let bytes = read_u32(memory.data(&*caller), count as u32 as usize).filter(|_| result == errno::SUCCESS);
         pay_for_call(caller, started, bytes.unwrap_or(0).into());
     }
-    Ok(result)
+    Ok(())
 }
 
 /// Notes a directory that the guest has opened, so that it can be listed.

@@ -1,7 +1,7 @@
 //! Writing and naming: the private directory is bounded, and a finished answer is told.
 
-use super::{GuestState, MODULE, errno, exported_memory, is_stdio, may_create, named, read_u32};
-use crate::wasi::reads::pay_for_call;
+use super::{GuestState, MODULE, errno, exported_memory, may_create, named, read_u32};
+use crate::wasi::reads::{pay_for_bytes, pay_for_call};
 use tokio::time::Instant;
 use wasmtime::{AsContextMut as _, Caller, Linker, Result};
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
@@ -20,7 +20,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                 };
                 let started = Instant::now();
                 let result = call_preview1!(caller, fd_write(fd, vectors, count, written));
-                pay_for_write(&mut caller, fd, started, written, result)?;
+                pay_for_bytes(&mut caller, fd, started, written, result)?;
                 Ok(has_written(&mut caller, fd, bytes, result))
             })
         },
@@ -36,7 +36,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
                 };
                 let started = Instant::now();
                 let result = call_preview1!(caller, fd_pwrite(fd, vectors, count, offset, written));
-                pay_for_write(&mut caller, fd, started, written, result)?;
+                pay_for_bytes(&mut caller, fd, started, written, result)?;
                 Ok(has_written(&mut caller, fd, bytes, result))
             })
         },
@@ -151,22 +151,6 @@ fn may_write(
         return Ok(Err(errno::NOSPC));
     }
     Ok(Ok(bytes))
-}
-
-/// Charges a write of a guest whose volumes may block; output has its own bound.
-fn pay_for_write(
-    caller: &mut Caller<'_, GuestState>,
-    fd: i32,
-    started: Instant,
-    written: i32,
-    result: i32,
-) -> Result<()> {
-    if !is_stdio(fd) && caller.data().may_block {
-        let memory = exported_memory(caller)?;
-        let bytes = read_u32(memory.data(&*caller), written as u32 as usize).filter(|_| result == errno::SUCCESS);
-        pay_for_call(caller, started, bytes.unwrap_or(0).into());
-    }
-    Ok(())
 }
 
 /// Notes a write that was done: a number that is no open file leaves nothing behind.
