@@ -56,12 +56,11 @@ docs: ## build the documentation; a warning is an error
 # also a Linux node, with Debian's runc.
 programs:
 ifndef SKIP_CLUSTER_TESTS
-	$(CARGO) run --quiet --package control-plane -- build
 	@command -v docker-registry >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq docker-registry; } \
 		|| { echo "docker-registry is missing: install it (Debian: apt-get install docker-registry) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
 	@test "$$(id -u)" != 0 || { command -v "$${RUNC:-runc}" && command -v ip; } >/dev/null || { apt-get update -qq && apt-get install -y -qq runc iproute2; } \
 		|| { echo "runc and ip are missing: install them (Debian: apt-get install runc iproute2) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
-	@test "$$(id -u)" != 0 || $(CARGO) run --quiet --package control-plane -- build --linux-node
+	$(CARGO) run --quiet --package control-plane -- build $$(test "$$(id -u)" != 0 || echo --linux-node)
 endif
 
 deny: ## check licences, sources and banned crates (builds cargo-deny if it is missing)

@@ -4,6 +4,8 @@ use anyhow::{Context as _, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The version that is built; go.mod names it too.
 pub const KUBERNETES: &str = "v1.36.3";
@@ -61,6 +63,8 @@ const PAUSE: &str = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n
 pub struct Programs {
     /// In the order in which they are looked for.
     directories: Vec<PathBuf>,
+    /// Of the Go compiler, while these are built.
+    go_cache: Arc<GoCache>,
 }
 
 impl Programs {
@@ -69,7 +73,8 @@ impl Programs {
     /// The cache is `$XDG_CACHE_HOME/akri-krustlet`, outside the checkout; a build of all takes some minutes and is made once.
     pub fn find_or_build() -> anyhow::Result<Self> {
         let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-        let programs = Self { directories: assets.into_iter().chain([CONTROL_PLANE.cached()?]).collect() };
+        let directories = assets.into_iter().chain([CONTROL_PLANE.cached()?]).collect();
+        let programs = Self { directories, go_cache: Arc::new(GoCache::new()?) };
         programs.build_missing(&CONTROL_PLANE, "no Kubernetes control plane to test against")?;
         Ok(programs)
     }
@@ -114,7 +119,7 @@ impl Programs {
         std::fs::create_dir_all(&built).with_context(|| built.display().to_string())?;
         for (name, package) in missing {
             eprintln!("building {name} {} (once) ...", module.version);
-            module.build(package, &built.join(name))?;
+            module.build(package, &built.join(name), &self.go_cache.0)?;
         }
         Ok(())
     }
@@ -122,14 +127,10 @@ impl Programs {
 
 impl Module {
     fn cached(&self) -> anyhow::Result<PathBuf> {
-        let cache = match std::env::var_os("XDG_CACHE_HOME") {
-            Some(cache) => PathBuf::from(cache),
-            None => std::env::home_dir().context("there is no home directory for the cache")?.join(".cache"),
-        };
-        Ok(cache.join(format!("akri-krustlet/{}-{}", self.cache, self.version)))
+        Ok(cache()?.join(format!("{}-{}", self.cache, self.version)))
     }
 
-    fn build(&self, package: &str, program: &Path) -> anyhow::Result<()> {
+    fn build(&self, package: &str, program: &Path, go_cache: &Path) -> anyhow::Result<()> {
         let staged = staged(program);
         let version = self.version;
         let (kubernetes, containerd) = ("k8s.io/component-base/version", "github.com/containerd/containerd/v2/version");
@@ -142,12 +143,51 @@ impl Module {
             ))
             .args(["-o".as_ref(), staged.as_os_str(), package.as_ref()])
             .env("CGO_ENABLED", "0")
+            .env("GOCACHE", go_cache)
             .status()
             .context("go")?;
         if !status.success() {
             bail!("go build {package} failed ({status})");
         }
         std::fs::rename(&staged, program).with_context(|| program.display().to_string())
+    }
+}
+
+/// Outside the checkout.
+fn cache() -> anyhow::Result<PathBuf> {
+    let caches = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(caches) => PathBuf::from(caches),
+        None => std::env::home_dir().context("there is no home directory for the cache")?.join(".cache"),
+    };
+    Ok(caches.join("akri-krustlet"))
+}
+
+/// What Go keeps of a build, 2 GB for these programs: nobody builds them a second time, so it goes with the build.
+#[derive(Debug)]
+struct GoCache(PathBuf);
+
+impl GoCache {
+    const PREFIX: &'static str = "go-build-";
+
+    /// Made by Go when it builds. What killed builds left goes.
+    fn new() -> anyhow::Result<Self> {
+        let cache = cache()?;
+        for entry in std::fs::read_dir(&cache).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_prefix(Self::PREFIX)?.split('-').next());
+            if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(cache.join(format!("{}{}-{number}", Self::PREFIX, std::process::id()))))
+    }
+}
+
+impl Drop for GoCache {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
