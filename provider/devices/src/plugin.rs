@@ -3,6 +3,7 @@
 use crate::allocation::{AllocationError, Provided, ProvidedMount};
 use crate::config::Timeouts;
 use crate::devices::Devices;
+use akri_krustlet_host::BackOff;
 use akri_proto::v1beta1::device_plugin_client::DevicePluginClient;
 use akri_proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,
@@ -157,7 +158,7 @@ pub(crate) fn describe(error: &tonic::transport::Error) -> String {
 
 /// Follows a plugin's list until the plugin is replaced, or has been away for so long that its resource is removed.
 pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: PathBuf, timeouts: Timeouts, life: u64) {
-    let mut pause = BACK_OFF.0;
+    let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
     let mut told = false;
     loop {
         let started = Instant::now();
@@ -167,7 +168,7 @@ pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: Pat
         };
         let Some(known) = devices.upgrade() else { return };
         if started.elapsed() > BACK_OFF.1 {
-            pause = BACK_OFF.0;
+            back_off.reset();
         }
         let Some(lost) = known.lost(&resource, life) else { return };
         // A plugin that took its socket away has ended and registers if it comes again.
@@ -181,8 +182,8 @@ pub(crate) async fn follow(devices: Weak<Devices>, resource: String, socket: Pat
         }
         let period = known.config().grace_period;
         drop(known);
+        let pause = back_off.pause();
         let next_try = if has_ended { lost + 3 * period } else { Instant::now() + pause };
-        pause = (pause * 2).min(BACK_OFF.1);
         for (at, removes) in [(lost + period, false), (lost + 2 * period, true)] {
             if at > next_try {
                 break;

@@ -9,8 +9,8 @@
 //! - An Agent that is absent, refuses or does not answer is asked again after 0.5 s, doubling to 30 s.
 
 use crate::handlers::{Handlers, ServedHandler};
-use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::socket::connect;
+use akri_krustlet_host::{BackOff, DirectoryWatcher};
 use akri_proto::v0::RegisterDiscoveryHandlerRequest;
 use akri_proto::v0::register_discovery_handler_request::EndpointType;
 use akri_proto::v0::registration_client::RegistrationClient;
@@ -150,7 +150,7 @@ struct Entry {
 
 struct Failure {
     life: AgentLife,
-    pause: Duration,
+    back_off: BackOff,
     message: String,
 }
 
@@ -233,8 +233,10 @@ impl Book {
             }
             Err(message) => {
                 let before = entry.failed.take().filter(|failure| failure.life == life);
-                let pause = before.as_ref().map_or(BACK_OFF.0, |failure| (failure.pause * 2).min(BACK_OFF.1));
-                if before.is_none_or(|failure| failure.message != message) {
+                let is_new = before.as_ref().is_none_or(|failure| failure.message != message);
+                let mut back_off =
+                    before.map_or_else(|| BackOff::new(BACK_OFF.0, BACK_OFF.1), |failure| failure.back_off);
+                if is_new {
                     tracing::warn!(
                         handler = handler.name,
                         error = message,
@@ -243,9 +245,9 @@ impl Book {
                 }
                 // Another life is asked at once.
                 if self.life == Some(life) {
-                    next += pause;
+                    next += back_off.pause();
                 }
-                entry.failed = Some(Failure { life, pause, message });
+                entry.failed = Some(Failure { life, back_off, message });
             }
         }
         self.schedule(handler.name.clone(), next);

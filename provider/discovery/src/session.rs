@@ -21,8 +21,8 @@ use crate::exchange::Files;
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
-use akri_krustlet_host::TokenBucket;
 use akri_krustlet_host::patience::{Hangs, patiently};
+use akri_krustlet_host::{BackOff, TokenBucket};
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::DiscoverResponse;
 use std::future::pending;
@@ -66,7 +66,7 @@ pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot:
         handler,
         request,
         verdict: Some(verdict),
-        back_off: BACK_OFF.0,
+        back_off: BackOff::new(BACK_OFF.0, BACK_OFF.1),
         complained: None,
         answers: TokenBucket::new(ANSWER_BYTES, ANSWER_BYTES),
         unlooked: None,
@@ -84,7 +84,7 @@ struct Session {
     output: Output,
     kept: LastList,
     verdict: Option<oneshot::Sender<Verdict>>,
-    back_off: Duration,
+    back_off: BackOff,
     /// Whose status tells of this stream's trouble.
     complained: Option<Arc<HandlerContainer>>,
     /// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
@@ -154,22 +154,21 @@ impl Session {
             let started = Instant::now();
             let turn = self.use_guest_of(&container).await;
             if started.elapsed() >= STABLE {
-                self.back_off = BACK_OFF.0;
+                self.back_off.reset();
             }
             match turn {
                 Turn::End => return,
                 Turn::Replaced => self.withdraw_complaint(),
                 Turn::Failed(reason) => {
                     self.complain(&container, reason);
-                    let pause = self.back_off;
-                    self.back_off = (pause * 2).min(BACK_OFF.1);
+                    let pause = self.back_off.pause();
                     let stopped = container.stopped().clone();
                     let client_gone = self.output.client_gone();
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         // The next container's guest need not wait for what this one's did.
-                        () = stopped.cancelled() => self.back_off = BACK_OFF.0,
-                        () = replaced(&mut self.serving, &container) => self.back_off = BACK_OFF.0,
+                        () = stopped.cancelled() => self.back_off.reset(),
+                        () = replaced(&mut self.serving, &container) => self.back_off.reset(),
                         end = self.output.drive() => match end {},
                         () = client_gone => {}
                         () = closing.cancelled() => {}

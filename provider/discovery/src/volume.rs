@@ -7,7 +7,7 @@
 use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
 use akri_krustlet_host::file::FileStamp;
 use akri_krustlet_host::patience::patiently;
-use akri_krustlet_host::{DirectoryWatcher, Finished, FinishedFiles};
+use akri_krustlet_host::{BackOff, DirectoryWatcher, Finished, FinishedFiles};
 use rustix::fs::Dir;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -100,7 +100,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// Reads what has changed, on a thread that may wait for the files' system; again if that does not answer, since nothing else may
 /// tell of the change.
 async fn publish(directory: &Path, known: Known, mut finished: Finished, files: &watch::Sender<Arc<Files>>) -> Known {
-    let mut pause = RETRY;
+    let mut back_off = BackOff::new(RETRY, MOST_RETRY);
     loop {
         let (of_thread, mut before) = (directory.to_owned(), known.clone());
         let read = move || {
@@ -122,8 +122,7 @@ async fn publish(directory: &Path, known: Known, mut finished: Finished, files: 
             Err(hangs) => hangs.to_string(),
         };
         tracing::warn!(directory = %directory.display(), "the exchange volume cannot be read: {failed}; trying again");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MOST_RETRY);
+        tokio::time::sleep(back_off.pause()).await;
         // Nothing else may tell of the change.
         finished = Finished::all();
     }
@@ -238,5 +237,21 @@ mod tests {
         let whole =
             |files: &Arc<Files>| ["new", "old"].iter().all(|name| content(files, name).unwrap_or_default() == b"half");
         files.wait_for(whole).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_cannot_be_read_is_read_again_until_it_can() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("not-yet");
+        let (sender, files) = watch::channel(Arc::default());
+        let started = tokio::time::Instant::now();
+        let comes = async {
+            tokio::time::sleep(Duration::from_secs(200)).await;
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::write(directory.join("file"), "1").unwrap();
+        };
+        tokio::join!(publish(&directory, Known::default(), Finished::default(), &sender), comes);
+        assert_eq!(files.borrow().len(), 1, "all files are read, not only what was told to have changed");
+        assert!(started.elapsed() <= Duration::from_secs(200) + MOST_RETRY + Duration::from_secs(1));
     }
 }

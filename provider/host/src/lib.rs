@@ -1,8 +1,9 @@
 //! What several parts of a node need of the system: Unix sockets that gRPC is spoken on ([`socket`],
 //! [`ServedSocket`]), changes of directories ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]),
-//! work that may never end ([`patience`]), and how often something may happen ([`TokenBucket`]).
+//! work that may never end ([`patience`]), how often something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]).
 
 mod authority;
+mod back_off;
 mod directory_watcher;
 pub mod file;
 pub mod patience;
@@ -10,6 +11,7 @@ mod served_socket;
 pub mod socket;
 mod token_bucket;
 
+pub use back_off::BackOff;
 pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
 pub use served_socket::ServedSocket;
 pub use token_bucket::TokenBucket;
