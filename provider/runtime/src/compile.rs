@@ -22,13 +22,21 @@ pub struct CompileLimits {
     pub memory: u64,
     /// CPU time of the child, in whole seconds. Default 60.
     pub cpu_seconds: u64,
+    /// The part of it that most modules need; one that needs more begins anew, and then only its like wait for it. Default 5.
+    pub ordinary_cpu_seconds: u64,
     /// Wall time of the child. Default 120 seconds.
     pub wall_time: Duration,
 }
 
 impl Default for CompileLimits {
     fn default() -> Self {
-        Self { module_size: 64 << 20, memory: 2 << 30, cpu_seconds: 60, wall_time: Duration::from_secs(120) }
+        Self {
+            module_size: 64 << 20,
+            memory: 2 << 30,
+            cpu_seconds: 60,
+            ordinary_cpu_seconds: 5,
+            wall_time: Duration::from_secs(120),
+        }
     }
 }
 

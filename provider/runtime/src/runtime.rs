@@ -59,16 +59,33 @@ const LIMIT_KEPT: Duration = Duration::from_secs(600);
 /// Refusals that are kept.
 const MOST_REFUSED: usize = 1000;
 
+/// Modules are compiled one at a time: it is the node's heaviest work.
+struct Lane {
+    compiler: Compiler,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Lane {
+    fn new(compiler: Compiler) -> Self {
+        Self { compiler, turn: tokio::sync::Mutex::default() }
+    }
+
+    fn seconds(&self) -> u64 {
+        self.compiler.limits.cpu_seconds
+    }
+}
+
 /// Compiles, keeps and runs modules. Made once per process.
 pub struct Runtime {
     engine: Engine,
     linker: Linker<GuestState>,
     store: AotStore,
-    compiler: Compiler,
+    /// Where each module is compiled first.
+    ordinary: Lane,
+    /// Where those are compiled that took too long there, perhaps compile bombs: others do not wait for them.
+    long: Lane,
     threads: GuestThreads,
     programs: Mutex<HashMap<Digest, Weak<Program>>>,
-    /// One compile at a time: it is the node's heaviest work, and concurrent loads of one module become one compile.
-    compiling: tokio::sync::Mutex<()>,
     /// Modules that were not compiled, and why: a container that is started again and again has each compiled once.
     refused: Mutex<HashMap<Digest, Refusal>>,
     compiled: AtomicU64,
@@ -87,14 +104,16 @@ impl Runtime {
         let linker = wasi::linker(&engine).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         let store = AotStore::open(&config.modules, &engine)?;
         let threads = GuestThreads::start(&engine).map_err(RuntimeError::Threads)?;
+        let mut ordinary = config.compiler.clone();
+        ordinary.limits.cpu_seconds = ordinary.limits.cpu_seconds.min(ordinary.limits.ordinary_cpu_seconds);
         Ok(Arc::new(Self {
             engine,
             linker,
             store,
-            compiler: config.compiler,
+            ordinary: Lane::new(ordinary),
+            long: Lane::new(config.compiler),
             threads,
             programs: Mutex::default(),
-            compiling: tokio::sync::Mutex::default(),
             refused: Mutex::default(),
             compiled: AtomicU64::new(0),
         }))
@@ -102,7 +121,7 @@ impl Runtime {
 
     /// The largest module that [`Runtime::load`] takes, in bytes: read no more than this of a file.
     pub fn module_size_limit(&self) -> u64 {
-        self.compiler.limits.module_size
+        self.long.compiler.limits.module_size
     }
 
     /// How many modules this process has had compiled; a start that finds all in the store leaves it at 0.
@@ -117,7 +136,7 @@ impl Runtime {
 
     /// Makes a program of a module's bytes: from memory if a guest of it runs, else from the store, else by compiling.
     pub async fn load(&self, module: &[u8]) -> Result<Arc<Program>, LoadError> {
-        let kind = self.compiler.inspect(module)?;
+        let kind = self.long.compiler.inspect(module)?;
         let digest = Digest::of(module);
         if let Some(program) = self.known(&digest) {
             return Ok(program);
@@ -126,23 +145,39 @@ impl Runtime {
             return Ok(program);
         }
         self.check_refused(&digest)?;
-        // Only what must be compiled waits here, behind what may be a compile bomb.
-        let _one_at_a_time = self.compiling.lock().await;
+        let mut compiled = self.compile_in(&self.ordinary, module, digest, kind).await?;
+        if matches!(compiled, Err(CompileError::Limit(_))) && self.long.seconds() > self.ordinary.seconds() {
+            compiled = self.compile_in(&self.long, module, digest, kind).await?;
+        }
+        compiled.map_err(|error| {
+            self.note_refused(digest, &error);
+            error.into()
+        })
+    }
+
+    /// Only what must be compiled waits here. Whoever waited for the compile of the same module has it then.
+    async fn compile_in(
+        &self,
+        lane: &Lane,
+        module: &[u8],
+        digest: Digest,
+        kind: ModuleKind,
+    ) -> Result<Result<Arc<Program>, CompileError>, LoadError> {
+        let _one_at_a_time = lane.turn.lock().await;
         if let Some(program) = self.known(&digest) {
-            return Ok(program);
+            return Ok(Ok(program));
         }
         if let Some(program) = self.load_stored(digest, kind)? {
-            return Ok(program);
+            return Ok(Ok(program));
         }
         self.check_refused(&digest)?;
         let staged = self.store.stage().map_err(LoadError::Store)?;
-        if let Err(error) = self.compiler.compile(module, staged.path()).await {
-            self.note_refused(digest, &error);
-            return Err(error.into());
+        if let Err(error) = lane.compiler.compile(module, staged.path()).await {
+            return Ok(Err(error));
         }
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
-        Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?))
+        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?)))
     }
 
     fn check_refused(&self, digest: &Digest) -> Result<(), CompileError> {

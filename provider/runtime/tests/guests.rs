@@ -159,14 +159,39 @@ async fn what_cannot_run_is_refused_with_its_reason() {
     assert!(error.to_string().contains("it is a component, a module is needed"), "{error}");
 }
 
-#[tokio::test]
-async fn a_compile_bomb_is_stopped_by_the_limits_of_the_compile_child() {
-    let directory = tempfile::tempdir().unwrap();
+/// Compiling it takes many seconds.
+fn bomb(number: u32) -> Vec<u8> {
     let body = "(i64.store (i32.const 8) (i64.mul (i64.load (i32.const 16)) (i64.add (local.get 0) (i64.const 7))))"
         .repeat(20_000);
     let functions = format!("(func (param i64) {body})").repeat(20);
-    let bomb = wat::parse_str(format!(r#"(module (memory (export "memory") 1) (func (export "_start")) {functions})"#))
-        .unwrap();
+    let module = format!(
+        r#"(module (memory (export "memory") 1) (func (export "_start") (drop (i32.const {number}))) {functions})"#
+    );
+    wat::parse_str(module).unwrap()
+}
+
+#[tokio::test]
+async fn other_modules_do_not_wait_for_compile_bombs() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = runtime_with(directory.path(), |compiler| compiler.limits.ordinary_cpu_seconds = 1);
+    let bombs: Vec<_> = (0..3)
+        .map(|number| {
+            let runtime = runtime.clone();
+            tokio::spawn(async move { runtime.load(&bomb(number)).await.map(drop) })
+        })
+        .collect();
+    // They are before it.
+    tokio::task::yield_now().await;
+    runtime.load(&command(SPIN)).await.unwrap();
+    let done = bombs.iter().filter(|bomb| bomb.is_finished()).count();
+    assert!(done < 2, "{done} bombs were compiled before an ordinary module");
+    bombs.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_compile_bomb_is_stopped_by_the_limits_of_the_compile_child() {
+    let directory = tempfile::tempdir().unwrap();
+    let bomb = bomb(0);
     let runtime = runtime_with(directory.path(), |compiler| compiler.limits.cpu_seconds = 1);
     let error = runtime.load(&bomb).await.unwrap_err();
     assert!(matches!(error, LoadError::Compile(CompileError::Limit(_))), "{error}");
