@@ -51,6 +51,19 @@ fn volume_directory(node: &ClusterNode, namespace: &Namespace<'_>, pod: &str) ->
     node.path("data").join("pods").join(uid).join("volumes")
 }
 
+/// Where volumes are that must not be on a disk: only root may mount.
+fn memory_directory(node: &ClusterNode, namespace: &Namespace<'_>, pod: &str) -> PathBuf {
+    let on_disk = volume_directory(node, namespace, pod);
+    if !rustix::process::geteuid().is_root() {
+        return on_disk;
+    }
+    node.path("data/memory").join(on_disk.parent().unwrap().file_name().unwrap()).join("volumes")
+}
+
+fn is_tmpfs(path: &std::path::Path) -> bool {
+    rustix::fs::statfs(path).unwrap().f_type == 0x0102_1994
+}
+
 fn mode(path: &std::path::Path) -> u32 {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -70,9 +83,9 @@ fn files_of_objects_are_there_and_follow_them() {
     namespace.apply(watching(&node, "secret", secret, mount()));
     wait_for_files(&namespace, &node, "map", r#"/v/a="1" /v/b="2""#);
     wait_for_files(&namespace, &node, "secret", r#"/v/deep/pass="x""#);
-    let secret_file = volume_directory(&node, &namespace, "secret").join("v/..data/deep/pass");
+    let secret_file = memory_directory(&node, &namespace, "secret").join("v/..data/deep/pass");
     assert_eq!(mode(&secret_file), 0o400, "of 0444 what is the node's alone");
-    assert_eq!(mode(&volume_directory(&node, &namespace, "secret").join("v")), 0o700);
+    assert_eq!(mode(&memory_directory(&node, &namespace, "secret").join("v")), 0o700);
     // Both keys change at once, one goes, one comes.
     namespace.kubectl_ok(&[
         "patch",
@@ -91,7 +104,7 @@ fn files_of_objects_are_there_and_follow_them() {
     namespace.apply(object("ConfigMap", "map", json!({"a": "5"})));
     wait_for_files(&namespace, &node, "map", r#"/v/a="5""#);
     // With the pod, its files go.
-    let files = volume_directory(&node, &namespace, "secret");
+    let files = memory_directory(&node, &namespace, "secret");
     namespace.kubectl_ok(&["delete", "pod", "secret"]);
     assert!(wait_for(|| !files.exists()));
     // The node asked for what its pods name, by name, and one watch each.
@@ -181,7 +194,7 @@ fn the_pod_itself_and_tokens_are_files() {
     pod["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi"}});
     namespace.apply(pod);
     namespace.wait_until_ready(&node, "projected");
-    let directory = volume_directory(&node, &namespace, "projected").join("v");
+    let directory = memory_directory(&node, &namespace, "projected").join("v");
     let token = std::fs::read_to_string(directory.join("token")).unwrap();
     assert_eq!(mode(&directory.join("token")), 0o600);
     let expected = |labels: &str| {
@@ -208,6 +221,63 @@ fn create(cluster: &Cluster, object: &Value) -> Value {
     let mut child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
     serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn secrets_and_volumes_in_memory_are_on_no_disk_and_bounded() {
+    let Some(cluster) = cluster() else { return };
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may mount a tmpfs");
+        return;
+    }
+    let mut node = join(cluster, "memory");
+    let namespace = cluster.namespace("memory");
+    namespace.apply(object("Secret", "secret", json!({"password": "in-no-file-on-a-disk"})));
+    // As a whole, by one of its files, and beside a file of the host.
+    std::fs::write(node.path("host-file"), "of the host").unwrap();
+    let volumes = json!([{"name": "s", "secret": {"secretName": "secret"}},
+        {"name": "h", "hostPath": {"path": node.path("host-file"), "type": "File"}}]);
+    let mounts = json!([
+        {"name": "s", "mountPath": "/v/whole"},
+        {"name": "s", "mountPath": "/v/single/password", "subPath": "password"},
+        {"name": "h", "mountPath": "/v/single/host", "readOnly": true},
+    ]);
+    let mut pod = watching(&node, "secret", volumes, mounts);
+    pod["spec"]["containers"][0]["env"][2]["value"] = json!("/v/whole,/v/single");
+    namespace.apply(pod);
+    let seen = r#"/v/single/host="of the host" /v/single/password="in-no-file-on-a-disk" /v/whole/password="in-no-file-on-a-disk""#;
+    wait_for_files(&namespace, &node, "secret", seen);
+    let memory = node.path("data/memory");
+    let uid = namespace.pod("secret").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert!(is_tmpfs(&memory.join(&uid).join("volumes/s")) && is_tmpfs(&memory.join(&uid).join("files/main")));
+    let on_disk = std::process::Command::new("grep")
+        .args(["-rlF", "in-no-file-on-a-disk", "--exclude-dir=memory"])
+        .arg(node.path("data"))
+        .output()
+        .unwrap();
+    let found = String::from_utf8(on_disk.stdout).unwrap();
+    assert!(found.lines().all(|path| path.ends_with(".log")), "{found}");
+    // A volume in memory is as large as it says: its guest is told, and the node has the rest.
+    let mut pod = node.fault_pod("grows", "fill-volume");
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "2Mi"}}]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["volumeMounts"] = mount();
+    container["env"].as_array_mut().unwrap().push(json!({"name": "FAULT_FILE", "value": "/v/file"}));
+    namespace.apply(pod);
+    let says = || String::from_utf8_lossy(&namespace.kubectl(&["logs", "grows"]).stdout).into_owned();
+    assert!(wait_for(|| says().contains("full: ")), "it says: {}; log:\n{}", says(), node.log());
+    let grown = memory.join(namespace.pod("grows").unwrap()["metadata"]["uid"].as_str().unwrap());
+    let file = grown.join("volumes/v/file");
+    assert!((1 << 20..=2 << 20).contains(&std::fs::metadata(&file).unwrap().len()));
+    // As on a kubelet it outlives the node's process, and ends with the pod.
+    node.kill();
+    assert!(file.exists());
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    namespace.kubectl_ok(&["delete", "pod", "grows", "secret"]);
+    assert!(wait_for(|| !grown.exists() && !memory.join(&uid).exists()), "log:\n{}", node.log());
+    assert_eq!(node.terminate(), Some(0));
+    assert!(!is_tmpfs(&memory), "nothing is in it any more");
 }
 
 #[test]

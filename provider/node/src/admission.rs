@@ -1,6 +1,7 @@
 //! Checks a pod before anything of it is started: what the node cannot do is refused in words.
 
-use crate::environment::{self, EnvironmentError, NodeFacts, Scope};
+use crate::environment::{self, EnvironmentError, Scope};
+use crate::fields::NodeFacts;
 use crate::pod::PodObject;
 use crate::quantity;
 use crate::volume::{self, VolumeError};

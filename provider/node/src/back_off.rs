@@ -10,21 +10,26 @@ pub const MOST: Duration = Duration::from_secs(300);
 /// A container that ran this long starts over with the first pause.
 pub const RESET: Duration = Duration::from_secs(600);
 
-/// Pauses that double: none before the first restart, then 10 s, 20 s, ... 5 min.
-#[derive(Debug, Default)]
+/// None before the first restart, then 10 s, 20 s, ... 5 min.
+#[derive(Debug)]
 pub struct BackOff {
-    next: Duration,
+    failed_before: bool,
+    pauses: akri_krustlet_host::BackOff,
+}
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self { failed_before: false, pauses: akri_krustlet_host::BackOff::new(FIRST, MOST) }
+    }
 }
 
 impl BackOff {
     /// The pause now, after something that was started at `started` has failed or ended.
     pub fn next(&mut self, started: Instant) -> Duration {
         if started.elapsed() >= RESET {
-            self.next = Duration::ZERO;
+            *self = Self::default();
         }
-        let pause = self.next;
-        self.next = if pause.is_zero() { FIRST } else { (pause * 2).min(MOST) };
-        pause
+        if std::mem::replace(&mut self.failed_before, true) { self.pauses.pause() } else { Duration::ZERO }
     }
 }
 

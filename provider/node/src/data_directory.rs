@@ -11,7 +11,8 @@
 //! <data>/last-lists/                            of the Discover streams that are open, 0600
 //! <data>/pods/<uid>/pod.json                    the pod, annotated with the manifest that it came from
 //! <data>/pods/<uid>/status.json                 its status, as last reported
-//! <data>/pods/<uid>/volumes/<name>/             emptyDir volumes
+//! <data>/pods/<uid>/volumes/<name>/             emptyDir volumes, files of ConfigMaps
+//! <data>/memory/                                a tmpfs: files of Secrets, volumes with medium Memory
 //! <data>/pods/<uid>/exchange/<container>/       exchange volume of a handler that mounts none
 //! <data>/pods/<uid>/streams/<container>/        exchange directories of its streams, gone at each start
 //! <logs>/<namespace>_<name>_<uid>/<container>/  logs, <restart>.log
@@ -154,6 +155,11 @@ impl DataDirectory {
         self.data.join("images")
     }
 
+    /// What must not be on a disk.
+    pub fn memory(&self) -> PathBuf {
+        self.data.join("memory")
+    }
+
     /// Which installation this is: made once, kept as long as the directory.
     pub fn instance(&self) -> std::io::Result<String> {
         let path = self.data.join("instance");
@@ -272,7 +278,7 @@ impl DataDirectory {
 const ASIDE: &str = ".akri-krustlet-removed-";
 
 /// Names come from manifests: never a path.
-fn file_name(name: &str) -> String {
+pub(crate) fn file_name(name: &str) -> String {
     match name {
         "" | "." | ".." => "_".to_owned(),
         name => name.replace(['/', '\0'], "_"),

@@ -1,7 +1,7 @@
 //! The devices of a pod: what it asks for, and what its containers see of them.
 
 use crate::cluster::events::EventType;
-use crate::container::PodContext;
+use crate::context::PodContext;
 use crate::pod::PodObject;
 use crate::quantity;
 use crate::status::ContainerKind;
@@ -164,6 +164,7 @@ fn shortcomings(provided: &Provided) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::files::Private;
     use serde_json::json;
     use std::sync::Arc;
 
@@ -195,7 +196,8 @@ mod tests {
         give(&mount("", "/data/"), &mut access).unwrap();
         give(&mount("", "/data"), &mut access).unwrap();
         assert_eq!(access.preopens.iter().map(|preopen| preopen.guest.as_str()).collect::<Vec<_>>(), ["/data"]);
-        let seen = crate::volume::files::preopens(access.files, &directory.path().join("private")).unwrap();
+        let private = Private { disk: directory.path().join("private"), memory: None };
+        let seen = crate::volume::files::preopens(access.files, &private).unwrap();
         assert_eq!((seen[0].guest.as_str(), seen.len()), ("/etc/camera", 1));
         let names: Vec<_> = std::fs::read_dir(&seen[0].host).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["camera.conf"]);

@@ -1,7 +1,6 @@
 //! A container's environment.
 
-use crate::cluster::machine::Capacity;
-use crate::fields;
+use crate::fields::{self, NodeFacts};
 use crate::objects::{Awaited, ObjectError, ObjectKey, ObjectKind, Objects, Values};
 use crate::pod::PodObject;
 use k8s_openapi::api::core::v1::{Container, EnvVar};
@@ -52,23 +51,6 @@ pub enum EnvironmentError {
         /// The key.
         key: String,
     },
-}
-
-/// What fields of the pod refer to that the pod does not know itself.
-#[derive(Clone, Debug)]
-pub struct NodeFacts {
-    /// The node's name.
-    pub name: String,
-    /// Its addresses, the first one first; never empty.
-    pub addresses: Vec<String>,
-    /// What it has for pods.
-    pub allocatable: Capacity,
-}
-
-impl NodeFacts {
-    pub(crate) fn address(&self) -> String {
-        self.addresses.first().cloned().unwrap_or_default()
-    }
 }
 
 /// The ConfigMaps and Secrets that a container's variables are taken from.
@@ -262,6 +244,7 @@ pub fn expand(text: &str, variables: &[(String, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::machine::Capacity;
     use serde_json::json;
     use std::sync::Arc;
 

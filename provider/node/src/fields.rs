@@ -1,11 +1,28 @@
 //! What of a pod its containers can be told: fields and amounts of resources.
 
-use crate::environment::NodeFacts;
+use crate::cluster::machine::Capacity;
 use crate::pod::PodObject;
 use crate::quantity;
 use k8s_openapi::api::core::v1::{Container, ResourceFieldSelector};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+
+/// What fields of the pod refer to that the pod does not know itself.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    /// The node's name.
+    pub name: String,
+    /// Its addresses, the first one first; never empty.
+    pub addresses: Vec<String>,
+    /// What it has for pods.
+    pub allocatable: Capacity,
+}
+
+impl NodeFacts {
+    pub(crate) fn address(&self) -> String {
+        self.addresses.first().cloned().unwrap_or_default()
+    }
+}
 
 /// The value of a field that variables and files can have; `None` if there is no such field.
 pub fn field(path: &str, pod: &PodObject, node: &NodeFacts) -> Option<String> {

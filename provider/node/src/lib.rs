@@ -1,7 +1,7 @@
 //! The node: pods and all that belongs to them.
 //!
 //! A pod enters by a [`source::PodSource`], walks the states of [`states`] driven by [`driver`], and leaves by a
-//! [`status::StatusSink`]. Its containers are run by [`container`], with images from [`image`], directories from
+//! [`status::StatusSink`]. Its containers are run by [`container`], with images from [`container::image`], directories from
 //! [`volume`], variables from [`environment`] and devices from [`device`]. [`Node`] holds it together.
 //!
 //! The contract to the outside is Krustlet's: [`provider::WasmProvider`] implements `kubelet::provider::Provider`, and the
@@ -12,6 +12,7 @@ pub mod back_off;
 pub mod cluster;
 pub mod container;
 pub mod container_log;
+pub mod context;
 pub mod data_directory;
 pub mod device;
 pub mod driver;
@@ -19,15 +20,18 @@ pub mod endpoint;
 pub mod environment;
 pub mod eviction;
 pub mod fields;
-pub mod image;
+pub mod loaded_image;
 pub mod local_storage;
 pub mod manifest;
+pub mod memory_directory;
 mod node;
 pub mod objects;
 pub mod placement;
 pub mod pod;
+pub mod pod_state;
 pub mod provider;
 pub mod quantity;
+pub mod services;
 pub mod source;
 pub mod states;
 pub mod status;

@@ -1,113 +1,21 @@
 //! Krustlet's contract: what this kind of node runs, and how its pods begin and end.
 
-use crate::cluster::EventRecorder;
-use crate::container::PodContext;
 use crate::container_log::{ContainerLogReader, LogRequest};
-use crate::data_directory::DataDirectory;
-use crate::environment::NodeFacts;
-use crate::eviction::PressureWatch;
-use crate::objects::Objects;
-use crate::placement::Admitted;
+use crate::context::PodContext;
 use crate::pod::PodObject;
+use crate::pod_state::{PodState, ProviderState};
+use crate::services::Services;
 use crate::states::{Registered, Terminated};
-use crate::status::{StatusReporter, StatusSink};
-use crate::termination::Shutdown;
+use crate::status::StatusReporter;
 use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
-use akri_krustlet_discovery::Handlers;
-use akri_krustlet_host::DirectoryWatcher;
-use akri_krustlet_runtime::Runtime;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
-use k8s_openapi::api::core::v1::Node;
-use krator::{ObjectState, SharedState};
+use krator::SharedState;
 use kubelet::node::Builder;
-use kubelet::pod::{Pod, Status};
-use kubelet::provider::{DevicePluginSupport, PluginSupport, Provider};
+use kubelet::pod::Pod;
+use kubelet::provider::Provider;
 use std::sync::Arc;
 use tokio::sync::{RwLock, watch};
-
-/// What a node's pods share. Its parts are shared themselves; krator's lock around it is never held.
-#[derive(Debug)]
-pub struct Services {
-    /// Compiles and runs modules.
-    pub runtime: Arc<Runtime>,
-    /// The modules that are in use.
-    pub images: crate::image::LoadedImages,
-    /// Images from registries.
-    pub registry: akri_krustlet_images::Images,
-    /// Whether pods of a cluster may run files of this machine.
-    pub allow_local_modules: bool,
-    /// What the pods on the node have asked for.
-    pub admitted: Admitted,
-    /// What the machine is short of.
-    pub pressure: Arc<PressureWatch>,
-    /// Takes events.
-    pub events: EventRecorder,
-    /// The cluster; a node may be without one.
-    pub cluster: Option<ClusterAccess>,
-    /// The ConfigMaps and Secrets of pods.
-    pub objects: Objects,
-    /// The discovery handlers.
-    pub handlers: Arc<Handlers>,
-    /// The devices of device plugins; a node may serve none.
-    pub devices: Option<Arc<Devices>>,
-    /// Tells of changed directories.
-    pub watcher: DirectoryWatcher,
-    /// Where files are.
-    pub data: DataDirectory,
-    /// Who the node is.
-    pub node: NodeFacts,
-    /// The node's own end.
-    pub shutdown: Shutdown,
-    /// Where statuses go.
-    pub sink: Arc<dyn StatusSink>,
-}
-
-/// What a pod's states need of the cluster.
-#[derive(Clone)]
-pub struct ClusterAccess {
-    /// Speaks to the API server.
-    pub client: kube::Client,
-    /// The node's own object, once the API server has told it.
-    pub node: watch::Receiver<Option<Arc<Node>>>,
-}
-
-impl std::fmt::Debug for ClusterAccess {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClusterAccess").finish_non_exhaustive()
-    }
-}
-
-/// The provider's state in Krustlet's sense.
-#[derive(Clone, Debug)]
-pub struct ProviderState {
-    /// The services.
-    pub services: Arc<Services>,
-}
-
-// The kubelet crate's plugin manager and device manager are not used; a node without them says so.
-impl PluginSupport for ProviderState {}
-impl DevicePluginSupport for ProviderState {}
-
-/// What a pod's states hand from one to the next.
-#[derive(Debug)]
-pub struct PodState {
-    /// The pod, its status, the services.
-    pub context: Arc<PodContext>,
-    /// The pod's volumes, once they are mounted.
-    pub volumes: Volumes,
-    /// Pause before the image or a volume is tried again.
-    pub back_off: crate::back_off::BackOff,
-}
-
-#[async_trait::async_trait]
-impl ObjectState for PodState {
-    type Manifest = Pod;
-    type Status = Status;
-    type SharedState = ProviderState;
-
-    async fn async_drop(self, _shared: &mut ProviderState) {}
-}
 
 /// Runs pods whose containers are WebAssembly modules.
 #[derive(Debug)]

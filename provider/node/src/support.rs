@@ -88,8 +88,8 @@ const POD: &[Row] = &[
     ("volumes[].projected.sources[].podCertificate", Refused, "not supported yet"),
     (
         "volumes[].emptyDir.medium",
-        Ignored,
-        "on the node's disk: a guest cannot be kept from filling the node's memory there, whose limit is that of its linear memory",
+        Honoured,
+        "Memory: a tmpfs of the volume's sizeLimit, and at most the sum of the containers' memory limits; on the disk where the node may not mount. HugePages: on the disk",
     ),
     ("workloadRef", Ignored, "the scheduler's"),
 ];

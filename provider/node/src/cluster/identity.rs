@@ -15,6 +15,7 @@
 use super::certificate::{Certificate, CertificateError, renewal_part, write_secret};
 use super::connection::{Connection, ConnectionError, FIRST_ANSWER, code, describe};
 use super::signing::{Purpose, SigningError, SigningRequest};
+use akri_krustlet_host::BackOff;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use std::path::{Path, PathBuf};
@@ -123,15 +124,14 @@ impl Identity {
     }
 
     async fn renewed(&self, certificate: &Certificate, bootstrap: &Path) -> Certificate {
-        let mut pause = FIRST_RETRY;
+        let mut back_off = BackOff::new(FIRST_RETRY, MOST_RETRY);
         loop {
             let error = match self.try_renew(certificate, bootstrap).await {
                 Ok(renewed) => return renewed,
                 Err(error) => error,
             };
             tracing::error!(until = %certificate.not_after, %error, "cannot renew the node's client certificate; trying again");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MOST_RETRY);
+            tokio::time::sleep(back_off.pause()).await;
         }
     }
 
@@ -256,4 +256,41 @@ fn write_kubeconfig(path: &Path, connection: &Connection, certificate: &Path) ->
         "contexts": [{"name": "node", "context": {"cluster": "cluster", "user": "node"}}],
     });
     write_secret(path, format!("{kubeconfig:#}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[tokio::test]
+    async fn the_nodes_kubeconfig_checks_the_api_server_as_the_bootstrap_file_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap().cert.pem();
+        let written = async |cluster: Value| {
+            let (bootstrap, own) = (directory.path().join("bootstrap"), directory.path().join("own"));
+            let config = json!({
+                "apiVersion": "v1", "kind": "Config", "current-context": "c",
+                "clusters": [{"name": "c", "cluster": cluster}],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            });
+            std::fs::write(&bootstrap, config.to_string()).unwrap();
+            let connection = Connection::from_kubeconfig(&bootstrap).await.unwrap();
+            write_kubeconfig(&own, &connection, Path::new("client.pem")).unwrap();
+            let written: Value = serde_json::from_slice(&std::fs::read(&own).unwrap()).unwrap();
+            written["clusters"][0]["cluster"].clone()
+        };
+        let server = "https://127.0.0.1:6443";
+        let skips = json!({"server": server, "insecure-skip-tls-verify": true});
+        assert_eq!(written(skips.clone()).await, skips);
+        let data = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, authority);
+        let named = json!({"server": server, "certificate-authority-data": data, "tls-server-name": "other.example",
+            "proxy-url": "http://127.0.0.1:3128/"});
+        let told = written(named.clone()).await;
+        assert_eq!(told["tls-server-name"], "other.example");
+        assert_eq!(told["proxy-url"], "http://127.0.0.1:3128/");
+        assert_eq!(told["insecure-skip-tls-verify"], Value::Null);
+        assert!(told["certificate-authority-data"].is_string(), "{told}");
+    }
 }

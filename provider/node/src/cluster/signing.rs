@@ -2,6 +2,7 @@
 
 use super::certificate::{Certificate, CertificateError, PendingKey};
 use super::connection::{code, describe, watch_back_off};
+use akri_krustlet_host::BackOff;
 use futures::{StreamExt as _, pin_mut};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
@@ -121,7 +122,7 @@ impl SigningRequest {
     ) -> Result<Certificate, SigningError> {
         let api: Api<CertificateSigningRequest> = Api::all(client.clone());
         let name = csr.metadata.name.clone().unwrap_or_default();
-        let mut pause = FIRST_PAUSE;
+        let mut back_off = BackOff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             match api.create(&PostParams::default(), csr).await {
                 Ok(_) => tracing::info!(csr = name, "certificate asked for"),
@@ -138,6 +139,7 @@ impl SigningRequest {
                     }
                     Some(400 | 422) => return Err(SigningError::Refused { name, message: describe(&error) }),
                     _ => {
+                        let pause = back_off.pause();
                         tracing::warn!(
                             server = self.server,
                             "cannot ask for a certificate: {}; trying again in {} s",
@@ -145,7 +147,6 @@ impl SigningRequest {
                             pause.as_secs_f32()
                         );
                         tokio::time::sleep(pause).await;
-                        pause = (pause * 2).min(LONGEST_PAUSE);
                         continue;
                     }
                 },

@@ -194,7 +194,7 @@ impl LenientVerifier {
     }
 
     /// Common name and organizations of a certificate that an authority of the cluster signed and that is valid now.
-    fn user(&self, chain: &[CertificateDer<'static>]) -> Option<User> {
+    pub(super) fn user(&self, chain: &[CertificateDer<'static>]) -> Option<User> {
         let (first, others) = chain.split_first()?;
         let verifier = self.authorities.read().unwrap_or_else(PoisonError::into_inner).clone();
         verifier.verify_client_cert(first, others, UnixTime::now()).ok()?;
@@ -249,5 +249,70 @@ impl ClientCertVerifier for LenientVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.signatures.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A certificate authority, and a client certificate of it.
+    pub(crate) fn authority(user: &str) -> (rcgen::Certificate, CertificateDer<'static>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, format!("authority of {user}"));
+        let certificate = parameters.self_signed(&key).unwrap();
+        let issuer = rcgen::Issuer::new(parameters, key);
+        let mut of_client = rcgen::CertificateParams::default();
+        of_client.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        of_client.distinguished_name.push(rcgen::DnType::CommonName, user);
+        let client = of_client.signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap();
+        (certificate, client.der().clone())
+    }
+
+    fn bearer(token: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+        headers
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_of_nobody_are_asked_about_seldom_and_by_address() {
+        let reviews = Arc::new(AtomicUsize::new(0));
+        let counted = reviews.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let good = String::from_utf8_lossy(&body).contains("\"good");
+                let status = serde_json::json!({"authenticated": good, "user": {"username": "somebody"}});
+                let review = serde_json::json!({"spec": {"token": ""}, "status": status});
+                Ok::<_, std::convert::Infallible>(Response::new(Body::from(serde_json::to_vec(&review).unwrap())))
+            }
+        });
+        let (certificate, _) = authority("somebody");
+        let verifier = LenientVerifier::new(&[certificate.der().to_vec()]).unwrap();
+        let authenticator = Authenticator::new(kube::Client::new(service, "default"), verifier);
+        let (flood, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let ask = async |peer: IpAddr, token: String| authenticator.user(peer, &[], &bearer(&token)).await;
+        let mut refused = Vec::new();
+        for number in 0..100 {
+            refused.push(ask(flood, format!("bad-{number}")).await.unwrap_err());
+        }
+        assert_eq!(reviews.load(Ordering::SeqCst), 20);
+        assert_eq!(refused.iter().filter(|refusal| **refusal == Refusal::Busy).count(), 80);
+        // The same one again costs nothing, and another address is served.
+        assert_eq!(ask(flood, "bad-0".to_owned()).await, Err(Refusal::Unknown));
+        assert_eq!(ask(other, "good".to_owned()).await.unwrap().name, "somebody");
+        assert_eq!(reviews.load(Ordering::SeqCst), 21);
+        // A token that is known passes from where the bad ones come, one that is not when there is room again.
+        assert_eq!(ask(flood, "good".to_owned()).await.unwrap().name, "somebody");
+        assert_eq!(ask(flood, "good-2".to_owned()).await, Err(Refusal::Busy));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(ask(flood, "good-2".to_owned()).await.unwrap().name, "somebody");
     }
 }

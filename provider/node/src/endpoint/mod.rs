@@ -322,3 +322,43 @@ fn text(status: StatusCode, message: &str) -> Response<Body> {
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::authentication::tests::authority;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn authorities_are_those_of_the_file_as_it_is_and_a_broken_file_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ca.pem");
+        let ((first, of_first), (second, of_second)) = (authority("first"), authority("second"));
+        std::fs::write(&file, first.pem()).unwrap();
+        let verifier = LenientVerifier::new(&[first.der().to_vec()]).unwrap();
+        let task = tokio::spawn(follow(file.clone(), ReadFiles::new([file.clone()]), verifier.clone()));
+        let _follow = AbortOnDropHandle::new(task);
+        let known = || {
+            let name = |certificate: &CertificateDer<'static>| {
+                verifier.user(std::slice::from_ref(certificate)).map(|user| user.name)
+            };
+            [name(&of_first), name(&of_second)].into_iter().flatten().collect::<Vec<_>>()
+        };
+        let looked_at = || tokio::time::sleep(2 * LOOK);
+        looked_at().await;
+        assert_eq!(known(), ["first"]);
+        std::fs::write(&file, first.pem() + &second.pem()).unwrap();
+        looked_at().await;
+        assert_eq!(known(), ["first", "second"]);
+        for broken in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            std::fs::write(&file, broken).unwrap();
+            looked_at().await;
+            assert_eq!(known(), ["first", "second"], "{broken:?}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        looked_at().await;
+        assert_eq!(known(), ["first", "second"]);
+        std::fs::write(&file, second.pem()).unwrap();
+        looked_at().await;
+        assert_eq!(known(), ["second"]);
+    }
+}

@@ -23,6 +23,6 @@ impl State<PodState> for Completed {
     }
 
     async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(final_status(state, self.succeeded))
+        final_status(state, self.succeeded)
     }
 }

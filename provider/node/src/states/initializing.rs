@@ -34,7 +34,7 @@ impl State<PodState> for Initializing {
         Transition::next(self, Running)
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(phase(Phase::Pending))
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        phase(state, Phase::Pending)
     }
 }

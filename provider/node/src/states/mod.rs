@@ -30,18 +30,30 @@ pub use volume_mount::VolumeMount;
 
 /// What the states' files share.
 mod prelude {
-    pub(super) use crate::provider::{PodState, ProviderState};
+    pub(super) use crate::pod_state::{PodState, ProviderState};
     pub(super) use kubelet::pod::state::prelude::*;
     pub(super) use kubelet::pod::{Phase, Pod, Status};
 
-    /// A phase, with reason and message cleared.
-    pub(super) fn phase(phase: Phase) -> Status {
-        kubelet::pod::make_status(phase, "")
+    /// The pod is in this phase, and there is nothing to say about it.
+    pub(super) fn phase(state: &PodState, phase: Phase) -> anyhow::Result<Status> {
+        tell(state, phase, None)
     }
 
-    /// A phase with a reason, in one word, and a message. Krustlet's status has one text for both;
-    /// [`crate::status::StatusReporter::apply_patch`] takes them apart.
-    pub(super) fn explained(phase: Phase, reason: &str, message: &str) -> Status {
-        kubelet::pod::make_status(phase, &format!("{reason}: {message}"))
+    /// The pod is in this phase for a reason, in one word, that the message explains.
+    pub(super) fn explained(state: &PodState, phase: Phase, reason: &str, message: &str) -> anyhow::Result<Status> {
+        tell(state, phase, Some((reason, message)))
+    }
+
+    /// Krustlet's status has one text for reason and message: the reporter is told both, and krator nothing.
+    fn tell(state: &PodState, phase: Phase, why: Option<(&str, &str)>) -> anyhow::Result<Status> {
+        let phase = match phase {
+            Phase::Pending => "Pending",
+            Phase::Running => "Running",
+            Phase::Succeeded => "Succeeded",
+            Phase::Failed => "Failed",
+            Phase::Unknown => "Unknown",
+        };
+        state.context.reporter.set_phase(phase, why);
+        Ok(Status::default())
     }
 }

@@ -5,7 +5,7 @@ use super::{Rejected, Resources};
 use crate::admission;
 use crate::eviction;
 use crate::placement::Rejection;
-use crate::provider::Services;
+use crate::services::Services;
 use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +62,6 @@ impl State<PodState> for Registered {
     }
 
     async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(if has_ended(state) { Status::default() } else { phase(Phase::Pending) })
+        if has_ended(state) { Ok(Status::default()) } else { phase(state, Phase::Pending) }
     }
 }

@@ -28,7 +28,7 @@ impl State<PodState> for Rejected {
         Transition::Complete(Ok(()))
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(explained(Phase::Failed, &self.reason, &self.message))
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        explained(state, Phase::Failed, &self.reason, &self.message)
     }
 }

@@ -23,7 +23,7 @@ impl State<PodState> for Resources {
         }
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
-        Ok(phase(Phase::Pending))
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+        phase(state, Phase::Pending)
     }
 }

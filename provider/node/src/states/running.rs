@@ -28,8 +28,8 @@ impl State<PodState> for Running {
         Transition::next(self, Completed { succeeded })
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
         // The reporter says Running when the last container has been started.
-        Ok(phase(Phase::Pending))
+        phase(state, Phase::Pending)
     }
 }

@@ -23,22 +23,23 @@ impl State<PodState> for Terminated {
 
     async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
         state.context.reporter.set_all_terminated();
-        Ok(final_status(state, state.context.reporter.has_succeeded()))
+        final_status(state, state.context.reporter.has_succeeded())
     }
 }
 
 /// How a pod ends whose containers run no more.
-pub(super) fn final_status(state: &PodState, succeeded: bool) -> Status {
+pub(super) fn final_status(state: &PodState, succeeded: bool) -> anyhow::Result<Status> {
     match state.context.termination.current().map(|stop| stop.reason) {
         Some(StopReason::DeadlineExceeded) => explained(
+            state,
             Phase::Failed,
             "DeadlineExceeded",
             "Pod was active on the node longer than the specified deadline",
         ),
         Some(StopReason::Evicted) => {
             let message = state.context.eviction.get().cloned().unwrap_or_default();
-            explained(Phase::Failed, "Evicted", &message)
+            explained(state, Phase::Failed, "Evicted", &message)
         }
-        _ => phase(if succeeded { Phase::Succeeded } else { Phase::Failed }),
+        _ => phase(state, if succeeded { Phase::Succeeded } else { Phase::Failed }),
     }
 }

@@ -46,10 +46,10 @@ impl State<PodState> for VolumeMount {
         }
     }
 
-    async fn status(&self, _state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
+    async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
         if self.message.is_empty() {
-            return Ok(phase(Phase::Pending));
+            return phase(state, Phase::Pending);
         }
-        Ok(explained(Phase::Pending, "FailedMount", &self.message))
+        explained(state, Phase::Pending, "FailedMount", &self.message)
     }
 }

@@ -6,6 +6,7 @@ use crate::cluster::connection::{code, describe, version};
 use crate::cluster::events::EventType;
 use crate::data_directory::DataDirectory;
 use crate::pod::PodObject;
+use akri_krustlet_host::BackOff;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
@@ -218,7 +219,7 @@ enum Work {
 async fn send(sender: Arc<Sender>, pod: PodObject) {
     let uid = pod.uid().to_owned();
     let api: Api<Pod> = Api::namespaced(sender.client.clone(), pod.namespace());
-    let mut pause = FIRST_PAUSE;
+    let mut back_off = BackOff::new(FIRST_PAUSE, LONGEST_PAUSE);
     while let Some(work) = sender.next(&uid) {
         let result = {
             let _permit = sender.permits.acquire().await;
@@ -241,7 +242,7 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
                     Some(patched) => sender.sent(&uid, &patched),
                     None => tracing::debug!(pod = pod.key(), "deletion confirmed"),
                 }
-                pause = FIRST_PAUSE;
+                back_off.reset();
                 continue;
             }
             Err(error) => error,
@@ -263,8 +264,7 @@ async fn send(sender: Arc<Sender>, pod: PodObject) {
             _ => {
                 tracing::debug!(pod = pod.key(), "the pod's status is not sent yet: {}", describe(&error));
                 sender.put_back(&uid, work);
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                tokio::time::sleep(back_off.pause()).await;
             }
         }
     }

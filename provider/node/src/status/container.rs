@@ -1,7 +1,6 @@
 //! Container statuses.
 
 use super::now;
-use crate::image::LoadedImage;
 use akri_krustlet_runtime::{Digest, Outcome};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
@@ -48,8 +47,14 @@ pub fn waiting(status: &mut ContainerStatus, reason: &str, message: &str) {
     status.state = Some(waiting_state(reason, message));
 }
 
-/// The container, with this specification, runs for the `restart`th time again.
-pub fn running(status: &mut ContainerStatus, container: &Container, restart: u32, pod_uid: &str, image: &LoadedImage) {
+/// The container, with this specification, runs for the `restart`th time again. Its image: the name, and the content.
+pub fn running(
+    status: &mut ContainerStatus,
+    container: &Container,
+    restart: u32,
+    pod_uid: &str,
+    (image, image_id): (&str, &str),
+) {
     keep_last(status);
     let resources = container.resources.clone().unwrap_or_default();
     status.allocated_resources = resources.requests.clone().filter(|requests| !requests.is_empty());
@@ -64,8 +69,8 @@ pub fn running(status: &mut ContainerStatus, container: &Container, restart: u32
     status.volume_mounts = container.volume_mounts.as_ref().map(|_| mounts.collect());
     let id = Digest::of(format!("{pod_uid}/{}/{restart}", status.name).as_bytes());
     status.container_id = Some(format!("wasmtime://{}", id.hex()));
-    status.image.clone_from(&image.name);
-    status.image_id.clone_from(&image.id);
+    image.clone_into(&mut status.image);
+    image_id.clone_into(&mut status.image_id);
     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
     status.state = Some(ContainerState {
         running: Some(ContainerStateRunning { started_at: Some(now()) }),

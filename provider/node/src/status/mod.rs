@@ -98,20 +98,12 @@ impl StatusReporter {
         self.lock().clone()
     }
 
-    /// Takes the patch of a state: its phase, and `<Reason>: <message>` in one text; an empty text clears both.
-    pub fn apply_patch(&self, patch: &serde_json::Value) {
-        let field = |name: &str| patch.pointer(&format!("/status/{name}")).and_then(|value| value.as_str());
+    /// The pod's phase and why it is in it: in one word, and in words.
+    pub fn set_phase(&self, phase: &str, why: Option<(&str, &str)>) {
         self.update(|status| {
-            if let Some(phase) = field("phase") {
-                status.phase = Some(phase.to_owned());
-            }
-            let Some(text) = field("message") else { return };
-            let (reason, message) = match text.split_once(": ") {
-                Some((reason, message)) if reason.bytes().all(|byte| byte.is_ascii_alphanumeric()) => (reason, message),
-                _ => ("", text),
-            };
-            status.reason = (!reason.is_empty()).then(|| reason.to_owned());
-            status.message = (!message.is_empty()).then(|| message.to_owned());
+            status.phase = Some(phase.to_owned());
+            status.reason = why.map(|(reason, _)| reason.to_owned());
+            status.message = why.map(|(_, message)| message.to_owned());
         });
     }
 

@@ -2,7 +2,7 @@
 
 use super::publish::{self, File, Files};
 use crate::cluster::connection::describe;
-use crate::container::PodContext;
+use crate::context::PodContext;
 use crate::fields;
 use crate::objects::{ObjectError, ObjectKey, ObjectKind, WatchedObject};
 use crate::pod::PodObject;

@@ -1,8 +1,8 @@
 //! Single files, which WASI does not know: each is given in a directory that holds nothing else.
 //!
 //! A file of the host is linked: what a guest writes is in the host's file, and if the host puts another file in its place, the
-//! guest keeps the old one, as with a bind mount. One of another filesystem cannot be linked; for reading only it is copied. A file of a ConfigMap and the like is copied, and not brought up to date, as a
-//! kubelet does it.
+//! guest keeps the old one, as with a bind mount. One of another filesystem cannot be linked; for reading only it is copied. A
+//! file of a ConfigMap and the like is copied, and not brought up to date, as a kubelet does it; one of a Secret stays in memory.
 
 use super::content;
 use akri_krustlet_runtime::Preopen;
@@ -26,7 +26,7 @@ pub struct FileMount {
 #[derive(Debug)]
 enum Source {
     Link(OwnedFd),
-    Copy(PathBuf, String),
+    Copy { volume: PathBuf, path: String, in_memory: bool },
 }
 
 impl FileMount {
@@ -35,9 +35,9 @@ impl FileMount {
         Self::new(guest, read_only, Source::Link(file))
     }
 
-    /// What a volume that the node makes has at a path now.
-    pub fn copy(guest: &str, volume: &Path, path: &str) -> Result<Self, String> {
-        Self::new(guest, true, Source::Copy(volume.to_owned(), path.to_owned()))
+    /// What a volume that the node makes has at a path now; a copy of what is `in_memory` stays there.
+    pub fn copy(guest: &str, volume: &Path, path: &str, in_memory: bool) -> Result<Self, String> {
+        Self::new(guest, true, Source::Copy { volume: volume.to_owned(), path: path.to_owned(), in_memory })
     }
 
     fn new(guest: &str, read_only: bool, source: Source) -> Result<Self, String> {
@@ -50,20 +50,42 @@ impl FileMount {
     }
 }
 
-/// Puts the files into directories below `private`, one for each directory of the guest.
-pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, String> {
-    akri_krustlet_host::file::remove_tree(private).map_err(|error| format!("{}: {error}", private.display()))?;
-    let mut preopens: BTreeMap<String, Preopen> = BTreeMap::new();
+/// Where a container's single files are put. Each is for these alone.
+#[derive(Debug)]
+pub struct Private {
+    /// On the disk.
+    pub disk: PathBuf,
+    /// For copies of files that are in memory; where they are not, there is none.
+    pub memory: Option<PathBuf>,
+}
+
+/// Puts the files into directories of `private`, one for each directory of the guest.
+pub fn preopens(files: Vec<FileMount>, private: &Private) -> Result<Vec<Preopen>, String> {
+    for private in [Some(&private.disk), private.memory.as_ref()].into_iter().flatten() {
+        akri_krustlet_host::file::remove_tree(private).map_err(|error| format!("{}: {error}", private.display()))?;
+    }
+    let mut directories: BTreeMap<String, Vec<FileMount>> = BTreeMap::new();
     for file in files {
-        let next = private.join(preopens.len().to_string());
-        let preopen = preopens
-            .entry(file.directory.clone())
-            .or_insert_with(|| Preopen { read_only: true, ..Preopen::new(next, file.directory.clone()) });
+        directories.entry(file.directory.clone()).or_default().push(file);
+    }
+    let mut preopens = Vec::new();
+    for (number, (guest, files)) in directories.into_iter().enumerate() {
+        let is_secret = files.iter().any(|file| matches!(file.source, Source::Copy { in_memory: true, .. }));
+        let place = private.memory.as_ref().filter(|_| is_secret).unwrap_or(&private.disk);
         // Of files for reading only, a guest cannot replace one by another either.
-        preopen.read_only &= file.read_only;
-        let to = preopen.host.join(&file.name);
-        let put = crate::data_directory::make_directory(&preopen.host).and_then(|()| match &file.source {
-            Source::Copy(volume, path) => content::copy(volume, path, &to),
+        let read_only = files.iter().all(|file| file.read_only);
+        let host = place.join(number.to_string());
+        put(&files, &host)?;
+        preopens.push(Preopen { read_only, ..Preopen::new(host, guest) });
+    }
+    Ok(preopens)
+}
+
+fn put(files: &[FileMount], directory: &Path) -> Result<(), String> {
+    for file in files {
+        let to = directory.join(&file.name);
+        let put = crate::data_directory::make_directory(directory).and_then(|()| match &file.source {
+            Source::Copy { volume, path, .. } => content::copy(volume, path, &to),
             Source::Link(from) => {
                 let from = format!("/proc/self/fd/{}", from.as_raw_fd());
                 match rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW) {
@@ -82,7 +104,7 @@ pub fn preopens(files: Vec<FileMount>, private: &Path) -> Result<Vec<Preopen>, S
             _ => format!("{}/{}: {error}", file.directory, file.name),
         })?;
     }
-    Ok(preopens.into_values().collect())
+    Ok(())
 }
 
 /// Files of the kernel say that they are empty, and may go on without end.
@@ -117,16 +139,18 @@ mod tests {
         let mounts = || {
             vec![
                 FileMount::link("/etc/app/app.conf", std::fs::File::open(&host).unwrap().into(), false).unwrap(),
-                FileMount::copy("/etc/app/key.conf", &volume, "key").unwrap(),
-                FileMount::copy("/tree", &volume, "tree").unwrap(),
+                FileMount::copy("/etc/app/key.conf", &volume, "key", false).unwrap(),
+                FileMount::copy("/tree", &volume, "tree", true).unwrap(),
             ]
         };
-        let private = place.path().join("files");
+        let memory = place.path().join("memory");
+        let private = Private { disk: place.path().join("files"), memory: Some(memory.clone()) };
         // A container may start many times.
         for _ in 0..2 {
             let preopens = preopens(mounts(), &private).unwrap();
             let guests: Vec<_> = preopens.iter().map(|preopen| (preopen.guest.as_str(), preopen.read_only)).collect();
             assert_eq!(guests, [("/", true), ("/etc/app", false)]);
+            assert!(preopens[0].host.starts_with(&memory) && !preopens[1].host.starts_with(&memory));
             let app = &preopens[1].host;
             assert_eq!(std::fs::read_dir(app).unwrap().count(), 2);
             std::fs::write(app.join("app.conf"), "of the guest").unwrap();
@@ -135,6 +159,6 @@ mod tests {
             assert_eq!(std::fs::read_to_string(volume.join("key")).unwrap(), "1");
             assert_eq!(std::fs::read_to_string(preopens[0].host.join("tree/deep/leaf")).unwrap(), "2");
         }
-        assert!(FileMount::copy("/", &volume, "key").is_err());
+        assert!(FileMount::copy("/", &volume, "key", false).is_err());
     }
 }

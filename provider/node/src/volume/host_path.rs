@@ -34,10 +34,10 @@ pub fn mount(source: &HostPathVolumeSource, path: PathBuf) -> Result<Mounted, (P
         return Err((path, format!("hostPath type check failed: it is not of type {kind}")));
     }
     if is.is_dir() {
-        return Ok(Mounted { path, kind: MountedKind::Directory });
+        return Ok(Mounted { path, kind: MountedKind::Directory, in_memory: false });
     }
     if is.is_file() {
-        return Ok(Mounted { path, kind: MountedKind::File });
+        return Ok(Mounted { path, kind: MountedKind::File, in_memory: false });
     }
     Err((path, "a WebAssembly guest cannot be given sockets and devices, only directories and files".to_owned()))
 }

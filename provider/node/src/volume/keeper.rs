@@ -3,7 +3,7 @@
 use super::RETRY;
 use super::content::Content;
 use crate::cluster::events::EventType;
-use crate::container::PodContext;
+use crate::context::PodContext;
 use crate::eviction;
 use crate::local_storage::{self, LocalStorage};
 use crate::objects::Awaited;

@@ -3,6 +3,7 @@
 //! - hostPath and emptyDir are directories of the host ([`mod@host_path`]).
 //! - Files of ConfigMaps, Secrets, the pod itself and tokens are made by the node, below the pod's private directory
 //!   ([`content`]), change together ([`publish`]) and are kept up to date ([`keeper`]).
+//! - What must not be on a disk is on a tmpfs of the node ([`crate::memory_directory`]).
 //! - A guest cannot see a single file: one that is mounted (by `subPath`, or a hostPath of type File) is given in a directory
 //!   that holds nothing else ([`files`]).
 
@@ -12,16 +13,20 @@ pub mod host_path;
 pub mod keeper;
 pub mod publish;
 
-use crate::container::PodContext;
-use crate::data_directory::make_directory;
+use crate::context::PodContext;
+use crate::data_directory::{file_name, make_directory};
 use crate::environment;
+use crate::memory_directory;
 use crate::objects::Awaited;
 use crate::pod::PodObject;
+use crate::quantity;
+use akri_krustlet_host::file::remove_tree;
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Preopen;
 use content::Content;
-use files::FileMount;
+use files::{FileMount, Private};
 use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -153,6 +158,8 @@ pub struct Mounted {
     pub path: PathBuf,
     /// What it is.
     pub kind: MountedKind,
+    /// It is not on a disk.
+    pub in_memory: bool,
 }
 
 /// What a mounted volume is.
@@ -173,7 +180,7 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
     let mut mounted = BTreeMap::new();
     let (mut contents, mut limited) = (Vec::new(), Vec::new());
     for volume in pod.spec().volumes.iter().flatten().filter(|volume| !is_api_access(volume)) {
-        let own = context.services.data.pod(pod.uid()).join("volumes").join(volume.name.replace('/', "_"));
+        let own = context.services.data.pod(pod.uid()).join("volumes").join(file_name(&volume.name));
         let failed = |path: &Path, what| MountError { volume: volume.name.clone(), path: path.to_owned(), what };
         let of_volume = if let Some(source) = &volume.host_path {
             let (source, path) = (source.clone(), pod.resolve(&source.path));
@@ -184,12 +191,23 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
             let mounted = mounted.await.map_err(|hangs| failed(&path, hangs.to_string()))?;
             mounted.map_err(|(path, what)| failed(&path, what))?
         } else if content::is_content(volume) {
+            let own = if memory_directory::is_in_memory(volume) { in_memory(context, volume, own).await } else { own };
             let content = Content::of(volume, own.clone(), context).map_err(|what| failed(&own, what))?;
             content.objects().for_each(|object| awaited.add(object.clone()));
             content.publish(context).await.map_err(|what| failed(&own, what))?;
             contents.push(content);
-            Mounted { path: own, kind: MountedKind::Content }
+            let in_memory = context.services.memory.has(&own);
+            Mounted { path: own, kind: MountedKind::Content, in_memory }
         } else {
+            let bounded = match memory_directory::is_in_memory(volume) && !own.exists() {
+                true => context.services.memory.volume(pod.uid(), &volume.name, memory_size(pod, volume)),
+                false => None,
+            };
+            if let Some(bounded) = bounded {
+                let path = bounded.map_err(|error| failed(&own, format!("in memory: {error}")))?;
+                mounted.insert(volume.name.clone(), Mounted { path, kind: MountedKind::Directory, in_memory: true });
+                continue;
+            }
             make_directory(&own).map_err(|error| failed(&own, error.to_string()))?;
             let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.clone());
             limited.extend(limit.map(|limit| keeper::Limited {
@@ -197,12 +215,33 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
                 path: own.clone(),
                 limit: limit.0,
             }));
-            Mounted { path: own, kind: MountedKind::Directory }
+            Mounted { path: own, kind: MountedKind::Directory, in_memory: false }
         };
         mounted.insert(volume.name.clone(), of_volume);
     }
     let mounted = Arc::new(mounted);
     Ok(Volumes { mounted, _keeper: keeper::Keeper::start(context, contents, std::mem::take(awaited), limited) })
+}
+
+/// Where the files of a volume are that is kept in memory: there, if that can be had. What an earlier node had on the disk goes.
+async fn in_memory(context: &PodContext, volume: &Volume, on_disk: PathBuf) -> PathBuf {
+    let Some(of_pod) = context.services.memory.pod(context.pod.uid()) else { return on_disk };
+    let removed = tokio::task::spawn_blocking(move || remove_tree(&on_disk).map_err(|error| (on_disk, error)));
+    if let Ok(Err((directory, error))) = removed.await {
+        tracing::warn!(directory = %directory.display(), %error, "cannot remove files that are kept in memory now");
+    }
+    of_pod.join("volumes").join(file_name(&volume.name))
+}
+
+/// What a volume in memory may hold: its own limit, and not more than the pod's containers may have together.
+fn memory_size(pod: &PodObject, volume: &Volume) -> Option<u64> {
+    let bytes = |quantity: &Quantity| quantity::parse(&quantity.0).ok().map(quantity::Quantity::ceil);
+    let own = volume.empty_dir.as_ref().and_then(|source| bytes(source.size_limit.as_ref()?));
+    let limit =
+        |container: &Container| bytes(container.resources.as_ref()?.limits.as_ref()?.get("memory")?).filter(|&b| b > 0);
+    let limits: Option<Vec<_>> = pod.spec().containers.iter().map(limit).collect();
+    let of_pod = limits.map(|limits| limits.into_iter().fold(0, u64::saturating_add));
+    own.filter(|&bytes| bytes > 0).into_iter().chain(of_pod).min()
 }
 
 /// The directories of one container.
@@ -214,15 +253,14 @@ pub struct ContainerVolumes {
     pub exchange: Option<PathBuf>,
 }
 
-/// Prepares a container's directories for a start, with the files that its devices bring. `private` is a directory for this
-/// alone.
+/// Prepares a container's directories for a start, with the files that its devices bring.
 pub fn preopens(
     container: &Container,
     volumes: &MountedVolumes,
     variables: &[(String, String)],
     exchange_directory: Option<&str>,
     mut single: Vec<FileMount>,
-    private: &Path,
+    private: &Private,
 ) -> Result<ContainerVolumes, String> {
     let mut of_container = ContainerVolumes::default();
     for mount in container.volume_mounts.iter().flatten() {
@@ -253,7 +291,7 @@ pub fn preopens(
                 Err(error) => return Err(failed(format!("subPath {path}: {error}"))),
             },
             (MountedKind::Content, Some(path)) => {
-                single.push(FileMount::copy(guest, &mounted.path, &path).map_err(failed)?);
+                single.push(FileMount::copy(guest, &mounted.path, &path, mounted.in_memory).map_err(failed)?);
             }
             (MountedKind::File, None) => {
                 let file = std::fs::File::open(&mounted.path)

@@ -113,7 +113,9 @@ fn do_fault(fault: &str) {
         "fill-volume" => {
             let mut file = fs::File::create(std::env::var("FAULT_FILE").unwrap_or_default()).expect("a volume");
             loop {
-                let _ = file.write_all(&vec![7u8; 1 << 20]);
+                if let Err(error) = file.write_all(&vec![7u8; 1 << 20]) {
+                    println!("full: {error}");
+                }
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

@@ -1,18 +1,21 @@
 //! The [`Node`]: takes pods from a source and runs each as a task.
 
+mod pressure;
+
 use crate::back_off::{self, BackOff};
 use crate::cluster::EventRecorder;
 use crate::cluster::events::EventType;
-use crate::container::PodContext;
+use crate::context::PodContext;
 use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
-use crate::environment::NodeFacts;
-use crate::eviction::{self, Candidate, PressureWatch, Resource};
-use crate::local_storage::LocalStorage;
+use crate::eviction::{Candidate, PressureWatch, Resource};
+use crate::fields::NodeFacts;
+use crate::memory_directory::MemoryDirectory;
 use crate::objects::Objects;
-use crate::placement::{self, Admitted};
+use crate::placement::Admitted;
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
-use crate::provider::{ClusterAccess, Services, WasmProvider};
+use crate::provider::WasmProvider;
+use crate::services::{ClusterAccess, Services};
 use crate::source::{PodEvent, PodSource};
 use crate::status::{self, StatusSink};
 use crate::termination::{Shutdown, StopReason};
@@ -20,14 +23,14 @@ use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::remove_tree;
-use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused, reference};
+use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use k8s_openapi::api::core::v1::PodStatus;
 use krator::Manifest;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -188,10 +191,11 @@ impl Node {
             pressure: config.pressure,
             events: events.unwrap_or_default(),
             cluster,
-            images: crate::image::LoadedImages::default(),
+            images: crate::loaded_image::LoadedImages::default(),
             handlers,
             devices,
             watcher,
+            memory: Arc::new(MemoryDirectory::new(config.data.memory())),
             data: config.data,
             node: config.facts,
             shutdown: Shutdown::default(),
@@ -274,6 +278,7 @@ impl Node {
         if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
             tracing::warn!("some pods did not stop in time");
         }
+        self.services.memory.close();
     }
 
     fn apply(&mut self, pod: PodObject) {
@@ -361,81 +366,6 @@ impl Node {
         }
     }
 
-    /// Evicts a pod if the machine is short of memory or, when images have been removed, of space.
-    fn relieve(&mut self) {
-        let acute = self.services.pressure.look();
-        let is_disk = acute.as_ref().is_some_and(|(resource, _)| *resource == Resource::Storage);
-        let had_full_disk = std::mem::replace(&mut self.had_full_disk, is_disk);
-        match acute {
-            None => {}
-            Some((Resource::Memory, state)) => {
-                let candidates = self
-                    .may_end()
-                    .map(|known| Candidate { used: known.context.memory_in_use(), ..candidate(known, "memory") });
-                let candidates = candidates.collect();
-                self.evict_first(Resource::Memory, &state, candidates);
-            }
-            // Images that nobody runs go before each pod; the first time, that may be enough.
-            Some((Resource::Storage, _)) if !had_full_disk => self.collect_garbage(Unused::All),
-            Some((Resource::Storage, state)) => {
-                self.collect_garbage(Unused::All);
-                self.measure(state);
-            }
-        }
-    }
-
-    /// Pods that run and are not ended already.
-    fn may_end(&self) -> impl Iterator<Item = &KnownPod> {
-        self.pods.values().filter(|known| known.running && known.context.termination.current().is_none())
-    }
-
-    /// Finds out what the pods take of the disk, if that is not under way.
-    fn measure(&mut self, state: String) {
-        if !self.measured.is_empty() {
-            return;
-        }
-        let data = self.services.data.clone();
-        let pods: Vec<_> =
-            self.may_end().map(|known| (known.pod.clone(), candidate(known, "ephemeral-storage"))).collect();
-        self.measured.spawn_blocking(move || {
-            let used = |pod: &PodObject| LocalStorage::of(&data, pod).total();
-            (state, pods.into_iter().map(|(pod, candidate)| Candidate { used: used(&pod), ..candidate }).collect())
-        });
-    }
-
-    fn evict_first(&self, resource: Resource, state: &str, candidates: Vec<Candidate>) {
-        let Some(first) = eviction::first(candidates) else { return };
-        let Some(known) = self.may_end().find(|known| known.pod.uid() == first.uid) else { return };
-        let resource = resource.name();
-        known.context.evict_for_node(format!("The node was low on resource: {resource}. {state}"));
-    }
-
-    /// Removes images that no pod runs, if the disk is nearly full.
-    fn collect_garbage(&self, unused: Unused) {
-        let mut used = HashSet::new();
-        for known in self.pods.values() {
-            let containers = known.pod.init_containers().iter().chain(&known.pod.spec().containers);
-            let images = containers.filter_map(|container| reference::parse(container.image.as_ref()?).ok());
-            used.extend(images.map(|reference| reference.whole()));
-        }
-        let (services, told_full) = (self.services.clone(), self.told_full.clone());
-        tokio::task::spawn_blocking(move || match services.registry.collect_garbage(&used, unused) {
-            Ok(None) => told_full.store(false, Ordering::Relaxed),
-            Ok(Some((_, modules))) if modules.is_empty() => {
-                if !told_full.swap(true, Ordering::Relaxed) {
-                    tracing::warn!("the disk is nearly full, and no image can be removed: make room on it");
-                }
-            }
-            Ok(Some((bytes, modules))) => {
-                modules.iter().for_each(|module| services.runtime.discard(module));
-                let message = format!("the disk is nearly full; removed {} images, {bytes} bytes", modules.len());
-                tracing::warn!("{message}");
-                services.events.node(&services.node.name, EventType::Normal, "ImageGarbageCollection", message);
-            }
-            Err(error) => tracing::warn!(%error, "cannot remove unused images"),
-        });
-    }
-
     fn task_ended(&mut self, ended: Result<(tokio::task::Id, String), tokio::task::JoinError>) {
         let uid = match ended {
             Ok((task, uid)) => {
@@ -460,18 +390,6 @@ impl Node {
             (Some(StopReason::Deleted), Some(known)) => self.services.sink.ended(&known.pod),
             _ => self.plan_retry(uid),
         }
-    }
-
-    /// What an evicted pod has on the disk goes at once, but for its logs.
-    fn free(&self, uid: &str) {
-        let directory = self.services.data.pod(uid);
-        tokio::task::spawn_blocking(move || {
-            for part in ["volumes", "files", "exchange", "streams"] {
-                if let Err(error) = remove_tree(&directory.join(part)) {
-                    tracing::warn!(directory = %directory.display(), %error, "cannot remove what an evicted pod left");
-                }
-            }
-        });
     }
 
     /// A pod of a manifest that the node gave up: nobody but the node makes another one of it.
@@ -543,6 +461,12 @@ impl Node {
     /// Removes what a pod has on the disk: its place is free at once, and the files go in their time.
     fn remove_files(&self, pod: &k8s_openapi::api::core::v1::Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let (memory, of_pod) = (self.services.memory.clone(), uid.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = memory.remove(&of_pod) {
+                tracing::warn!(uid = of_pod, %error, "cannot remove what a pod that is gone left in memory");
+            }
+        });
         match self.services.data.set_aside(pod) {
             Ok(aside) => self.remove_directories(uid, aside),
             Err(error) => tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone"),
@@ -592,22 +516,14 @@ impl Node {
         if let Some(devices) = &self.services.devices {
             devices.retain(|uid| kept.contains(uid));
         }
+        let memory = self.services.memory.clone();
+        tokio::task::spawn_blocking(move || memory.retain(|uid| kept.contains(uid)));
     }
 }
 
 /// Nothing changes any more in such a status.
 fn is_final(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-}
-
-/// A pod that may be evicted, without what it takes.
-fn candidate(known: &KnownPod, resource: &str) -> Candidate {
-    Candidate {
-        uid: known.pod.uid().to_owned(),
-        priority: known.pod.spec().priority.unwrap_or(0),
-        used: 0,
-        requested: placement::requested(&known.pod, resource),
-    }
 }
 
 fn store(data: &DataDirectory, pod: &PodObject) {

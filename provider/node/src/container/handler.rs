@@ -1,0 +1,102 @@
+//! A container that is a discovery handler: it serves streams until it is to end.
+
+use super::progress::{end_wanted, report_running};
+use crate::context::PodContext;
+use crate::loaded_image::LoadedImage;
+use crate::status::{ContainerKind, DISCOVERY_HEALTHY};
+use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
+use akri_krustlet_host::TokenBucket;
+use akri_krustlet_host::patience::patiently;
+use akri_krustlet_runtime::{GuestSpec, Outcome};
+use k8s_openapi::api::core::v1::Container;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Changes of a handler's condition that are told at once, and how many are told each second after that.
+const CONDITIONS: (f64, f64) = (10.0, 0.2);
+
+#[allow(clippy::too_many_arguments, reason = "one call, of the parts that one life of a handler container is made of")]
+pub async fn run_handler(
+    context: &PodContext,
+    container: &Container,
+    restart: u32,
+    image: &LoadedImage,
+    guest: GuestSpec,
+    claim: &HandlerClaim,
+    settings: HandlerSettings,
+    exchange: Option<PathBuf>,
+    writable: Vec<PathBuf>,
+) -> Result<Outcome, String> {
+    let services = &context.services;
+    let pod_directory = services.data.pod(context.pod.uid());
+    let exchange_volume = match exchange {
+        Some(directory) => directory,
+        None => {
+            let directory = pod_directory.join("exchange").join(&container.name);
+            crate::data_directory::make_directory(&directory)
+                .map_err(|error| format!("{}: {error}", directory.display()))?;
+            directory
+        }
+    };
+    let GuestSpec { args, env, preopens, log, limits, .. } = guest;
+    let Some(log) = log else { return Err("the container has no log".to_owned()) };
+    let spec = ContainerSpec {
+        name: format!("{}/{}", context.pod.key(), container.name),
+        settings,
+        program: image.program.clone(),
+        args,
+        env,
+        preopens,
+        limits,
+        log,
+        operator_host_paths: services.handlers.host_paths().clone(),
+        writable,
+        exchange_root: pod_directory.join("streams").join(&container.name),
+        exchange_volume,
+    };
+    let (runtime, watcher) = (services.runtime.clone(), services.watcher.clone());
+    // It reads the exchange volume, which may be a user's.
+    let started = patiently(context.pod.uid(), move || HandlerContainer::start(runtime, &watcher, spec)).await;
+    let handler =
+        started.map_err(|hangs| format!("the exchange volume: {hangs}"))?.map_err(|error| error.to_string())?;
+    let _stop = StopWhenDropped(handler.clone());
+    // Before the first stream can come: its complaint must not be missed.
+    let mut complaints = handler.complaints();
+    let _serving = claim.serve(handler.clone()).map_err(|error| error.to_string())?;
+    report_running(context, ContainerKind::App, container, restart, image);
+    context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
+
+    let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
+    let run = handler.run();
+    tokio::pin!(run);
+    loop {
+        let changed = async {
+            tokio::time::sleep_until(conditions.when(1.0)).await;
+            complaints.changed().await
+        };
+        tokio::select! {
+            outcome = &mut run => return Ok(outcome),
+            // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
+            _ = end_wanted(context, ContainerKind::App, container) => {
+                handler.stop();
+                return Ok(run.await);
+            }
+            Ok(()) = changed => {
+                conditions.spend(1.0);
+                let text = complaints.borrow_and_update().values().cloned().collect::<std::collections::BTreeSet<_>>();
+                let text = text.into_iter().collect::<Vec<_>>().join("; ");
+                let reason = if text.is_empty() { "" } else { "BadAnswer" };
+                context.reporter.set_condition(DISCOVERY_HEALTHY, text.is_empty(), reason, &text);
+            }
+        }
+    }
+}
+
+/// Ends the guests of a handler container with the pod that is being deleted.
+struct StopWhenDropped(Arc<HandlerContainer>);
+
+impl Drop for StopWhenDropped {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}

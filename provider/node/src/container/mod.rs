@@ -1,0 +1,149 @@
+//! Runs one container of a pod: starts it, watches it, starts it again as the pod's restart policy says.
+
+mod command;
+mod config;
+mod handler;
+pub mod image;
+mod life;
+mod progress;
+
+use crate::back_off::{self, BackOff};
+use crate::cluster::events::EventType;
+use crate::context::{PodContext, find};
+use crate::environment::Scope;
+use crate::loaded_image::LoadedImage;
+use crate::pod::RestartPolicy;
+use crate::status::{self, ContainerKind};
+use crate::volume::Volumes;
+use akri_krustlet_runtime::Outcome;
+use config::{claim_handler, obtain_claim, obtain_sources};
+use image::ImageFailure;
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
+use life::{Life, last_words, run_once};
+use progress::log_end;
+use tokio::time::Instant;
+
+/// Runs a container until it has ended for good; true if it succeeded then.
+///
+/// A container that ran in an earlier life of the node goes on from there: its restarts are counted on, and one that had
+/// ended for good is not run again. One whose image is changed is run again, whatever the policy says.
+pub async fn supervise(
+    context: &PodContext,
+    volumes: &Volumes,
+    kind: ContainerKind,
+    container: &Container,
+    policy: RestartPolicy,
+) -> bool {
+    let name = &container.name;
+    let mut container = container.clone();
+    let mut restart = 0;
+    let was_started = |earlier: &ContainerStatus| {
+        let ended = |state: &Option<ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
+        earlier.container_id.is_some() || ended(&earlier.state) || ended(&earlier.last_state)
+    };
+    if let Some(earlier) = context.reporter.container(kind, name).filter(was_started) {
+        let ended = earlier.state.as_ref().and_then(|state| state.terminated.as_ref());
+        if let Some(succeeded) = ended.map(|ended| ended.exit_code == 0)
+            && !policy.restarts(succeeded)
+        {
+            return succeeded;
+        }
+        restart = u32::try_from(earlier.restart_count).unwrap_or(0) + 1;
+    }
+    // As early as its name is known, so that streams outlive a slow start. A name that it may not have is told below.
+    let mut claim = claim_handler(context, kind, &container, Scope::OfPod).ok().flatten();
+    let mut back_off = BackOff::default();
+    loop {
+        let image = obtain_image(context, kind, &mut container).await;
+        let sources = obtain_sources(context, kind, &container).await;
+        if claim.is_none() {
+            claim = obtain_claim(context, kind, &container, &sources).await;
+        }
+        let started = Instant::now();
+        let running = context.termination.enter();
+        let life = Life { restart, sources: &sources, claim: claim.as_ref() };
+        let run = run_once(context, volumes, kind, &container, &image, life);
+        let succeeded = match run.await {
+            Ok(outcome) => {
+                let message = last_words(context, &container, restart, &outcome).await;
+                context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome, message));
+                log_end(context, name, &outcome);
+                outcome == Outcome::Exited(0)
+            }
+            Err(message) => {
+                tracing::error!(pod = context.pod.key(), container = name, "{message}");
+                context.event(kind, name, EventType::Warning, "Failed", format!("Error: {message}"));
+                context.reporter.update_container(kind, name, |status| {
+                    status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
+                    status::failed_start(status, &message);
+                });
+                false
+            }
+        };
+        drop(running);
+        let latest = context.latest();
+        if let Some(changed) = find(&latest, kind, name).filter(|latest| latest.image != container.image)
+            && context.termination.current().is_none()
+        {
+            container = changed.clone();
+            restart += 1;
+            back_off = BackOff::default();
+            continue;
+        }
+        if !policy.restarts(succeeded) || context.termination.current().is_some() {
+            return succeeded;
+        }
+        let pause = back_off.next(started);
+        if !pause.is_zero() {
+            let message =
+                format!("back-off {}s restarting failed container={name} pod={}", pause.as_secs(), context.pod.key());
+            context
+                .reporter
+                .update_container(kind, name, |status| status::waiting(status, "CrashLoopBackOff", &message));
+            let message = format!("Back-off restarting failed container {name} in pod {}", context.pod.key());
+            context.event(kind, name, EventType::Warning, "BackOff", message);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // Whoever corrects the image does not wait for the old one's pause.
+                () = context.image_changed(kind, &container) => back_off = BackOff::default(),
+            }
+            if let Some(latest) = find(&context.latest(), kind, name) {
+                container.clone_from(latest);
+            }
+        }
+        restart += 1;
+    }
+}
+
+/// The image for the container's next life. One that cannot be had is tried again until it can, or until the container names
+/// another one.
+async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut Container) -> LoadedImage {
+    let mut back_off = BackOff::default();
+    loop {
+        // A file may have been replaced by a newer one; an image of a registry stays, unless it is always to be pulled.
+        let always = container.image_pull_policy.as_deref() == Some("Always");
+        if let Some(image) = context.image(container).filter(|image| image.reference.is_some() && !always) {
+            let message = image::already_present(&image.name);
+            context.event(kind, &container.name, EventType::Normal, "Pulled", message);
+            return image;
+        }
+        let pod = context.latest();
+        if let Some(latest) = find(&pod, kind, &container.name) {
+            container.clone_from(latest);
+        }
+        let started = Instant::now();
+        match image::load(&context.services, &pod, kind, container).await {
+            Ok(image) => {
+                context.keep_image(&container.name, image.clone());
+                return image;
+            }
+            Err(error) => {
+                let pause = back_off.next(started).max(back_off::FIRST);
+                let failure = ImageFailure::of(context, kind, container, &error);
+                if failure.wait(context, pause).await {
+                    back_off = BackOff::default();
+                }
+            }
+        }
+    }
+}

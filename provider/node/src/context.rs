@@ -1,0 +1,110 @@
+//! What the parts of one pod's life have in common.
+
+use crate::cluster::events::EventType;
+use crate::loaded_image::LoadedImage;
+use crate::pod::PodObject;
+use crate::services::Services;
+use crate::status::{ContainerKind, DISRUPTION_TARGET, StatusReporter};
+use crate::termination::{StopReason, Termination};
+use akri_krustlet_runtime::SharedLimits;
+use k8s_openapi::api::core::v1::Container;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What the containers of one pod have in common.
+#[derive(Debug)]
+pub struct PodContext {
+    /// The node's services.
+    pub services: Arc<Services>,
+    /// The pod as it was taken up: who it is.
+    pub pod: PodObject,
+    /// The pod as the API has it now; images, `activeDeadlineSeconds`, labels and annotations can be changed.
+    pub latest: watch::Sender<PodObject>,
+    /// Its status.
+    pub reporter: StatusReporter,
+    /// Its end, when it is asked for.
+    pub termination: Termination,
+    /// The images of its containers by the containers' names; they stay loaded as long as the pod is there.
+    pub images: Mutex<HashMap<String, LoadedImage>>,
+    /// Why the node puts an end to it, if it does.
+    pub eviction: OnceLock<String>,
+    /// The limits that the guests of its containers share now, by the containers' names.
+    pub memory: Mutex<HashMap<String, Weak<SharedLimits>>>,
+    /// An earlier run of the node had it.
+    pub ran_before: bool,
+}
+
+impl PodContext {
+    /// The pod as the API has it now.
+    pub fn latest(&self) -> PodObject {
+        self.latest.borrow().clone()
+    }
+
+    /// A change of the pod, which its containers take over when they start the next time; another image makes them.
+    pub fn update(&self, pod: &PodObject) {
+        let ephemeral = |pod: &PodObject| pod.spec().ephemeral_containers.as_ref().map_or(0, Vec::len);
+        if ephemeral(pod) > ephemeral(&self.latest.borrow()) {
+            let message = "an ephemeral container is not run: a WebAssembly guest has no processes to look at";
+            self.services.events.pod(pod, EventType::Warning, "FailedValidation", message.to_owned());
+        }
+        self.latest.send_replace(pod.clone());
+        self.reporter.observed(pod);
+    }
+
+    /// Resolves when the container is to have another image than this.
+    pub async fn image_changed(&self, kind: ContainerKind, container: &Container) {
+        let other =
+            |pod: &PodObject| find(pod, kind, &container.name).is_some_and(|latest| latest.image != container.image);
+        if self.latest.subscribe().wait_for(other).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Ends the pod, which has taken more than it may have.
+    pub fn evict(&self, message: String) {
+        if self.eviction.set(message.clone()).is_ok() {
+            tracing::warn!(pod = self.pod.key(), "evicted: {message}");
+            self.services.events.pod(&self.pod, EventType::Warning, "Evicted", message);
+            self.termination.stop(Duration::ZERO, StopReason::Evicted);
+        }
+    }
+
+    /// Ends the pod because the node is short of something; a Job may not count that as the pod's failure.
+    pub fn evict_for_node(&self, message: String) {
+        self.reporter.set_condition(DISRUPTION_TARGET, true, "TerminationByKubelet", &message);
+        self.evict(message);
+    }
+
+    /// The image that was loaded for a container, if it is still the one that it names.
+    pub fn image(&self, container: &Container) -> Option<LoadedImage> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.get(&container.name).filter(|image| Some(&image.name) == container.image.as_ref()).cloned()
+    }
+
+    /// Bytes of linear memory that its guests have now.
+    pub fn memory_in_use(&self) -> u64 {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.values().filter_map(Weak::upgrade).map(|limits| limits.memory_in_use() as u64).sum()
+    }
+
+    /// Keeps an image for a container.
+    pub fn keep_image(&self, container: &str, image: LoadedImage) {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).insert(container.to_owned(), image);
+    }
+
+    /// Tells of something that happened to one of its containers.
+    pub fn event(&self, kind: ContainerKind, container: &str, of: EventType, reason: &'static str, message: String) {
+        self.services.events.container(&self.pod, (kind, container), of, reason, message);
+    }
+}
+
+/// A container of a pod, as the pod has it.
+pub fn find<'a>(pod: &'a PodObject, kind: ContainerKind, name: &str) -> Option<&'a Container> {
+    let containers = match kind {
+        ContainerKind::Init => pod.init_containers(),
+        ContainerKind::App => &pod.spec().containers,
+    };
+    containers.iter().find(|container| container.name == name)
+}

@@ -1,0 +1,41 @@
+//! What Krustlet's contract calls state: that of the provider, and that of each pod.
+
+use crate::back_off::BackOff;
+use crate::context::PodContext;
+use crate::services::Services;
+use crate::volume::Volumes;
+use krator::ObjectState;
+use kubelet::pod::{Pod, Status};
+use kubelet::provider::{DevicePluginSupport, PluginSupport};
+use std::sync::Arc;
+
+/// The provider's state in Krustlet's sense.
+#[derive(Clone, Debug)]
+pub struct ProviderState {
+    /// The services.
+    pub services: Arc<Services>,
+}
+
+// The kubelet crate's plugin manager and device manager are not used; a node without them says so.
+impl PluginSupport for ProviderState {}
+impl DevicePluginSupport for ProviderState {}
+
+/// What a pod's states hand from one to the next.
+#[derive(Debug)]
+pub struct PodState {
+    /// The pod, its status, the services.
+    pub context: Arc<PodContext>,
+    /// The pod's volumes, once they are mounted.
+    pub volumes: Volumes,
+    /// Pause before the image or a volume is tried again.
+    pub back_off: BackOff,
+}
+
+#[async_trait::async_trait]
+impl ObjectState for PodState {
+    type Manifest = Pod;
+    type Status = Status;
+    type SharedState = ProviderState;
+
+    async fn async_drop(self, _shared: &mut ProviderState) {}
+}

@@ -1,0 +1,73 @@
+//! What a node's pods share.
+
+use crate::cluster::EventRecorder;
+use crate::data_directory::DataDirectory;
+use crate::eviction::PressureWatch;
+use crate::fields::NodeFacts;
+use crate::loaded_image::LoadedImages;
+use crate::memory_directory::MemoryDirectory;
+use crate::objects::Objects;
+use crate::placement::Admitted;
+use crate::status::StatusSink;
+use crate::termination::Shutdown;
+use akri_krustlet_devices::Devices;
+use akri_krustlet_discovery::Handlers;
+use akri_krustlet_host::DirectoryWatcher;
+use akri_krustlet_runtime::Runtime;
+use k8s_openapi::api::core::v1::Node;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What a node's pods share. Its parts are shared themselves; krator's lock around it is never held.
+#[derive(Debug)]
+pub struct Services {
+    /// Compiles and runs modules.
+    pub runtime: Arc<Runtime>,
+    /// The modules that are in use.
+    pub images: LoadedImages,
+    /// Images from registries.
+    pub registry: akri_krustlet_images::Images,
+    /// Whether pods of a cluster may run files of this machine.
+    pub allow_local_modules: bool,
+    /// What the pods on the node have asked for.
+    pub admitted: Admitted,
+    /// What the machine is short of.
+    pub pressure: Arc<PressureWatch>,
+    /// Takes events.
+    pub events: EventRecorder,
+    /// The cluster; a node may be without one.
+    pub cluster: Option<ClusterAccess>,
+    /// The ConfigMaps and Secrets of pods.
+    pub objects: Objects,
+    /// The discovery handlers.
+    pub handlers: Arc<Handlers>,
+    /// The devices of device plugins; a node may serve none.
+    pub devices: Option<Arc<Devices>>,
+    /// Tells of changed directories.
+    pub watcher: DirectoryWatcher,
+    /// Where files are.
+    pub data: DataDirectory,
+    /// What of it must not be on a disk.
+    pub memory: Arc<MemoryDirectory>,
+    /// Who the node is.
+    pub node: NodeFacts,
+    /// The node's own end.
+    pub shutdown: Shutdown,
+    /// Where statuses go.
+    pub sink: Arc<dyn StatusSink>,
+}
+
+/// What a pod's states need of the cluster.
+#[derive(Clone)]
+pub struct ClusterAccess {
+    /// Speaks to the API server.
+    pub client: kube::Client,
+    /// The node's own object, once the API server has told it.
+    pub node: watch::Receiver<Option<Arc<Node>>>,
+}
+
+impl std::fmt::Debug for ClusterAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterAccess").finish_non_exhaustive()
+    }
+}
