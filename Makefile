@@ -1,6 +1,8 @@
 # The one entry point. `make` lists the targets.
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
+COMPONENT_TARGET := wasm32-wasip2
+COMPONENTS := --package debug-echo-typed --package typed-misbehave
 # Where cargo builds, which is not always `target`: CARGO_TARGET_DIR, or a user's configuration.
 TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
@@ -35,6 +37,7 @@ bench: guests workload programs ## measure on a release build, print the table, 
 
 guests: toolchain ## build the WebAssembly guests
 	cd wasm-handlers && $(CARGO) build --release
+	cd wasm-handlers && $(CARGO) build --release $(COMPONENTS) --target $(COMPONENT_TARGET)
 
 # The program that tests run on both kinds of node, as a static Linux program; `guests` builds it as a module.
 workload: toolchain
@@ -48,6 +51,7 @@ check: ## format and lints
 	cd wasm-handlers && $(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	cd wasm-handlers && $(CARGO) clippy --release -- -D warnings
+	cd wasm-handlers && $(CARGO) clippy --release $(COMPONENTS) --target $(COMPONENT_TARGET) -- -D warnings
 
 docs: ## build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
@@ -70,5 +74,5 @@ deny: ## check licences, sources and banned crates (builds cargo-deny if it is m
 # rust-toolchain.toml names the toolchain; where rustup manages it, its targets are added if they are missing.
 toolchain:
 	@if command -v rustup >/dev/null && ! rustc --print target-libdir --target $(GUEST_TARGET) 2>/dev/null | xargs test -d; then \
-		rustup target add $(GUEST_TARGET) wasm32-wasip2; \
+		rustup target add $(GUEST_TARGET) $(COMPONENT_TARGET); \
 	fi

@@ -40,9 +40,17 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
             println!("              by the exchange contract (request in in.in, answer in out.out)");
             Ok(())
         }
-        ModuleKind::Component => anyhow::bail!(
-            "{} would not run: it is a component, and no contract of this version runs components; build it for wasm32-wasip1",
-            path.display()
-        ),
+        ModuleKind::Component => {
+            if let Err(missing) = akri_krustlet_discovery::check_component(&program) {
+                anyhow::bail!(
+                    "{} would not run: {missing}; components run as discovery handlers only, a command must be a module (wasm32-wasip1)",
+                    path.display()
+                );
+            }
+            println!("kind          component, a discovery handler (akri:discovery/handler@0.1.0)");
+            println!("imports       all provided");
+            println!("runs as       a container with DISCOVERY_HANDLER_NAME in its environment, without volumes");
+            Ok(())
+        }
     }
 }

@@ -89,7 +89,7 @@ async fn images_that_are_no_modules_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_component_where_a_module_is_needed_is_refused() {
+async fn a_component_that_is_no_handler_is_refused() {
     let mut node = Node::start();
     let component = node.path("component.wasm");
     std::fs::write(&component, wat::parse_str("(component)").unwrap()).unwrap();
@@ -98,6 +98,6 @@ async fn a_component_where_a_module_is_needed_is_refused() {
         let status = &pod["status"]["containerStatuses"][0];
         status["lastState"]["terminated"].is_object() || status["state"]["terminated"].is_object()
     });
-    assert!(pod.to_string().contains("it is a component, a module is needed here"), "{pod:#}");
+    assert!(pod.to_string().contains("does not export akri:discovery/handler@0.1.0"), "{pod:#}");
     node.assert_undisturbed().await;
 }

@@ -158,7 +158,7 @@ fn check_tells_what_a_module_is_and_what_is_missing() {
     };
     let missing = r#"(module (import "env" "f" (func)) (memory (export "memory") 1) (func (export "_start")))"#;
     for (path, words) in [
-        (file("component.wasm", wat::parse_str("(component)").unwrap()), "is a component"),
+        (file("component.wasm", wat::parse_str("(component)").unwrap()), "components run as discovery handlers only"),
         (file("missing.wasm", wat::parse_str(missing).unwrap()), "env.f"),
         (file("text.wasm", b"hello".to_vec()), "not WebAssembly"),
         (directory.path().join("nonexistent.wasm"), "nonexistent.wasm"),

@@ -28,26 +28,47 @@ pub enum DetailsError {
     Malformed(String),
 }
 
-/// The details as JSON, as the guest's `in.in` holds them: what the Configuration's author wrote, a mapping mostly, and in it
-/// under `discovery_properties` the properties (bytes as base64, `null` for a property without value) if there are any. To
-/// properties, details that are no mapping come as `details`.
-pub fn request_json(request: &DiscoverRequest) -> Result<Vec<u8>, DetailsError> {
-    let details = &request.discovery_details;
-    if details.len() > MOST_DETAILS {
-        return Err(DetailsError::TooLong(details.len()));
+/// A request as guests are given it.
+#[derive(Debug)]
+pub struct DiscoveryRequest {
+    /// As the `in.in` of the exchange contract holds it: the details, what the Configuration's author wrote, a mapping mostly, and in
+    /// it under `discovery_properties` the properties (bytes as base64, `null` for a property without value) if there are any. To
+    /// properties, details that are no mapping come as `details`.
+    pub json: Vec<u8>,
+    /// The details alone, as JSON.
+    pub details: String,
+    /// The details as they are written.
+    pub raw_details: String,
+    /// The properties, by name.
+    pub properties: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl DiscoveryRequest {
+    /// Reads what the Agent sent.
+    pub fn read(request: DiscoverRequest) -> Result<Self, DetailsError> {
+        let raw_details = request.discovery_details;
+        if raw_details.len() > MOST_DETAILS {
+            return Err(DetailsError::TooLong(raw_details.len()));
+        }
+        let malformed = |error: serde_json::Error| DetailsError::Malformed(error.to_string());
+        let mut parsed = parse(&raw_details)?;
+        let details = serde_json::to_string(&parsed).map_err(malformed)?;
+        if !request.discovery_properties.is_empty() {
+            let properties = Json::Value(properties_json(&request.discovery_properties));
+            let mut members = match parsed {
+                Json::Mapping(members) => members,
+                other => vec![("details".to_owned(), other)],
+            };
+            members.retain(|(name, _)| name != PROPERTIES);
+            members.push((PROPERTIES.to_owned(), properties));
+            parsed = Json::Mapping(members);
+        }
+        let json = serde_json::to_vec(&parsed).map_err(malformed)?;
+        let properties = request.discovery_properties.into_iter();
+        let mut properties: Vec<_> = properties.map(|(name, data)| (name, data.vec)).collect();
+        properties.sort();
+        Ok(Self { json, details, raw_details, properties })
     }
-    let mut details = parse(details)?;
-    if !request.discovery_properties.is_empty() {
-        let properties = Json::Value(properties_json(&request.discovery_properties));
-        let mut members = match details {
-            Json::Mapping(members) => members,
-            other => vec![("details".to_owned(), other)],
-        };
-        members.retain(|(name, _)| name != PROPERTIES);
-        members.push((PROPERTIES.to_owned(), properties));
-        details = Json::Mapping(members);
-    }
-    serde_json::to_vec(&details).map_err(|error| DetailsError::Malformed(error.to_string()))
 }
 
 const PROPERTIES: &str = "discovery_properties";
@@ -221,7 +242,9 @@ mod tests {
             .map(|(name, value)| ((*name).to_owned(), ByteData { vec: value.map(<[u8]>::to_vec) }))
             .collect();
         let request = DiscoverRequest { discovery_details: details.to_owned(), discovery_properties };
-        request_json(&request).map(|json| String::from_utf8(json).unwrap()).map_err(|error| error.to_string())
+        DiscoveryRequest::read(request)
+            .map(|request| String::from_utf8(request.json).unwrap())
+            .map_err(|error| error.to_string())
     }
 
     #[test]

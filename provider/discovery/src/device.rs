@@ -1,8 +1,7 @@
 //! Checks what a guest answers before it leaves the node.
 
 use crate::host_path::{HostPaths, Refusal};
-use akri_proto::v0::{Device, DeviceSpec, DiscoverResponse, Mount};
-use serde::Deserialize;
+use akri_proto::v0::{Device, DiscoverResponse};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest answer, in bytes of JSON. The Agent's gRPC takes 4 MiB, and ends the stream above that.
@@ -16,18 +15,52 @@ pub const MOST_VALUE: usize = 64 << 10;
 /// Most devices in one list.
 pub const MOST_DEVICES: usize = 1024;
 
-/// What a guest said.
+/// What a guest said, in whatever way.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    /// The devices that it found, by id.
-    Devices {
-        /// The list as it may be sent.
-        list: DiscoverResponse,
-        /// What was left out of it, in words.
-        warning: Option<String>,
+pub(crate) enum Said {
+    /// What it found.
+    Found {
+        /// All devices there are; none: the same as before.
+        devices: Option<Vec<Device>>,
+        /// What the pod's condition is to tell; none: all is well.
+        note: Option<String>,
     },
     /// The discovery details are wrong.
     InvalidDetails(String),
+    /// It cannot find out now, and says why.
+    Trouble(String),
+}
+
+impl Said {
+    /// The devices, and nothing else to say.
+    pub(crate) fn devices(devices: Vec<Device>) -> Self {
+        Self::Found { devices: Some(devices), note: None }
+    }
+
+    /// About what it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let of_device = |device: &Device| {
+            let properties = device.properties.iter().map(|(name, value)| name.len() + value.len());
+            let mounts = device.mounts.iter().map(|mount| mount.container_path.len() + mount.host_path.len());
+            let specs = device.device_specs.iter().map(|spec| spec.container_path.len() + spec.host_path.len());
+            device.id.len() + properties.chain(mounts).chain(specs).sum::<usize>()
+        };
+        match self {
+            Self::Found { devices, note } => {
+                devices.iter().flatten().map(of_device).sum::<usize>() + note.as_ref().map_or(0, String::len)
+            }
+            Self::InvalidDetails(text) | Self::Trouble(text) => text.len(),
+        }
+    }
+}
+
+/// Devices that may be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Checked {
+    /// By id.
+    pub list: DiscoverResponse,
+    /// What was left out of it, in words.
+    pub warning: Option<String>,
 }
 
 /// Why an answer is not used. The last good one stays in force.
@@ -94,58 +127,12 @@ pub enum RefusedAnswer {
     },
 }
 
-#[derive(Deserialize)]
-struct AnswerJson {
-    devices: Option<Vec<DeviceJson>>,
-    error: Option<ErrorJson>,
-}
-
-#[derive(Deserialize)]
-struct ErrorJson {
-    invalid_details: String,
-}
-
-#[derive(Deserialize)]
-struct DeviceJson {
-    id: String,
-    #[serde(default)]
-    properties: BTreeMap<String, String>,
-    #[serde(default)]
-    mounts: Vec<MountJson>,
-    #[serde(default)]
-    device_specs: Vec<DeviceSpecJson>,
-}
-
-#[derive(Deserialize)]
-struct MountJson {
-    container_path: String,
-    host_path: String,
-    #[serde(default)]
-    read_only: bool,
-}
-
-#[derive(Deserialize)]
-struct DeviceSpecJson {
-    container_path: String,
-    host_path: String,
-    permissions: String,
-}
-
-impl Answer {
-    /// Reads and checks the JSON of an answer.
+impl Checked {
+    /// Checks what a guest found.
     ///
     /// Devices are sorted by id, so that a guest that lists the same ones in another order has said nothing new. Of
     /// devices with the same id the first is kept and those with an empty id are left out; a warning names them.
-    pub fn read(json: &[u8], allowed: &HostPaths) -> Result<Self, RefusedAnswer> {
-        let answer: AnswerJson = serde_json::from_slice(json).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => RefusedAnswer::Shape(error.to_string()),
-            _ => RefusedAnswer::NotJson(error.to_string()),
-        })?;
-        let devices = match (answer.devices, answer.error) {
-            (_, Some(error)) => return Ok(Self::InvalidDetails(error.invalid_details)),
-            (Some(devices), None) => devices,
-            (None, None) => return Err(RefusedAnswer::Shape("`devices` is missing".to_owned())),
-        };
+    pub(crate) fn of(devices: Vec<Device>, allowed: &HostPaths) -> Result<Self, RefusedAnswer> {
         if devices.len() > MOST_DEVICES {
             return Err(RefusedAnswer::TooMany(devices.len()));
         }
@@ -153,7 +140,7 @@ impl Answer {
         let mut repeated = BTreeSet::new();
         let mut nameless = 0;
         for device in devices {
-            let device = check(device, allowed)?;
+            check(&device, allowed)?;
             if device.id.is_empty() {
                 nameless += 1;
             } else if by_id.contains_key(&device.id) {
@@ -163,7 +150,7 @@ impl Answer {
             }
         }
         let list = DiscoverResponse { devices: by_id.into_values().collect() };
-        Ok(Self::Devices { list, warning: warning(&repeated, nameless) })
+        Ok(Self { list, warning: warning(&repeated, nameless) })
     }
 }
 
@@ -202,8 +189,8 @@ fn warning(repeated: &BTreeSet<String>, nameless: usize) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
-fn check(device: DeviceJson, allowed: &HostPaths) -> Result<Device, RefusedAnswer> {
-    let id = device.id;
+fn check(device: &Device, allowed: &HostPaths) -> Result<(), RefusedAnswer> {
+    let id = device.id.clone();
     let short = |what: String, size: usize, most: usize| {
         if size <= most {
             return Ok(());
@@ -239,24 +226,7 @@ fn check(device: DeviceJson, allowed: &HostPaths) -> Result<Device, RefusedAnswe
             return Err(RefusedAnswer::Malformed { id, what });
         }
     }
-    Ok(Device {
-        id,
-        properties: device.properties,
-        mounts: device
-            .mounts
-            .into_iter()
-            .map(|MountJson { container_path, host_path, read_only }| Mount { container_path, host_path, read_only })
-            .collect(),
-        device_specs: device
-            .device_specs
-            .into_iter()
-            .map(|DeviceSpecJson { container_path, host_path, permissions }| DeviceSpec {
-                container_path,
-                host_path,
-                permissions,
-            })
-            .collect(),
-    })
+    Ok(())
 }
 
 /// Kubernetes' rule for the names of environment variables.
@@ -271,15 +241,15 @@ mod tests {
     use crate::host_path::AllowList;
     use serde_json::json;
 
-    fn read(json: &serde_json::Value) -> Result<Answer, RefusedAnswer> {
-        Answer::read(json.to_string().as_bytes(), &HostPaths::default())
+    fn read_with(json: &[u8], allowed: &HostPaths) -> Result<Checked, RefusedAnswer> {
+        match crate::device_json::read(json)? {
+            Said::Found { devices: Some(devices), .. } => Checked::of(devices, allowed),
+            other => panic!("{other:?}"),
+        }
     }
 
-    fn ids(answer: &Answer) -> Vec<&str> {
-        match answer {
-            Answer::Devices { list, .. } => list.devices.iter().map(|device| device.id.as_str()).collect(),
-            Answer::InvalidDetails(_) => panic!("{answer:?}"),
-        }
+    fn read(json: &serde_json::Value) -> Result<Checked, RefusedAnswer> {
+        read_with(json.to_string().as_bytes(), &HostPaths::default())
     }
 
     #[test]
@@ -288,17 +258,11 @@ mod tests {
             {"id": "b", "properties": {"K": "1"}}, {"id": "a"}, {"id": "b", "properties": {"K": "2"}}, {"id": ""},
         ]}))
         .unwrap();
-        assert_eq!(ids(&answer), ["a", "b"]);
-        let Answer::Devices { list, warning } = answer else { panic!() };
-        assert_eq!(list.devices[1].properties["K"], "1");
-        let warning = warning.unwrap();
+        let ids: Vec<_> = answer.list.devices.iter().map(|device| device.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b"]);
+        assert_eq!(answer.list.devices[1].properties["K"], "1");
+        let warning = answer.warning.unwrap();
         assert!(warning.contains("\"b\"") && warning.contains("1 device(s) with an empty id"), "{warning}");
-    }
-
-    #[test]
-    fn invalid_details_are_an_answer() {
-        let answer = read(&json!({"error": {"invalid_details": "no descriptions"}}));
-        assert_eq!(answer, Ok(Answer::InvalidDetails("no descriptions".to_owned())));
     }
 
     #[test]
@@ -321,7 +285,7 @@ mod tests {
             let error = read(&answer).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
-        assert!(matches!(Answer::read(b"{\"devices\":[", &HostPaths::default()), Err(RefusedAnswer::NotJson(_))));
+        assert!(matches!(crate::device_json::read(b"{\"devices\":["), Err(RefusedAnswer::NotJson(_))));
     }
 
     #[test]
@@ -342,10 +306,10 @@ mod tests {
             ("/run/udev/../../etc", false),
             ("dev/video0", false),
         ] {
-            let answer = Answer::read(device(path).as_bytes(), &allowed);
+            let answer = read_with(device(path).as_bytes(), &allowed);
             assert_eq!(answer.is_ok(), is_allowed, "{path}: {answer:?}");
         }
-        let refused = Answer::read(device("/dev/mem").as_bytes(), &HostPaths::default()).unwrap_err().to_string();
+        let refused = read_with(device("/dev/mem").as_bytes(), &HostPaths::default()).unwrap_err().to_string();
         assert!(refused.contains("akri-krustlet/allowed-host-paths: /dev/mem"), "{refused}");
         assert_eq!(AllowList::parse("/a,b"), Err("b".to_owned()));
         assert_eq!(AllowList::parse("/*"), Err("/*".to_owned()));

@@ -2,11 +2,14 @@
 //!
 //! When the node has been restarted, a stream that opens with a request that was open before gets that answer at once,
 //! before its new guest has found anything: a guest that searches a network for ten seconds costs no device. What is kept is
-//! the guest's own answer, which is checked again as any answer is.
+//! checked again as any answer is: its pod may be allowed less by now.
 //!
 //! An answer counts for 5 min after the node's start, and only if its stream was open within 5 min before the end:
 //! older ones could tell of devices that went long ago.
 
+use crate::device::Said;
+use crate::device_json;
+use akri_proto::v0::{Device, DiscoverResponse};
 use sha2::{Digest as _, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -99,18 +102,21 @@ pub(crate) struct LastList {
 
 impl LastList {
     /// What the stream of this request last answered in the node's life before; handed out once.
-    pub(crate) fn take_left(&self) -> Option<Vec<u8>> {
+    pub(crate) fn take_left(&self) -> Option<Vec<Device>> {
         if !self.lists.state().left.remove(&self.name) {
             return None;
         }
-        std::fs::read(self.lists.directory.join(&self.name)).ok()
+        match device_json::read(&std::fs::read(self.lists.directory.join(&self.name)).ok()?) {
+            Ok(Said::Found { devices, .. }) => devices,
+            _ => None,
+        }
     }
 
-    /// Keeps an answer, in place of the one before.
-    pub(crate) fn keep(&self, answer: &[u8]) {
+    /// Keeps a list, in place of the one before.
+    pub(crate) fn keep(&self, list: &DiscoverResponse) {
         let path = self.lists.directory.join(&self.name);
         // For the node's user only: devices may have properties that are secret.
-        if let Err(error) = akri_krustlet_host::file::write_atomically(&path, answer, 0o600) {
+        if let Err(error) = akri_krustlet_host::file::write_atomically(&path, &device_json::write(list), 0o600) {
             tracing::warn!(
                 path = %path.display(), %error,
                 "cannot keep the last list; if the node is restarted now, the stream begins with what its guest finds"
@@ -141,40 +147,44 @@ impl LastList {
 mod tests {
     use super::*;
 
+    fn list(id: &str) -> DiscoverResponse {
+        DiscoverResponse { devices: vec![Device { id: id.to_owned(), ..Device::default() }] }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_answer_is_left_for_the_next_life_if_its_stream_was_open_at_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let lists = LastLists::open(directory.path()).unwrap();
         let open = lists.stream("a", b"request");
         assert_eq!(open.take_left(), None);
-        open.keep(b"first");
-        open.keep(b"second");
+        open.keep(&list("first"));
+        open.keep(&list("second"));
         let twice = lists.stream("a", b"other request");
         let again = lists.stream("a", b"other request");
-        twice.keep(b"of two streams");
+        twice.keep(&list("of two streams"));
         twice.close();
         let closed = lists.stream("b", b"request");
-        closed.keep(b"closed");
+        closed.keep(&list("closed"));
         closed.close();
         let just_closed = lists.stream("c", b"request");
-        just_closed.keep(b"just closed");
+        just_closed.keep(&list("just closed"));
         tokio::time::sleep(FRESH).await;
         tokio::task::yield_now().await;
         just_closed.close();
         drop(again);
 
         let next = LastLists::open(directory.path()).unwrap();
-        assert_eq!(next.stream("a", b"request").take_left().unwrap(), b"second");
+        assert_eq!(next.stream("a", b"request").take_left().unwrap(), list("second").devices);
         assert_eq!(next.stream("a", b"request").take_left(), None, "handed out once");
-        assert_eq!(next.stream("a", b"other request").take_left().unwrap(), b"of two streams");
+        assert_eq!(next.stream("a", b"other request").take_left().unwrap(), list("of two streams").devices);
         assert_eq!(next.stream("b", b"request").take_left(), None);
-        assert_eq!(next.stream("c", b"request").take_left().unwrap(), b"just closed");
+        assert_eq!(next.stream("c", b"request").take_left().unwrap(), list("just closed").devices);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_asks_for_is_removed() {
         let directory = tempfile::tempdir().unwrap();
-        LastLists::open(directory.path()).unwrap().stream("a", b"request").keep(b"{}");
+        LastLists::open(directory.path()).unwrap().stream("a", b"request").keep(&list("{}"));
         let next = LastLists::open(directory.path()).unwrap();
         tokio::time::sleep(FRESH + Duration::from_secs(1)).await;
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);

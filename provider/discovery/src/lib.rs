@@ -1,7 +1,7 @@
 //! Akri discovery handlers whose work is done by WebAssembly guests.
 //!
 //! A `Discover` call enters [`service`], becomes a session ([`session`]), which asks a [`HandlerContainer`] for a guest,
-//! hands it the request by the exchange contract ([`exchange`]), checks what comes back ([`device`]) and streams it.
+//! hands it the request by its contract ([`contract`]), checks what comes back ([`device`]) and streams it.
 //! [`Handlers`] owns the handlers of a node by name: their sockets, the containers behind them, the streams. [`registration`]
 //! announces them to Akri's Agent. [`agent`] is the other side, as far as a developer or a test needs it.
 //!
@@ -11,9 +11,10 @@
 
 pub mod agent;
 pub mod container;
+pub mod contract;
 pub mod details;
 pub mod device;
-pub mod exchange;
+mod device_json;
 pub mod handlers;
 pub mod host_path;
 pub mod instance;
@@ -23,8 +24,8 @@ pub mod registration;
 pub mod service;
 pub mod session;
 pub mod settings;
-pub mod volume;
 
 pub use container::{ContainerSpec, HandlerContainer};
+pub use contract::component::check as check_component;
 pub use handlers::{HandlerClaim, Handlers, HandlersConfig};
 pub use settings::HandlerSettings;

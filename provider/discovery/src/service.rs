@@ -1,6 +1,6 @@
 //! The gRPC service behind a handler's socket.
 
-use crate::details::request_json;
+use crate::details::DiscoveryRequest;
 use crate::handlers::Handler;
 use crate::session::{self, Verdict};
 use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandlerServer};
@@ -29,7 +29,8 @@ impl DiscoveryHandler for Service {
     type DiscoverStream = ReceiverStream<Result<DiscoverResponse, Status>>;
 
     async fn discover(&self, request: Request<DiscoverRequest>) -> Result<Response<Self::DiscoverStream>, Status> {
-        let request = request_json(request.get_ref()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let request = DiscoveryRequest::read(request.into_inner())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (stream, verdict) = session::open(self.handler.clone(), request);
         match tokio::time::timeout(VERDICT, verdict).await {
             Ok(Ok(Verdict::InvalidDetails(reason))) => Err(Status::invalid_argument(reason)),

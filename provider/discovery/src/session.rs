@@ -15,16 +15,17 @@
 //!   once, not once per occurrence.
 //! - The current list is sent again until the Agent has made Instances of it ([`crate::output`]).
 
-use crate::container::{ContainerError, HandlerContainer, ServingGuest};
-use crate::device::{Answer, RefusedAnswer, has_host_paths, look_at_host_paths};
-use crate::exchange::Files;
+use crate::container::{ContainerError, HandlerContainer};
+use crate::contract::{Ended, Files, Guest};
+use crate::details::DiscoveryRequest;
+use crate::device::{Checked, RefusedAnswer, Said, has_host_paths, look_at_host_paths};
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
 use akri_krustlet_host::patience::{Hangs, patiently};
 use akri_krustlet_host::{BackOff, TokenBucket};
 use akri_krustlet_runtime::Outcome;
-use akri_proto::v0::DiscoverResponse;
+use akri_proto::v0::{Device, DiscoverResponse};
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,17 +55,17 @@ pub(crate) enum Verdict {
 type Stream = mpsc::Receiver<Result<DiscoverResponse, Status>>;
 
 /// Opens a session for a request. The verdict's sender is dropped if the session ends before there is one.
-pub(crate) fn open(handler: Arc<Handler>, request: Vec<u8>) -> (Stream, oneshot::Receiver<Verdict>) {
+pub(crate) fn open(handler: Arc<Handler>, request: DiscoveryRequest) -> (Stream, oneshot::Receiver<Verdict>) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (sender, stream) = mpsc::channel(4);
     let (verdict, first_verdict) = oneshot::channel();
     let session = Session {
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         serving: handler.serving.subscribe(),
-        kept: handler.lists.stream(&handler.name, &request),
+        kept: handler.lists.stream(&handler.name, &request.json),
         output: Output::new(sender, handler.instances.of_stream()),
         handler,
-        request,
+        request: Arc::new(request),
         verdict: Some(verdict),
         back_off: BackOff::new(BACK_OFF.0, BACK_OFF.1),
         complained: None,
@@ -80,7 +81,7 @@ struct Session {
     number: u64,
     handler: Arc<Handler>,
     serving: watch::Receiver<Option<Arc<HandlerContainer>>>,
-    request: Vec<u8>,
+    request: Arc<DiscoveryRequest>,
     output: Output,
     kept: LastList,
     verdict: Option<oneshot::Sender<Verdict>>,
@@ -90,7 +91,7 @@ struct Session {
     /// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
     answers: TokenBucket,
     /// An answer whose host paths did not answer, and when it is looked at again.
-    unlooked: Option<(Instant, Vec<u8>)>,
+    unlooked: Option<(Instant, Vec<Device>)>,
     /// Bounds what is written of its trouble.
     complaints: TokenBucket,
 }
@@ -131,9 +132,9 @@ impl Session {
 
     /// Begins with the list that was in force when the node ended, if the container that serves now may still give it.
     async fn take_up_last_list(&mut self) {
-        let Some(json) = self.kept.take_left() else { return };
+        let Some(devices) = self.kept.take_left() else { return };
         let Some(container) = self.serving.borrow().clone() else { return };
-        if let Ok(Answer::Devices { list, .. }) = Answer::read(&json, container.host_paths())
+        if let Ok(Checked { list, .. }) = Checked::of(devices, container.host_paths())
             && look(&list, &container).await.is_ok()
         {
             self.output.send(list, container.settings().shared);
@@ -186,13 +187,13 @@ impl Session {
             Err(ContainerError::Stopped) => return Turn::Replaced,
             Err(error) => return Turn::Failed(format!("no guest can be started: {error}")),
         };
-        let mut files = container.files();
+        let mut files = container.contract().files();
         let mut current_files = files.borrow_and_update().clone();
         let mut progress = guest.progress();
         // What it wrote before it had the request is no answer.
         let mut seen_writes = progress.as_ref().map_or(0, |progress| progress.borrow().answers);
         if let Err(error) = guest.request(&self.request, &current_files).await {
-            return Turn::Failed(format!("the request cannot be given to the guest: {error}"));
+            return Turn::Failed(error);
         }
         let closing = self.handler.closing.clone();
         loop {
@@ -210,22 +211,18 @@ impl Session {
                         return turn;
                     }
                 }
-                outcome = guest.outcome() => {
+                ended = guest.ended() => {
                     // It may have answered with its last breath.
                     if let Some(turn) = self.take_answer(&guest, container).await {
                         return turn;
                     }
-                    return self.guest_ended(outcome);
+                    return self.guest_ended(ended);
                 }
-                json = again(&mut self.unlooked) => {
-                    if let Some(turn) = self.use_answer(json, container).await {
-                        return turn;
-                    }
-                }
+                devices = again(&mut self.unlooked) => self.use_devices(devices, None, container).await,
                 Ok(()) = files.changed() => {
                     let new: Arc<Files> = files.borrow_and_update().clone();
                     if let Err(error) = guest.update_files(&current_files, &new) {
-                        self.complain(container, format!("a file cannot be handed on to the guest: {error}"));
+                        self.complain(container, error);
                     }
                     current_files = new;
                 }
@@ -234,60 +231,53 @@ impl Session {
         }
     }
 
-    /// Reads what the guest wrote, if it did; `Some` if that ends the guest's use.
-    async fn take_answer(&mut self, guest: &ServingGuest, container: &Arc<HandlerContainer>) -> Option<Turn> {
-        let json = match guest.take_answer() {
-            Ok(None) => {
-                // A look has its price, too.
-                self.answers.spend(ANSWER_LEAST as f64);
-                return None;
-            }
-            Ok(Some(json)) => {
-                self.answers.spend(json.len().max(ANSWER_LEAST) as f64);
-                json
-            }
-            Err(error) => {
-                self.answers.spend(crate::device::MOST_ANSWER as f64);
-                self.complain(container, error.to_string());
-                return None;
-            }
-        };
-        self.use_answer(json, container).await
+    /// Reads what the guest said, if it did; `Some` if that ends the guest's use.
+    async fn take_answer(&mut self, guest: &Guest, container: &Arc<HandlerContainer>) -> Option<Turn> {
+        let taken = guest.take_answer();
+        // A look has its price, too.
+        self.answers.spend(taken.bytes.max(ANSWER_LEAST) as f64);
+        match taken.said {
+            Ok(None) => {}
+            Ok(Some(Said::Found { devices: Some(devices), note })) => self.use_devices(devices, note, container).await,
+            Ok(Some(Said::Found { devices: None, note })) => self.note(note, container),
+            Ok(Some(Said::InvalidDetails(reason))) => return self.refuse_details(reason, container),
+            Ok(Some(Said::Trouble(message))) => self.complain(container, message),
+            Err(refused) => self.complain(container, refused),
+        }
+        None
     }
 
-    /// Checks an answer and sends it.
-    async fn use_answer(&mut self, json: Vec<u8>, container: &Arc<HandlerContainer>) -> Option<Turn> {
+    /// Checks a list and sends it.
+    async fn use_devices(&mut self, devices: Vec<Device>, note: Option<String>, container: &Arc<HandlerContainer>) {
         self.unlooked = None;
-        match Answer::read(&json, container.host_paths()) {
-            Ok(Answer::Devices { list, warning }) => {
-                match look(&list, container).await {
-                    Ok(()) => {}
-                    Err(Unlooked::Refused(refused)) => {
-                        self.complain(container, refused.to_string());
-                        return None;
-                    }
-                    // The guest does not say it again.
-                    Err(Unlooked::Hangs(hangs)) => {
-                        self.complain(container, format!("the host paths of its devices: {hangs}"));
-                        self.unlooked = Some((Instant::now() + LOOK_AGAIN, json));
-                        return None;
-                    }
-                }
-                match warning {
-                    Some(warning) => self.complain(container, warning),
-                    None => self.withdraw_complaint(),
-                }
-                if self.output.send(list, container.settings().shared) {
-                    self.kept.keep(&json);
-                }
-                self.say(Verdict::Answered);
-                None
+        let Checked { list, warning } = match Checked::of(devices.clone(), container.host_paths()) {
+            Ok(checked) => checked,
+            Err(refused) => return self.complain(container, refused.to_string()),
+        };
+        match look(&list, container).await {
+            Ok(()) => {}
+            Err(Unlooked::Refused(refused)) => return self.complain(container, refused.to_string()),
+            // The guest does not say it again.
+            Err(Unlooked::Hangs(hangs)) => {
+                self.complain(container, format!("the host paths of its devices: {hangs}"));
+                self.unlooked = Some((Instant::now() + LOOK_AGAIN, devices));
+                return;
             }
-            Ok(Answer::InvalidDetails(reason)) => self.refuse_details(reason, container),
-            Err(refused) => {
-                self.complain(container, refused.to_string());
-                None
-            }
+        }
+        self.note(warning.or(note), container);
+        let is_news = self.output.send(list.clone(), container.settings().shared);
+        // The call is answered before the disk is.
+        self.say(Verdict::Answered);
+        if is_news {
+            self.kept.keep(&list);
+        }
+    }
+
+    /// What is to be told of the stream: nothing, if all is well.
+    fn note(&mut self, note: Option<String>, container: &Arc<HandlerContainer>) {
+        match note {
+            Some(note) => self.complain(container, note),
+            None => self.withdraw_complaint(),
         }
     }
 
@@ -305,7 +295,11 @@ impl Session {
         None
     }
 
-    fn guest_ended(&mut self, outcome: Outcome) -> Turn {
+    fn guest_ended(&mut self, ended: Ended) -> Turn {
+        let outcome = match ended {
+            Ended::Guest(outcome) => outcome,
+            Ended::Failed(reason) => return Turn::Failed(reason),
+        };
         match outcome {
             Outcome::Interrupted => Turn::Replaced,
             Outcome::Exited(code) => Turn::Failed(format!("the guest of a stream exited with code {code}")),
@@ -375,12 +369,12 @@ async fn look(list: &DiscoverResponse, container: &HandlerContainer) -> Result<(
 }
 
 /// Resolves when an answer is to be looked at again.
-async fn again(unlooked: &mut Option<(Instant, Vec<u8>)>) -> Vec<u8> {
+async fn again(unlooked: &mut Option<(Instant, Vec<Device>)>) -> Vec<Device> {
     if let Some((at, _)) = unlooked {
         tokio::time::sleep_until(*at).await;
     }
     match unlooked.take() {
-        Some((_, json)) => json,
+        Some((_, devices)) => devices,
         None => pending().await,
     }
 }

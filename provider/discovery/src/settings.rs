@@ -2,6 +2,7 @@
 
 use crate::host_path::AllowList;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Environment: the handler's name. Its presence makes the container a discovery handler.
 pub const NAME: &str = "DISCOVERY_HANDLER_NAME";
@@ -18,6 +19,13 @@ pub const ALLOWED_HOST_PATHS: &str = "akri-krustlet/allowed-host-paths";
 /// Annotation: `false` if the guest's sleeps must not be cut short.
 pub const WAKE_ON_CHANGE: &str = "akri-krustlet/wake-on-change";
 
+/// Annotation: how long one step of a component may take, in seconds, as `10s`; default [`DEFAULT_STEP_DEADLINE`].
+pub const STEP_DEADLINE: &str = "akri-krustlet/step-deadline";
+/// See [`STEP_DEADLINE`].
+pub const DEFAULT_STEP_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest [`STEP_DEADLINE`].
+const MOST_STEP_DEADLINE: u64 = 3600;
+
 /// The settings of one handler container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandlerSettings {
@@ -31,6 +39,8 @@ pub struct HandlerSettings {
     pub allowed_host_paths: AllowList,
     /// See [`WAKE_ON_CHANGE`].
     pub wake_on_change: bool,
+    /// See [`STEP_DEADLINE`].
+    pub step_deadline: Duration,
 }
 
 /// A setting that makes no sense.
@@ -52,6 +62,9 @@ pub enum SettingsError {
         /// Its value.
         value: String,
     },
+    /// An annotation is no time.
+    #[error("{STEP_DEADLINE}={0:?}: expected whole seconds from 1s to {MOST_STEP_DEADLINE}s, as 10s")]
+    Deadline(String),
     /// A path is not absolute or goes upward.
     #[error("{name}: {value:?} is not an absolute path without `..`")]
     Path {
@@ -84,6 +97,7 @@ impl HandlerSettings {
             allowed_host_paths: AllowList::parse(annotation(ALLOWED_HOST_PATHS).unwrap_or_default())
                 .map_err(|value| SettingsError::Path { name: ALLOWED_HOST_PATHS, value })?,
             wake_on_change: boolean(WAKE_ON_CHANGE, annotation(WAKE_ON_CHANGE))?,
+            step_deadline: annotation(STEP_DEADLINE).map_or(Ok(DEFAULT_STEP_DEADLINE), seconds)?,
         }))
     }
 }
@@ -97,6 +111,12 @@ fn check_name(name: &str) -> Result<(), SettingsError> {
         return Err(SettingsError::Reserved(name.to_owned()));
     }
     Ok(())
+}
+
+fn seconds(value: &str) -> Result<Duration, SettingsError> {
+    let seconds = value.trim().strip_suffix('s').and_then(|number| number.parse().ok());
+    let seconds = seconds.filter(|seconds| (1..=MOST_STEP_DEADLINE).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| SettingsError::Deadline(value.to_owned()))
 }
 
 fn boolean(name: &'static str, value: Option<&str>) -> Result<bool, SettingsError> {

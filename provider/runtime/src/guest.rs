@@ -238,21 +238,24 @@ static HOST_PANICS: AtomicU64 = AtomicU64::new(0);
 /// A panic of the host in a guest's call ends that guest as a trap does: it is the guest's, and whoever runs it waits before
 /// it is run again.
 async fn unless_host_panics(name: String, run: impl Future<Output = Outcome>) -> Outcome {
-    match AssertUnwindSafe(run).catch_unwind().await {
-        Ok(outcome) => outcome,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-            let number = HOST_PANICS.fetch_add(1, Ordering::Relaxed) + 1;
-            tracing::error!(
-                guest = name,
-                panics = number,
-                "the host panicked in a call of a guest: {text}; please report this"
-            );
-            let message = format!("the host panicked in a call of the guest: {text}");
-            Outcome::Trapped(TrapReport { message, frames: Vec::new() })
-        }
-    }
+    catch_host_panic(name, run)
+        .await
+        .unwrap_or_else(|message| Outcome::Trapped(TrapReport { message, frames: Vec::new() }))
+}
+
+/// An error tells of a panic.
+pub(crate) async fn catch_host_panic<T>(name: String, run: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(run).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
+        let number = HOST_PANICS.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::error!(
+            guest = name,
+            panics = number,
+            "the host panicked in a call of a guest: {text}; please report this"
+        );
+        format!("the host panicked in a call of the guest: {text}")
+    })
 }
 
 /// Descriptor of the first directory that a guest is given.
@@ -329,7 +332,7 @@ pub(crate) fn build_store(
     Ok(store)
 }
 
-fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
+pub(crate) fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
     let Err(error) = result else { return Outcome::Exited(0) };
     if let Some(exit) = error.downcast_ref::<I32Exit>() {
         return Outcome::Exited(exit.0);

@@ -17,13 +17,15 @@
 //!
 //! # Guarantees
 //! - Compiling happens in a child process with limits; this process never runs Cranelift ([`compile`]).
-//! - Every guest's store is built by one function, `guest::build_store`, which sets every limit ([`limits`], [`wasi`]).
+//! - Every guest's store is built by one function, `guest::build_store` for modules and `component::store` for components, which
+//!   sets every limit ([`limits`], [`wasi`]).
 //! - Guests run on threads of their own at lower priority ([`cpu`]); a spinning guest delays neither the host nor a guest
 //!   that answers an event.
 //! - An idle guest costs memory (about 50 KB) but neither a thread nor a timer tick.
 
 pub mod aot;
 pub mod compile;
+pub mod component;
 pub mod cpu;
 mod directories;
 mod disk;
@@ -38,6 +40,7 @@ pub mod stdin;
 pub mod wasi;
 
 pub use compile::{CompileError, CompileLimits, Compiler};
+pub use component::{CallError, ComponentSpec, ComponentState};
 pub use guest::{Guest, GuestSpec, Outcome, Preopen};
 pub use limits::{ContainerLimits, SharedLimits};
 pub use module::{Digest, ModuleKind};

@@ -34,6 +34,8 @@ const TABLE_ELEMENT: usize = 8;
 pub const TABLES: usize = 4;
 /// Linear memories of one guest.
 pub const MEMORIES: usize = 1;
+/// Core instances, memories and tables of one component: each module in it has some, and so have the adapters between them.
+const IN_COMPONENT: usize = 64;
 /// Bytes that one host call may take from a guest's memory into the host's. It has no more than its container's limit anyway.
 pub const HOSTCALL_BYTES: usize = 64 << 20;
 /// Bytes that one `random_get` may ask for.
@@ -89,11 +91,16 @@ pub(crate) struct GuestLimiter {
     container: Arc<SharedLimits>,
     memory: usize,
     refused: AtomicBool,
+    is_component: bool,
 }
 
 impl GuestLimiter {
     pub(crate) fn new(container: Arc<SharedLimits>) -> Self {
-        Self { container, memory: 0, refused: AtomicBool::new(false) }
+        Self { container, memory: 0, refused: AtomicBool::new(false), is_component: false }
+    }
+
+    pub(crate) fn of_component(container: Arc<SharedLimits>) -> Self {
+        Self { container, memory: 0, refused: AtomicBool::new(false), is_component: true }
     }
 
     /// True if the guest's latest wish for memory was refused: if it dies now, it died of that.
@@ -140,15 +147,15 @@ impl ResourceLimiter for GuestLimiter {
     }
 
     fn instances(&self) -> usize {
-        1
+        if self.is_component { IN_COMPONENT } else { 1 }
     }
 
     fn tables(&self) -> usize {
-        TABLES
+        if self.is_component { IN_COMPONENT } else { TABLES }
     }
 
     fn memories(&self) -> usize {
-        MEMORIES
+        if self.is_component { IN_COMPONENT } else { MEMORIES }
     }
 }
 

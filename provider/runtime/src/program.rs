@@ -1,10 +1,11 @@
 //! A module that is ready to run: compiled, checked and linked once, shared by all of its guests.
 
 use crate::compile::CompileError;
+use crate::component::ComponentState;
 use crate::module::{Digest, ModuleKind};
 use crate::wasi::GuestState;
 use std::path::Path;
-use wasmtime::component::Component;
+use wasmtime::component::{self, Component};
 use wasmtime::{Engine, InstancePre, Linker, Module, UnknownImportError};
 
 /// Why a module cannot be run on this node.
@@ -37,6 +38,11 @@ pub enum LoadError {
     /// It is a component.
     #[error("it is a component, a module is needed here: build it for wasm32-wasip1 instead of wasm32-wasip2")]
     Component,
+    /// A component needs something that the node does not give.
+    #[error(
+        "it imports something that the node does not provide to components (it provides WASI 0.2 and akri:host/log): {0}"
+    )]
+    ComponentImport(String),
     /// Its host has the import, with another type.
     #[error(
         "it imports a function with a type that WASI preview 1 does not give it: {0}; build it with a current toolchain for wasm32-wasip1"
@@ -55,7 +61,13 @@ pub struct Program {
 
 enum Code {
     Module(InstancePre<GuestState>),
-    Component,
+    Component(component::InstancePre<ComponentState>),
+}
+
+/// What modules and components may import.
+pub(crate) struct Linkers {
+    pub(crate) module: Linker<GuestState>,
+    pub(crate) component: component::Linker<ComponentState>,
 }
 
 impl std::fmt::Debug for Program {
@@ -67,7 +79,7 @@ impl std::fmt::Debug for Program {
 impl Program {
     pub(crate) fn prepare(
         engine: &Engine,
-        linker: &Linker<GuestState>,
+        linkers: &Linkers,
         digest: Digest,
         kind: ModuleKind,
         compiled: &Path,
@@ -76,11 +88,12 @@ impl Program {
         let code = match kind {
             ModuleKind::Module => {
                 let module = load_module(engine, compiled).map_err(unusable)?;
-                Code::Module(link(linker, &module)?)
+                Code::Module(link(&linkers.module, &module)?)
             }
             ModuleKind::Component => {
-                load_component(engine, compiled).map_err(unusable)?;
-                Code::Component
+                let component = load_component(engine, compiled).map_err(unusable)?;
+                let linked = linkers.component.instantiate_pre(&component);
+                Code::Component(linked.map_err(|error| LoadError::ComponentImport(format!("{error:#}")))?)
             }
         };
         Ok(Self { digest, code })
@@ -91,18 +104,26 @@ impl Program {
         self.digest
     }
 
-    /// Whether it came from a module or a component. Components compile, but no contract of this version runs them.
+    /// Whether it came from a module or a component.
     pub fn kind(&self) -> ModuleKind {
         match self.code {
             Code::Module(_) => ModuleKind::Module,
-            Code::Component => ModuleKind::Component,
+            Code::Component(_) => ModuleKind::Component,
+        }
+    }
+
+    /// The component, if it is one.
+    pub fn component(&self) -> Option<&component::InstancePre<ComponentState>> {
+        match &self.code {
+            Code::Component(instance) => Some(instance),
+            Code::Module(_) => None,
         }
     }
 
     pub(crate) fn command(&self) -> Result<&InstancePre<GuestState>, LoadError> {
         match &self.code {
             Code::Module(instance) => Ok(instance),
-            Code::Component => Err(LoadError::Component),
+            Code::Component(_) => Err(LoadError::Component),
         }
     }
 }

@@ -5,14 +5,14 @@ use crate::compile::{CompileError, Compiler};
 use crate::cpu::GuestThreads;
 use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
-use crate::program::{LoadError, Program};
-use crate::wasi::{self, GuestState};
+use crate::program::{Linkers, LoadError, Program};
+use crate::wasi;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use wasmtime::{Engine, Linker};
+use wasmtime::Engine;
 
 /// How to make a [`Runtime`].
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl Lane {
 /// Compiles, keeps and runs modules. Made once per process.
 pub struct Runtime {
     engine: Engine,
-    linker: Linker<GuestState>,
+    linkers: Linkers,
     store: AotStore,
     /// Where each module is compiled first.
     ordinary: Lane,
@@ -101,14 +101,18 @@ impl Runtime {
     /// Starts the engine and the guest threads and opens the store.
     pub fn new(config: RuntimeConfig) -> Result<Arc<Self>, RuntimeError> {
         let engine = crate::engine::new().map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
-        let linker = wasi::linker(&engine).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+        let failed = |error: wasmtime::Error| RuntimeError::Engine(format!("{error:#}"));
+        let linkers = Linkers {
+            module: wasi::linker(&engine).map_err(failed)?,
+            component: crate::component::linker(&engine).map_err(failed)?,
+        };
         let store = AotStore::open(&config.modules, &engine)?;
         let threads = GuestThreads::start(&engine).map_err(RuntimeError::Threads)?;
         let mut ordinary = config.compiler.clone();
         ordinary.limits.cpu_seconds = ordinary.limits.cpu_seconds.min(ordinary.limits.ordinary_cpu_seconds);
         Ok(Arc::new(Self {
             engine,
-            linker,
+            linkers,
             store,
             ordinary: Lane::new(ordinary),
             long: Lane::new(config.compiler),
@@ -117,6 +121,14 @@ impl Runtime {
             refused: Mutex::default(),
             compiled: AtomicU64::new(0),
         }))
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn threads(&self) -> &GuestThreads {
+        &self.threads
     }
 
     /// The largest module that [`Runtime::load`] takes, in bytes: read no more than this of a file.
@@ -177,7 +189,7 @@ impl Runtime {
         }
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
-        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?)))
+        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linkers, digest, kind, &path)?)))
     }
 
     fn check_refused(&self, digest: &Digest) -> Result<(), CompileError> {
@@ -210,7 +222,7 @@ impl Runtime {
 
     fn load_stored(&self, digest: Digest, kind: ModuleKind) -> Result<Option<Arc<Program>>, LoadError> {
         let Some(path) = self.store.find(&digest) else { return Ok(None) };
-        match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {
+        match Program::prepare(&self.engine, &self.linkers, digest, kind, &path) {
             Err(LoadError::Unusable(reason)) => {
                 tracing::warn!(%digest, reason, "stored module is unusable, compiling it again");
                 self.store.discard(&digest);

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 pub type Facts = BTreeMap<String, String>;
 
 /// How long nothing may change before a pod counts as settled.
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(3);
 
 /// All versions of all pods of both nodes, as a watch tells them.
 #[derive(Clone)]

@@ -148,8 +148,10 @@ impl ImageFailure {
         if ["ErrImagePull", "ImageInspectError"].contains(reason) {
             let image = container.image.as_deref().unwrap_or_default();
             let message = format!("Back-off pulling image \"{image}\"");
-            tell("ImagePullBackOff", &format!("{message}: {reason}: {}", self.message));
+            let waiting = format!("{message}: {reason}: {}", self.message);
+            // Whoever sees the status finds the event.
             context.event(*kind, &container.name, EventType::Normal, "BackOff", message);
+            tell("ImagePullBackOff", &waiting);
         }
         tokio::time::sleep(pause - seen).await;
     }

@@ -95,13 +95,13 @@ pub async fn supervise(
         }
         let pause = back_off.next(started);
         if !pause.is_zero() {
+            let message = format!("Back-off restarting failed container {name} in pod {}", context.pod.key());
+            context.event(kind, name, EventType::Warning, "BackOff", message);
             let message =
                 format!("back-off {}s restarting failed container={name} pod={}", pause.as_secs(), context.pod.key());
             context
                 .reporter
                 .update_container(kind, name, |status| status::waiting(status, "CrashLoopBackOff", &message));
-            let message = format!("Back-off restarting failed container {name} in pod {}", context.pod.key());
-            context.event(kind, name, EventType::Warning, "BackOff", message);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 // Whoever corrects the image does not wait for the old one's pause.

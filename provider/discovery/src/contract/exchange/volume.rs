@@ -4,7 +4,7 @@
 //! them when they change. What a guest writes over such a file is its own affair and never comes back here. A file that is being
 //! written is handed on when it is closed, or given its name, and not before.
 
-use crate::exchange::{ANSWER, Files, REQUEST, open_directory, read_regular};
+use super::directory::{ANSWER, Files, REQUEST, open_directory, read_regular};
 use akri_krustlet_host::file::FileStamp;
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_host::{BackOff, DirectoryWatcher, Finished, FinishedFiles};

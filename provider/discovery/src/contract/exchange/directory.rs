@@ -1,7 +1,6 @@
-//! The exchange contract: the request as JSON in `in.in`, the answer as JSON in `out.out`, in a directory that one guest
-//! and the node share.
+//! The directory that one guest and the node share.
 //!
-//! The directory is the guest's to write in, so everything in it is hostile. The node touches it only through its file
+//! It is the guest's to write in, so everything in it is hostile. The node touches it only through its file
 //! descriptor and by single file names, follows no symbolic link, reads regular files only and no more than a bound, and
 //! prepares what it writes outside, where the guest cannot reach.
 

@@ -1,0 +1,219 @@
+//! Discovery handlers that are components: the typed contract, and what a hostile one can do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
+
+mod fixture;
+
+use fixture::{HandlerPod, Node, condition, next_ids, wait_for, wait_for_ids};
+use tonic::Code;
+
+/// A node with healthy handlers of both contracts, and one for each of these faults.
+fn node(faults: &[&str]) -> Node {
+    let node = Node::start();
+    node.add(&HandlerPod::typed("typed", "typedEcho", "debug-echo-typed"));
+    for fault in faults {
+        let mut faulty = HandlerPod::typed(fault, fault, "typed-misbehave");
+        faulty.annotations.push(("akri-krustlet/step-deadline", "2s"));
+        faulty.limits = if *fault == "memory" { r#"{"memory": "16Mi"}"# } else { r#"{"memory": "96Mi"}"# };
+        node.add(&faulty);
+    }
+    for name in faults.iter().chain(&["typed"]) {
+        node.wait_for_running(name);
+    }
+    node
+}
+
+/// The handler of a fault is asked for it.
+fn details(fault: &str) -> String {
+    format!("fault: {fault}")
+}
+
+async fn assert_undisturbed(node: &mut Node) {
+    node.assert_undisturbed().await;
+    let (_, ids) = node.first_list("typedEcho", r#"{"descriptions":["typed-witness"]}"#).await;
+    assert_eq!(ids, ["typed-witness"]);
+}
+
+/// What a pod's condition says of its handler.
+fn complaint(node: &Node, pod: &str) -> String {
+    let pod = node.pod(pod).unwrap();
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    let of_discovery = conditions.iter().find(|condition| condition["type"] == "DiscoveryHealthy");
+    of_discovery.and_then(|condition| condition["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+fn wait_for_complaint(node: &Node, pod: &str, text: &str) {
+    let says = || complaint(node, pod);
+    assert!(wait_for(|| says().contains(text)), "{pod}: {text:?}: {:?}; log:\n{}", says(), node.log());
+}
+
+fn wait_for_health(node: &Node, pod: &str) {
+    assert!(wait_for(|| complaint(node, pod).is_empty()), "{pod}: {}", complaint(node, pod));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_answers_by_its_contract() {
+    let mut node = node(&[]);
+    let (mut stream, ids) = node.first_list("typedEcho", "descriptions: [b, a, 0012345]").await;
+    assert_eq!(ids, ["0012345", "a", "b"]);
+    let status = node.discover("typedEcho", "{}").await.unwrap_err();
+    assert_eq!((status.code(), status.message().contains("descriptions")), (Code::InvalidArgument, true), "{status:?}");
+    // Its pod is a pod like others.
+    let pod = node.pod("typed").unwrap();
+    assert_eq!((condition(&pod, "Ready"), condition(&pod, "DiscoveryHealthy")), (Some(true), Some(true)));
+    let log = String::from_utf8(node.command(&["logs", "typed"]).stdout).unwrap();
+    assert!(log.contains("INFO debugEcho: 3 devices"), "{log}");
+    // A restart of the node costs no device.
+    node.kill();
+    assert!(wait_for_end(&mut stream).await, "the stream of the killed node ends");
+    node.run();
+    assert!(wait_for(|| std::os::unix::net::UnixStream::connect(node.socket("typedEcho")).is_ok()), "{}", node.log());
+    let again = node.first_list("typedEcho", "descriptions: [b, a, 0012345]").await.1;
+    assert_eq!(again, ["0012345", "a", "b"]);
+    assert_undisturbed(&mut node).await;
+}
+
+async fn wait_for_end(stream: &mut tonic::Streaming<akri_proto::v0::DiscoverResponse>) -> bool {
+    while let Ok(Some(_)) = stream.message().await {}
+    true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_come_when_they_were_asked_for_and_not_faster() {
+    let mut node = node(&["count", "steps"]);
+    let (mut stream, first) = node.first_list("count", &details("count")).await;
+    assert_eq!(first, ["step-0"]);
+    let mut last = 0;
+    // Lists that change all the time are sent now and then, the newest each.
+    while last < 3 {
+        let ids = next_ids(&mut stream).await;
+        let number: u32 = ids[0].strip_prefix("step-").unwrap().parse().unwrap();
+        assert!(number >= last, "{number} after {last}");
+        last = number;
+    }
+    let before = std::time::Instant::now();
+    let (_stream, _) = node.first_list("steps", &details("steps")).await;
+    let steps = || {
+        let log = String::from_utf8(node.command(&["logs", "steps"]).stdout).unwrap();
+        log.lines().filter(|line| line.contains("INFO step ")).count()
+    };
+    assert!(wait_for(|| steps() > 10));
+    let counted = steps();
+    let tenths = before.elapsed().as_millis() / 100;
+    assert!(counted as u128 <= tenths + 1, "{counted} steps in {tenths} tenths of a second");
+    assert_undisturbed(&mut node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_before_the_first_list_is_told_to_who_asked() {
+    let faults = [
+        ("trap", "trapped"),
+        ("trap-in-open", "trapped"),
+        ("exit", "exited with code"),
+        ("unavailable-in-open", "the network is away"),
+        ("loop", "took longer than 2 s"),
+        ("loop-in-open", "took longer than 2 s"),
+        ("many-devices", "trapped"),
+        ("long-string", "trapped"),
+        ("long-id", "its id has 2000 bytes"),
+        ("bad-name", "cannot be an environment variable"),
+        ("host-path", "/dev/mem"),
+        ("memory", "no memory for the guest"),
+    ];
+    let mut names: Vec<_> = faults.iter().map(|(name, _)| *name).collect();
+    names.push("invalid");
+    let mut node = node(&names);
+    let status = node.discover("invalid", &details("invalid")).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "as asked: invalid"));
+    for (name, told) in faults {
+        // Headers come, and the stream stays: whoever asks again at once would only do harm.
+        let stream = match node.discover(name, &details(name)).await {
+            Ok(stream) => stream,
+            Err(status) => {
+                assert_eq!((name, status.code()), ("memory", Code::ResourceExhausted), "{status:?}");
+                continue;
+            }
+        };
+        wait_for_complaint(&node, name, told);
+        drop(stream);
+        wait_for_health(&node, name);
+        assert_undisturbed(&mut node).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_after_the_first_list_changes_nothing_for_the_client() {
+    let faults = [
+        ("trap-later", "trapped"),
+        ("loop-later", "took longer than 2 s"),
+        ("invalid-later", "now calls its discovery details invalid: as asked: late"),
+        ("unavailable-later", "the network is away"),
+        ("internal-later", "the handler has a fault: a bug"),
+        ("note-later", "one camera wants a password"),
+    ];
+    let mut names: Vec<_> = faults.iter().map(|(name, _)| *name).collect();
+    names.extend(["healed", "duplicates"]);
+    let mut node = node(&names);
+    for (name, told) in faults {
+        let (mut stream, ids) = node.first_list(name, &details(name)).await;
+        assert_eq!(ids, ["first"], "{name}");
+        wait_for_complaint(&node, name, told);
+        // What comes, if anything, is the same list.
+        if let Ok(list) = tokio::time::timeout(std::time::Duration::from_millis(300), next_ids(&mut stream)).await {
+            assert_eq!(list, ["first"], "{name}");
+        }
+        drop(stream);
+        wait_for_health(&node, name);
+    }
+    let (mut stream, _) = node.first_list("healed", &details("healed")).await;
+    wait_for_ids(&mut stream, &["first", "second"]).await;
+    wait_for_health(&node, "healed");
+    let (_stream, ids) = node.first_list("duplicates", &details("duplicates")).await;
+    assert_eq!(ids, ["a"]);
+    wait_for_complaint(&node, "duplicates", "1 device(s) with an empty id");
+    assert_undisturbed(&mut node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_has_neither_network_nor_files_and_its_log_is_bounded() {
+    let mut node = node(&["network", "files", "sockets", "flood-log"]);
+    let (_stream, ids) = node.first_list("network", &details("network")).await;
+    assert_eq!(ids, ["refused refused refused"]);
+    let (_stream, ids) = node.first_list("files", &details("files")).await;
+    assert_eq!(ids, ["[false, false, false, false]"]);
+    let (_stream, ids) = node.first_list("sockets", &details("sockets")).await;
+    assert_eq!(ids, ["first"], "sockets that are refused leave nothing behind");
+    let stream = node.discover("flood-log", &details("flood-log")).await.unwrap();
+    wait_for_complaint(&node, "flood-log", "took longer than 2 s");
+    drop(stream);
+    assert_undisturbed(&mut node).await;
+}
+
+#[test]
+fn what_cannot_be_a_typed_handler_is_refused_in_words() {
+    let node = Node::prepare();
+    let mut node = node;
+    let mut with_volume: serde_json::Value =
+        serde_json::from_str(&HandlerPod::typed("volume", "withVolume", "debug-echo-typed").manifest()).unwrap();
+    with_volume["spec"]["containers"][0]["volumeMounts"] =
+        serde_json::json!([{"name": "exchange", "mountPath": "/data"}]);
+    node.write_manifest("volume.yaml", &with_volume.to_string());
+    node.add(&HandlerPod::typed("command", "", "debug-echo-typed"));
+    let empty = node.path("empty.wasm");
+    std::fs::write(&empty, b"\0asm\x0d\0\x01\0").unwrap();
+    node.add(&HandlerPod {
+        image: format!("fs://{}", empty.display()),
+        ..HandlerPod::typed("empty", "empty", "debug-echo-typed")
+    });
+    let mut deadline = HandlerPod::typed("deadline", "deadline", "debug-echo-typed");
+    deadline.annotations.push(("akri-krustlet/step-deadline", "soon"));
+    node.add(&deadline);
+    node.run();
+    for (pod, message) in [
+        ("volume", "components are given no volumes yet"),
+        ("command", "it is a component, a module is needed here"),
+        ("empty", "does not export akri:discovery/handler@0.1.0"),
+        ("deadline", "expected whole seconds"),
+    ] {
+        node.wait_for_pod(pod, message, |pod| pod["status"].to_string().contains(message));
+    }
+}

@@ -1,0 +1,341 @@
+//! The component contract: WIT world `akri:discovery/discovery-handler`. A guest is opened with a request and then asked for a step
+//! whenever it wanted to be; in between nothing of it runs.
+//!
+//! # Flow
+//! 1. A Discover stream makes an instance. `open` and the first `step` begin on the thread that took the call, so that a guest that
+//!    knows its devices at once answers at once; one that needs longer goes to the guest threads.
+//! 2. Later steps run on the guest threads, after the time that the guest asked for.
+//! 3. A step that takes longer than the deadline, traps or exits is the instance's end; the session makes another one.
+
+use super::{Ended, Taken};
+use crate::container::{ContainerError, ContainerSpec};
+use crate::contract::Files;
+use crate::details::DiscoveryRequest;
+use crate::device::Said;
+use akri_krustlet_host::BackOff;
+use akri_krustlet_runtime::wasi::Progress;
+use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Outcome, Program, Runtime};
+use akri_proto::v0::{Device, DeviceSpec, Mount};
+use std::collections::VecDeque;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use wasmtime::Store;
+
+#[allow(missing_docs, reason = "generated")]
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../../proto/wit",
+        world: "discovery-handler",
+        with: { "akri:host/log@0.1.0": akri_krustlet_runtime::component::bindings::akri::host::log },
+        exports: { default: async },
+    });
+}
+
+use bindings::akri::discovery::types;
+use bindings::{DiscoveryHandler, DiscoveryHandlerPre};
+
+/// How long a guest may take on the thread of the call; then it goes to the guest threads.
+const INLINE: Duration = Duration::from_millis(2);
+/// The least and the longest pause between two steps.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
+/// Pause before a guest that could not find out is asked again: doubles from the first to the second.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The instances of one container.
+pub(crate) struct Component {
+    spec: Arc<ContainerSpec>,
+    runtime: Arc<Runtime>,
+    instance: DiscoveryHandlerPre<ComponentState>,
+    files: watch::Sender<Arc<Files>>,
+}
+
+impl std::fmt::Debug for Component {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Component").field("name", &self.spec.name).finish_non_exhaustive()
+    }
+}
+
+/// Whether a component is a discovery handler; an error says what is missing.
+pub fn check(program: &Program) -> Result<(), String> {
+    handler(program).map(drop)
+}
+
+fn handler(program: &Program) -> Result<DiscoveryHandlerPre<ComponentState>, String> {
+    let instance = program.component().ok_or("it is no component")?;
+    DiscoveryHandlerPre::new(instance.clone()).map_err(|error| {
+        format!(
+            "it does not export akri:discovery/handler@0.1.0, which makes a component a discovery handler: {error:#}"
+        )
+    })
+}
+
+impl Component {
+    pub(crate) fn start(runtime: Arc<Runtime>, spec: Arc<ContainerSpec>) -> Result<Arc<Self>, ContainerError> {
+        let refused = |what: String| ContainerError::Component(what);
+        let instance = handler(&spec.program).map_err(refused)?;
+        if let Some(preopen) = spec.preopens.first() {
+            return Err(refused(format!(
+                "a volume is mounted at {}: components are given no volumes yet; leave it out, or use a module (wasm32-wasip1)",
+                preopen.guest
+            )));
+        }
+        Ok(Arc::new(Self { spec, runtime, instance, files: watch::Sender::default() }))
+    }
+
+    /// None: they are the exchange contract's.
+    pub(crate) fn files(&self) -> watch::Receiver<Arc<Files>> {
+        self.files.subscribe()
+    }
+
+    pub(crate) fn guest(self: &Arc<Self>) -> ComponentGuest {
+        ComponentGuest { component: self.clone(), told: Arc::default(), task: Mutex::default() }
+    }
+
+    fn store(&self) -> Store<ComponentState> {
+        self.runtime.component_store(&ComponentSpec {
+            name: self.spec.name.clone(),
+            env: self.spec.env.clone(),
+            log: self.spec.log.clone(),
+            limits: self.spec.limits.clone(),
+        })
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        inline: Option<Duration>,
+        work: impl Future<Output = (Store<ComponentState>, wasmtime::Result<T>)> + Send + 'static,
+    ) -> Result<(Store<ComponentState>, T), CallError> {
+        let deadline = self.spec.settings.step_deadline;
+        self.runtime.call(&self.spec.limits, &self.spec.name, inline, deadline, work).await
+    }
+
+    /// One instance, from its request to its end.
+    async fn run(self: Arc<Self>, request: Arc<DiscoveryRequest>, told: Arc<Told>) -> Ended {
+        let (mut store, instance) = (self.store(), self.instance.clone());
+        let first = self.call(Some(INLINE), async move {
+            let result = async {
+                let handler = Arc::new(instance.instantiate_async(&mut store).await?);
+                let guest = handler.akri_discovery_handler();
+                let opened = match guest.call_open(&mut store, &as_wit(&request)).await? {
+                    Ok(()) => Ok(guest.call_step(&mut store).await?),
+                    Err(error) => Err(error),
+                };
+                Ok((handler, opened))
+            };
+            let result = result.await;
+            (store, result)
+        });
+        let (mut store, (handler, opened)) = match first.await {
+            Ok(done) => done,
+            Err(error) => return ended(error),
+        };
+        let mut outcome = match opened {
+            Ok(outcome) => outcome,
+            Err(types::Error::InvalidDetails(reason)) => {
+                told.say(Said::InvalidDetails(reason));
+                // Until the Configuration is another one.
+                return std::future::pending().await;
+            }
+            Err(types::Error::Unavailable(reason) | types::Error::Internal(reason)) => return Ended::Failed(reason),
+        };
+        let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
+        loop {
+            let pause = match outcome {
+                Ok(types::Outcome { devices, wake_after_ms, note }) => {
+                    back_off.reset();
+                    let devices = devices.map(|devices| devices.into_iter().map(device).collect());
+                    told.say(Said::Found { devices, note });
+                    wake_after_ms.map(|pause| jittered(Duration::from_millis(u64::from(pause))))
+                }
+                Err(types::Error::InvalidDetails(reason)) => {
+                    told.say(Said::InvalidDetails(reason));
+                    Some(back_off.pause())
+                }
+                Err(types::Error::Unavailable(reason)) => {
+                    told.say(Said::Trouble(reason));
+                    Some(back_off.pause())
+                }
+                Err(types::Error::Internal(reason)) => {
+                    told.say(Said::Trouble(format!("the handler has a fault: {reason}")));
+                    Some(back_off.pause())
+                }
+            };
+            let Some(pause) = pause else { return std::future::pending().await };
+            tokio::time::sleep(pause).await;
+            let handler: Arc<DiscoveryHandler> = handler.clone();
+            let step = self.call(None, async move {
+                let result = handler.akri_discovery_handler().call_step(&mut store).await;
+                (store, result)
+            });
+            (store, outcome) = match step.await {
+                Ok(done) => done,
+                Err(error) => return ended(error),
+            };
+        }
+    }
+}
+
+/// A little more or less, so that a thousand guests do not wake at once.
+fn jittered(pause: Duration) -> Duration {
+    let random = std::hash::RandomState::new().hash_one(0) % 1000;
+    let part = 0.95 + 0.1 * f64::from(u16::try_from(random).unwrap_or(0)) / 1000.0;
+    pause.clamp(PAUSES.0, PAUSES.1).mul_f64(part).max(PAUSES.0)
+}
+
+fn ended(error: CallError) -> Ended {
+    match error {
+        CallError::Deadline(time) => Ended::Failed(format!(
+            "a step of the guest of a stream took longer than {} s; it was ended (annotation akri-krustlet/step-deadline)",
+            time.as_secs_f32()
+        )),
+        CallError::Ended(outcome) => Ended::Guest(outcome),
+    }
+}
+
+/// The request as the guest sees it.
+fn as_wit(request: &DiscoveryRequest) -> types::Request {
+    types::Request {
+        details: request.details.clone(),
+        raw_details: request.raw_details.clone(),
+        properties: request
+            .properties
+            .iter()
+            .map(|(name, value)| types::Property { name: name.clone(), value: value.clone() })
+            .collect(),
+    }
+}
+
+fn device(device: types::Device) -> Device {
+    let mount = |types::Mount { container_path, host_path, read_only }| Mount { container_path, host_path, read_only };
+    let letters = [(types::Permissions::READ, 'r'), (types::Permissions::WRITE, 'w'), (types::Permissions::MKNOD, 'm')];
+    let spec = |types::DeviceSpec { container_path, host_path, permissions }| DeviceSpec {
+        container_path,
+        host_path,
+        permissions: letters.iter().filter(|(one, _)| permissions.contains(*one)).map(|(_, letter)| letter).collect(),
+    };
+    Device {
+        id: device.id,
+        properties: device.properties.into_iter().collect(),
+        mounts: device.mounts.into_iter().map(mount).collect(),
+        device_specs: device.device_specs.into_iter().map(spec).collect(),
+    }
+}
+
+/// What an instance said and its session has not taken yet.
+#[derive(Debug, Default)]
+struct Told {
+    said: Mutex<VecDeque<Said>>,
+    progress: watch::Sender<Progress>,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+impl Told {
+    /// Never more than two are kept: a list, in whose place a newer one comes, and what was said after it.
+    fn say(&self, new: Said) {
+        let is_list = |said: &Said| matches!(said, Said::Found { devices: Some(_), .. });
+        let mut said = self.said();
+        if is_list(&new) {
+            said.clear();
+        } else {
+            said.retain(is_list);
+        }
+        said.push_back(new);
+        drop(said);
+        self.progress.send_modify(|progress| progress.answers += 1);
+    }
+
+    fn said(&self) -> MutexGuard<'_, VecDeque<Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The instance of one stream. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct ComponentGuest {
+    component: Arc<Component>,
+    told: Arc<Told>,
+    task: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+impl ComponentGuest {
+    /// Opens the request. Returns when the guest has answered, or needs longer.
+    pub(crate) async fn request(&self, request: &Arc<DiscoveryRequest>) {
+        let (run, told) = (self.component.clone().run(request.clone(), self.told.clone()), self.told.clone());
+        let mut run = Box::pin(async move {
+            let ended = run.await;
+            told.ended.send_replace(Some(ended));
+        });
+        let mut progress = self.progress();
+        let answered = progress.wait_for(|progress| progress.answers > 0);
+        tokio::select! {
+            biased;
+            () = &mut run => return,
+            _ = answered => {}
+            () = tokio::time::sleep(INLINE) => {}
+        }
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(tokio::spawn(run)));
+    }
+
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.told.progress.subscribe()
+    }
+
+    pub(crate) fn take_answer(&self) -> Taken {
+        let mut said = self.told.said();
+        let next = said.pop_front();
+        if !said.is_empty() {
+            drop(said);
+            // There is more to take.
+            self.told.progress.send_modify(|progress| progress.answers += 1);
+        }
+        let bytes = next.as_ref().map_or(0, Said::bytes);
+        Taken { said: Ok(next), bytes }
+    }
+
+    pub(crate) async fn ended(&self) -> Ended {
+        match self.told.ended.subscribe().wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Ended::Guest(Outcome::Interrupted)),
+            Err(_) => Ended::Guest(Outcome::Interrupted),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(ids: &[&str]) -> Said {
+        let devices = ids.iter().map(|id| Device { id: (*id).to_owned(), ..Device::default() });
+        Said::Found { devices: Some(devices.collect()), note: None }
+    }
+
+    #[test]
+    fn a_list_is_not_lost_behind_what_is_said_after_it_and_nothing_piles_up() {
+        let told = Told::default();
+        let taken = || told.said().drain(..).collect::<Vec<_>>();
+        let quiet = Said::Found { devices: None, note: None };
+        for number in 0..100 {
+            told.say(list(&[&number.to_string()]));
+            told.say(Said::Trouble("it is away".to_owned()));
+            told.say(quiet.clone());
+        }
+        assert_eq!(taken(), [list(&["99"]), quiet.clone()]);
+        told.say(quiet.clone());
+        told.say(list(&["a"]));
+        assert_eq!(taken(), [list(&["a"])]);
+    }
+
+    #[test]
+    fn pauses_are_bounded_and_differ() {
+        let pauses: Vec<_> = (0..100).map(|_| jittered(Duration::from_secs(10))).collect();
+        assert!(
+            pauses.iter().all(|pause| (Duration::from_millis(9500)..=Duration::from_millis(10_500)).contains(pause))
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
+        assert!((0..100).all(|_| jittered(Duration::ZERO) >= PAUSES.0));
+        assert!(jittered(Duration::MAX) <= 2 * PAUSES.1);
+    }
+}

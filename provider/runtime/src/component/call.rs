@@ -1,0 +1,71 @@
+//! One call of a component: where it runs, how long it may take, and how it fails.
+
+use super::{ComponentSpec, ComponentState};
+use crate::guest::{Outcome, TrapReport, catch_host_panic, classify};
+use crate::limits::SharedLimits;
+use crate::runtime::Runtime;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
+use wasmtime::Store;
+
+/// Why a call has no result. The instance is of no use any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// It took longer than it may.
+    Deadline(Duration),
+    /// It trapped, exited, or ran out of memory.
+    Ended(Outcome),
+}
+
+impl Runtime {
+    /// A store for one instance of a component.
+    pub fn component_store(&self, spec: &ComponentSpec) -> Store<ComponentState> {
+        super::store(self.engine(), spec)
+    }
+
+    /// Runs `work`, calls of an instance whose store it owns, on the guest threads, at most for `deadline`. With `inline` it begins
+    /// on the thread that asks, and only what has not ended after that time goes to the guest threads: for answers that somebody
+    /// waits for, and that most often take less than the way there.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        limits: &Arc<SharedLimits>,
+        name: &str,
+        inline: Option<Duration>,
+        deadline: Duration,
+        work: impl Future<Output = (Store<ComponentState>, wasmtime::Result<T>)> + Send + 'static,
+    ) -> Result<(Store<ComponentState>, T), CallError> {
+        let panicked = |text: String| {
+            (None, Err(CallError::Ended(Outcome::Trapped(TrapReport { message: text, frames: Vec::new() }))))
+        };
+        let work = self.threads().meter(limits.clone(), work);
+        let mut work = Box::pin(catch_host_panic(name.to_owned(), async move {
+            let (store, result) = work.await;
+            let result = result.map_err(|error| CallError::Ended(classify(Err(error), &store.data().limiter)));
+            (Some(store), result)
+        }));
+        let begun = match inline {
+            Some(time) => tokio::time::timeout(time, &mut work).await.ok(),
+            None => None,
+        };
+        let done = match begun {
+            Some(done) => done,
+            None => {
+                let rest = AbortOnDropHandle::new(
+                    self.threads().spawn(async move { tokio::time::timeout(deadline, work).await }),
+                );
+                match rest.await {
+                    Ok(Ok(done)) => done,
+                    Ok(Err(_)) => return Err(CallError::Deadline(deadline)),
+                    // The threads were shut down with the runtime.
+                    Err(_) => return Err(CallError::Ended(Outcome::Interrupted)),
+                }
+            }
+        };
+        match done.unwrap_or_else(panicked) {
+            (Some(store), Ok(result)) => Ok((store, result)),
+            (_, Err(error)) => Err(error),
+            (None, Ok(_)) => Err(CallError::Ended(Outcome::Interrupted)),
+        }
+    }
+}

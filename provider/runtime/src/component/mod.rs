@@ -1,0 +1,150 @@
+//! Components: guests that are called, again and again, instead of running to an end.
+//!
+//! An instance costs memory only between two calls: no thread, no timer, no stack of its own. What a component may use is what
+//! its linker has: WASI 0.2 without directories and with a network that refuses everything, and the host's own interfaces
+//! (`akri:host`). The bounds are those of every guest ([`crate::limits`]).
+
+mod call;
+
+use crate::limits::{GuestLimiter, RANDOM_BYTES, SharedLimits};
+use crate::log::{ContainerLog, Stream};
+use std::sync::Arc;
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+pub use call::CallError;
+
+/// The host's own interfaces, as Rust sees them; described in `proto/wit`.
+#[allow(missing_docs, reason = "generated")]
+pub mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../../proto/wit/deps/akri-host",
+        inline: "package akri:runtime; world host { import akri:host/log@0.1.0; }",
+        imports: { default: async | trappable },
+    });
+}
+
+use bindings::akri::host::log::{self, Level};
+
+/// Resources (streams, pollables, sockets) that one component may have at once.
+const RESOURCES: usize = 256;
+/// Bytes that a component may hand to the host in one call, as arguments and results together.
+const CALL_BYTES: usize = 8 << 20;
+/// Longest message that a component may log, in bytes; the rest is cut off.
+const MOST_MESSAGE: usize = 64 << 10;
+/// Environment of a component: the least level of messages that are logged.
+const LEVEL: &str = "RUST_LOG";
+
+/// What an instance of a component is given.
+#[derive(Clone, Debug)]
+pub struct ComponentSpec {
+    /// Names it in messages.
+    pub name: String,
+    /// Environment; nothing is inherited.
+    pub env: Vec<(String, String)>,
+    /// Where its log, standard output and error go.
+    pub log: Arc<ContainerLog>,
+    /// The container's limits.
+    pub limits: Arc<SharedLimits>,
+}
+
+/// The data of a component's store.
+pub struct ComponentState {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    pub(crate) limiter: GuestLimiter,
+    log: Arc<ContainerLog>,
+    level: Level,
+}
+
+impl std::fmt::Debug for ComponentState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ComponentState").field("limiter", &self.limiter).finish_non_exhaustive()
+    }
+}
+
+impl WasiView for ComponentState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl log::Host for ComponentState {
+    async fn log(&mut self, level: Level, mut message: String) -> wasmtime::Result<()> {
+        if level as u8 >= self.level as u8 {
+            message.truncate(message.floor_char_boundary(MOST_MESSAGE));
+            let level = match level {
+                Level::Trace => "TRACE",
+                Level::Debug => "DEBUG",
+                Level::Info => "INFO",
+                Level::Warn => "WARN",
+                Level::Error => "ERROR",
+            };
+            self.log.say(&format!("{level} {message}\n")).await;
+        }
+        Ok(())
+    }
+}
+
+/// What every component may import.
+pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<ComponentState>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    log::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
+    Ok(linker)
+}
+
+/// Builds the store of every component: the one place where what it may use is decided.
+pub(crate) fn store(engine: &Engine, spec: &ComponentSpec) -> Store<ComponentState> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.arg(&spec.name)
+        .envs(&spec.env)
+        .max_random_size(RANDOM_BYTES)
+        .stdout(spec.log.stream(Stream::Stdout))
+        .stderr(spec.log.stream(Stream::Stderr))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false);
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(RESOURCES);
+    let state = ComponentState {
+        wasi: wasi.build(),
+        table,
+        limiter: GuestLimiter::of_component(spec.limits.clone()),
+        log: spec.log.clone(),
+        level: level(&spec.env),
+    };
+    let mut store = Store::new(engine, state);
+    store.limiter(|state| &mut state.limiter);
+    store.set_hostcall_fuel(CALL_BYTES);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Yield(1)));
+    store
+}
+
+/// The level that the environment names; the last variable of the name counts, as in a container's environment.
+fn level(env: &[(String, String)]) -> Level {
+    let value = env.iter().rev().find(|(name, _)| name == LEVEL).map(|(_, value)| value.to_ascii_lowercase());
+    match value.as_deref() {
+        Some("trace") => Level::Trace,
+        Some("debug") => Level::Debug,
+        Some("warn") => Level::Warn,
+        Some("error") => Level::Error,
+        _ => Level::Info,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_of_messages_is_the_environments() {
+        let env =
+            |values: &[&str]| values.iter().map(|value| (LEVEL.to_owned(), (*value).to_owned())).collect::<Vec<_>>();
+        assert_eq!(level(&env(&[])), Level::Info);
+        assert_eq!(level(&env(&["debug", "ERROR"])), Level::Error);
+        assert_eq!(level(&env(&["my_crate=debug"])), Level::Info);
+    }
+}

@@ -1,0 +1,132 @@
+//! A discovery handler as a component that does what `fault` in its details says.
+
+use crate::akri::discovery::types::{Device, DeviceSpec, Error, Outcome, Permissions, Request};
+use crate::akri::host::log::{Level, log};
+use exports::akri::discovery::handler::{Guest, Info};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+wit_bindgen::generate!({ path: "../../../proto/wit", world: "discovery-handler", generate_all });
+
+static FAULT: Mutex<String> = Mutex::new(String::new());
+static STEPS: AtomicU32 = AtomicU32::new(0);
+
+struct Misbehave;
+
+fn device(id: impl Into<String>) -> Device {
+    let properties = vec![("KEY".to_owned(), "value".to_owned())];
+    Device { id: id.into(), properties, mounts: Vec::new(), device_specs: Vec::new() }
+}
+
+fn found(devices: Vec<Device>) -> Result<Outcome, Error> {
+    Ok(Outcome { devices: Some(devices), wake_after_ms: None, note: None })
+}
+
+fn spin() -> ! {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+impl Guest for Misbehave {
+    fn describe() -> Info {
+        Info { name: "misbehave".to_owned(), shared: true, details_schema: None }
+    }
+
+    fn open(request: Request) -> Result<(), Error> {
+        let details: serde_json::Value = serde_json::from_str(&request.details).unwrap_or_default();
+        let fault = details["fault"].as_str().unwrap_or_default().to_owned();
+        match fault.as_str() {
+            "trap-in-open" => panic!("as asked"),
+            "loop-in-open" => spin(),
+            "invalid" => return Err(Error::InvalidDetails("as asked: invalid".to_owned())),
+            "unavailable-in-open" => return Err(Error::Unavailable("the network is away".to_owned())),
+            _ => {}
+        }
+        *FAULT.lock().unwrap() = fault;
+        Ok(())
+    }
+
+    fn step() -> Result<Outcome, Error> {
+        let step = STEPS.fetch_add(1, Ordering::Relaxed);
+        let fault = FAULT.lock().unwrap().clone();
+        let wakes = |devices, note: Option<&str>| {
+            Ok(Outcome { devices, wake_after_ms: Some(0), note: note.map(str::to_owned) })
+        };
+        let first = || found(vec![device("first")]).map(|outcome| Outcome { wake_after_ms: Some(0), ..outcome });
+        match fault.as_str() {
+            "trap" => panic!("as asked"),
+            "exit" => std::process::exit(3),
+            "loop" => spin(),
+            // Once it has a list.
+            "trap-later" if step > 0 => panic!("as asked"),
+            "loop-later" if step > 0 => spin(),
+            "invalid-later" if step > 0 => Err(Error::InvalidDetails("as asked: late".to_owned())),
+            "unavailable-later" if step > 0 => Err(Error::Unavailable("the network is away".to_owned())),
+            "internal-later" if step > 0 => Err(Error::Internal("a bug".to_owned())),
+            "note-later" if step > 0 => wakes(None, Some("one camera wants a password")),
+            "trap-later" | "loop-later" | "invalid-later" | "unavailable-later" | "internal-later" | "note-later" => {
+                first()
+            }
+            "healed" => match step {
+                0 => first(),
+                1 => Err(Error::Unavailable("the network is away".to_owned())),
+                _ => found(vec![device("first"), device("second")]),
+            },
+            "count" => wakes(Some(vec![device(format!("step-{step}"))]), None),
+            "steps" => {
+                log(Level::Info, &format!("step {step}"));
+                wakes(if step == 0 { Some(vec![device("first")]) } else { None }, None)
+            }
+            "many-devices" => found((0..300_000).map(|number| device(number.to_string())).collect()),
+            "long-string" => found(vec![device("x".repeat(32 << 20))]),
+            "long-id" => found(vec![device("x".repeat(2000))]),
+            "duplicates" => found(vec![device("a"), device("a"), device("")]),
+            "bad-name" => {
+                let properties = vec![("a b=c".to_owned(), "v".to_owned())];
+                found(vec![Device { properties, ..device("a") }])
+            }
+            "host-path" => {
+                let spec = DeviceSpec {
+                    container_path: "/dev/mem".to_owned(),
+                    host_path: "/dev/mem".to_owned(),
+                    permissions: Permissions::READ,
+                };
+                found(vec![Device { device_specs: vec![spec], ..device("a") }])
+            }
+            "memory" => {
+                let mut kept = Vec::new();
+                loop {
+                    kept.push(vec![1u8; 1 << 20]);
+                    std::hint::black_box(&kept);
+                }
+            }
+            "sockets" => {
+                for _ in 0..100_000 {
+                    std::mem::forget(std::net::UdpSocket::bind("0.0.0.0:0"));
+                }
+                found(vec![device("first")])
+            }
+            "network" => {
+                let udp = std::net::UdpSocket::bind("0.0.0.0:0").map(drop);
+                let tcp = std::net::TcpStream::connect("127.0.0.1:22").map(drop);
+                let name = std::net::ToSocketAddrs::to_socket_addrs("localhost:80").map(drop);
+                let refused = |result: std::io::Result<()>| if result.is_err() { "refused" } else { "allowed" };
+                found(vec![device(format!("{} {} {}", refused(udp), refused(tcp), refused(name)))])
+            }
+            "files" => {
+                let opened = ["/", ".", "/etc/passwd", "/tmp/wde-dir"].map(|path| std::fs::read_dir(path).is_ok());
+                found(vec![device(format!("{opened:?}"))])
+            }
+            "flood-log" => {
+                for _ in 0..100_000 {
+                    log(Level::Error, &"x".repeat(1 << 20));
+                }
+                found(vec![device("first")])
+            }
+            _ => found(vec![device("first")]),
+        }
+    }
+}
+
+export!(Misbehave);
