@@ -73,6 +73,8 @@ deny: ## check licences, sources and banned crates (builds cargo-deny if it is m
 
 # rust-toolchain.toml names the toolchain; where rustup manages it, its targets are added if they are missing.
 toolchain:
-	@if command -v rustup >/dev/null && ! rustc --print target-libdir --target $(GUEST_TARGET) 2>/dev/null | xargs test -d; then \
-		rustup target add $(GUEST_TARGET) $(COMPONENT_TARGET); \
+	@if command -v rustup >/dev/null; then \
+		for target in $(GUEST_TARGET) $(COMPONENT_TARGET); do \
+			rustc --print target-libdir --target $$target 2>/dev/null | xargs test -d || rustup target add $$target || exit 1; \
+		done; \
 	fi

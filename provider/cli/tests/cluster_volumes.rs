@@ -240,12 +240,12 @@ fn secrets_and_volumes_in_memory_are_on_no_disk_and_bounded() {
     let mounts = json!([
         {"name": "s", "mountPath": "/v/whole"},
         {"name": "s", "mountPath": "/v/single/password", "subPath": "password"},
-        {"name": "h", "mountPath": "/v/single/host", "readOnly": true},
+        {"name": "h", "mountPath": "/v/other/host", "readOnly": true},
     ]);
     let mut pod = watching(&node, "secret", volumes, mounts);
-    pod["spec"]["containers"][0]["env"][2]["value"] = json!("/v/whole,/v/single");
+    pod["spec"]["containers"][0]["env"][2]["value"] = json!("/v/whole,/v/single,/v/other");
     namespace.apply(pod);
-    let seen = r#"/v/single/host="of the host" /v/single/password="in-no-file-on-a-disk" /v/whole/password="in-no-file-on-a-disk""#;
+    let seen = r#"/v/other/host="of the host" /v/single/password="in-no-file-on-a-disk" /v/whole/password="in-no-file-on-a-disk""#;
     wait_for_files(&namespace, &node, "secret", seen);
     let memory = node.path("data/memory");
     let uid = namespace.pod("secret").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();

@@ -115,6 +115,8 @@ async fn an_error_before_the_first_list_is_told_to_who_asked() {
         ("many-devices", "trapped"),
         ("long-string", "trapped"),
         ("long-id", "its id has 2000 bytes"),
+        ("large-list", "bytes, 3145728 at most are taken"),
+        ("bad-then-quiet", "cannot be an environment variable"),
         ("bad-name", "cannot be an environment variable"),
         ("host-path", "/dev/mem"),
         ("memory", "no memory for the guest"),
@@ -197,6 +199,9 @@ fn what_cannot_be_a_typed_handler_is_refused_in_words() {
     with_volume["spec"]["containers"][0]["volumeMounts"] =
         serde_json::json!([{"name": "exchange", "mountPath": "/data"}]);
     node.write_manifest("volume.yaml", &with_volume.to_string());
+    with_volume["metadata"]["name"] = serde_json::json!("exchange");
+    with_volume["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = serde_json::json!("/tmp/wde-dir");
+    node.write_manifest("exchange.yaml", &with_volume.to_string());
     node.add(&HandlerPod::typed("command", "", "debug-echo-typed"));
     let empty = node.path("empty.wasm");
     std::fs::write(&empty, b"\0asm\x0d\0\x01\0").unwrap();
@@ -210,6 +215,7 @@ fn what_cannot_be_a_typed_handler_is_refused_in_words() {
     node.run();
     for (pod, message) in [
         ("volume", "components are given no volumes yet"),
+        ("exchange", "mounted at /tmp/wde-dir: components are given no volumes yet"),
         ("command", "it is a component, a module is needed here"),
         ("empty", "does not export akri:discovery/handler@0.1.0"),
         ("deadline", "expected whole seconds"),

@@ -43,6 +43,8 @@ pub struct ContainerSpec {
     pub exchange_root: PathBuf,
     /// The exchange volume.
     pub exchange_volume: PathBuf,
+    /// It is a volume that the pod mounts.
+    pub exchange_is_mounted: bool,
 }
 
 /// Why a handler container or one of its guests does not start.

@@ -39,19 +39,22 @@ impl Said {
 
     /// About what it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        let of_device = |device: &Device| {
-            let properties = device.properties.iter().map(|(name, value)| name.len() + value.len());
-            let mounts = device.mounts.iter().map(|mount| mount.container_path.len() + mount.host_path.len());
-            let specs = device.device_specs.iter().map(|spec| spec.container_path.len() + spec.host_path.len());
-            device.id.len() + properties.chain(mounts).chain(specs).sum::<usize>()
-        };
         match self {
             Self::Found { devices, note } => {
-                devices.iter().flatten().map(of_device).sum::<usize>() + note.as_ref().map_or(0, String::len)
+                devices.iter().flatten().map(bytes).sum::<usize>() + note.as_ref().map_or(0, String::len)
             }
             Self::InvalidDetails(text) | Self::Trouble(text) => text.len(),
         }
     }
+}
+
+/// About what a device takes in memory, and at most what it takes in a message.
+fn bytes(device: &Device) -> usize {
+    const PART: usize = 16;
+    let properties = device.properties.iter().map(|(name, value)| PART + name.len() + value.len());
+    let mounts = device.mounts.iter().map(|mount| PART + mount.container_path.len() + mount.host_path.len());
+    let specs = device.device_specs.iter().map(|spec| PART + spec.container_path.len() + spec.host_path.len());
+    size_of::<Device>() + device.id.len() + properties.chain(mounts).chain(specs).sum::<usize>()
 }
 
 /// Devices that may be sent.
@@ -77,6 +80,9 @@ pub enum RefusedAnswer {
     /// More devices than [`MOST_DEVICES`].
     #[error("the answer has {0} devices, {MOST_DEVICES} at most are taken")]
     TooMany(usize),
+    /// More than [`MOST_ANSWER`] in all.
+    #[error("the answer has about {0} bytes, {MOST_ANSWER} at most are taken")]
+    TooLarge(usize),
     /// Something is longer than allowed.
     #[error("device {id:?}: {what} has {size} bytes, {most} at most are taken")]
     TooLong {
@@ -135,6 +141,10 @@ impl Checked {
     pub(crate) fn of(devices: Vec<Device>, allowed: &HostPaths) -> Result<Self, RefusedAnswer> {
         if devices.len() > MOST_DEVICES {
             return Err(RefusedAnswer::TooMany(devices.len()));
+        }
+        let bytes = devices.iter().map(bytes).sum();
+        if bytes > MOST_ANSWER {
+            return Err(RefusedAnswer::TooLarge(bytes));
         }
         let mut by_id = BTreeMap::new();
         let mut repeated = BTreeSet::new();

@@ -70,6 +70,7 @@ pub(crate) fn open(handler: Arc<Handler>, request: DiscoveryRequest) -> (Stream,
         back_off: BackOff::new(BACK_OFF.0, BACK_OFF.1),
         complained: None,
         answers: TokenBucket::new(ANSWER_BYTES, ANSWER_BYTES),
+        is_sent: true,
         unlooked: None,
         complaints: TokenBucket::new(COMPLAINTS.0, COMPLAINTS.1),
     };
@@ -90,6 +91,8 @@ struct Session {
     complained: Option<Arc<HandlerContainer>>,
     /// Bounds the work that a guest makes for the host by answering: reading, checking, sending.
     answers: TokenBucket,
+    /// The guest's latest list was taken.
+    is_sent: bool,
     /// An answer whose host paths did not answer, and when it is looked at again.
     unlooked: Option<(Instant, Vec<Device>)>,
     /// Bounds what is written of its trouble.
@@ -181,7 +184,7 @@ impl Session {
 
     /// One guest, from its request to its end.
     async fn use_guest_of(&mut self, container: &Arc<HandlerContainer>) -> Turn {
-        self.unlooked = None;
+        (self.unlooked, self.is_sent) = (None, true);
         let guest = match container.take_guest() {
             Ok(guest) => guest,
             Err(ContainerError::Stopped) => return Turn::Replaced,
@@ -239,6 +242,8 @@ impl Session {
         match taken.said {
             Ok(None) => {}
             Ok(Some(Said::Found { devices: Some(devices), note })) => self.use_devices(devices, note, container).await,
+            // The same as before, which may have been refused.
+            Ok(Some(Said::Found { devices: None, note: None })) if !self.is_sent => {}
             Ok(Some(Said::Found { devices: None, note })) => self.note(note, container),
             Ok(Some(Said::InvalidDetails(reason))) => return self.refuse_details(reason, container),
             Ok(Some(Said::Trouble(message))) => self.complain(container, message),
@@ -250,6 +255,7 @@ impl Session {
     /// Checks a list and sends it.
     async fn use_devices(&mut self, devices: Vec<Device>, note: Option<String>, container: &Arc<HandlerContainer>) {
         self.unlooked = None;
+        self.is_sent = false;
         let Checked { list, warning } = match Checked::of(devices.clone(), container.host_paths()) {
             Ok(checked) => checked,
             Err(refused) => return self.complain(container, refused.to_string()),
@@ -265,6 +271,7 @@ impl Session {
             }
         }
         self.note(warning.or(note), container);
+        self.is_sent = true;
         let is_news = self.output.send(list.clone(), container.settings().shared);
         // The call is answered before the disk is.
         self.say(Verdict::Answered);

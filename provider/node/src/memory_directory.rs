@@ -14,11 +14,17 @@ use akri_krustlet_host::file::remove_tree;
 use k8s_openapi::api::core::v1::Volume;
 use rustix::fs::{CWD, statfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+/// Most files of one volume.
+const MOST_FILES: u64 = 256 << 10;
+/// What a file without content takes of the machine's memory, about, in bytes.
+const FILE: u64 = 1 << 10;
 /// Of `statfs`.
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 const FLAGS: MountFlags = MountFlags::NODEV.union(MountFlags::NOSUID).union(MountFlags::NOEXEC);
@@ -78,20 +84,49 @@ impl MemoryDirectory {
         let used = own.filter_map(|path| {
             let stat = statfs(&path).ok()?;
             let blocks = stat.f_blocks.saturating_sub(stat.f_bfree);
-            Some(blocks.saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(0)))
+            let files = stat.f_files.saturating_sub(stat.f_ffree);
+            let content = blocks.saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(0));
+            Some(content.saturating_add(files.saturating_mul(FILE)))
         });
         used.fold(0, u64::saturating_add)
     }
 
-    /// Removes what a pod has in it. Blocks.
-    pub fn remove(&self, uid: &str) -> io::Result<()> {
-        remove_pod(&self.place(uid))
+    /// Takes what a pod has in it aside, to be removed by [`MemoryDirectory::remove_aside`]: its place is free at once.
+    pub fn set_aside(&self, uid: &str) {
+        self.move_aside(&self.place(uid));
     }
 
-    /// Removes what pods have in it that are not `kept`. Blocks.
-    pub fn retain(&self, kept: impl Fn(&str) -> bool) {
+    /// The same of all pods but these.
+    pub fn set_others_aside<'a>(&self, kept: impl IntoIterator<Item = &'a String>) {
+        let kept: HashSet<_> = kept.into_iter().map(|uid| file_name(uid)).collect();
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            if !kept(&entry.file_name().to_string_lossy())
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with(ASIDE) && !kept.contains(&name) {
+                self.move_aside(&entry.path());
+            }
+        }
+    }
+
+    fn move_aside(&self, directory: &Path) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let place = self.path.join(format!("{ASIDE}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+            match std::fs::rename(directory, &place) {
+                // Of an earlier life of the node.
+                Err(error) if matches!(error.raw_os_error(), Some(code) if is_taken(code)) => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(directory = %directory.display(), %error, "cannot remove what a pod left in memory");
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Removes what was set aside, by an earlier life of the node, too. Blocks.
+    pub fn remove_aside(&self) {
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(ASIDE)
                 && let Err(error) = remove_pod(&entry.path())
             {
                 tracing::warn!(directory = %entry.path().display(), %error, "cannot remove what a pod left in memory");
@@ -115,22 +150,40 @@ pub fn is_in_memory(volume: &Volume) -> bool {
     volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() || medium == Some("Memory")
 }
 
+/// Directories that are set aside begin with it; no UID does.
+const ASIDE: &str = ".akri-krustlet-removed-";
+
+fn is_taken(code: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOTEMPTY, Errno::EXIST].iter().any(|errno| errno.raw_os_error() == code)
+}
+
 fn remove_pod(directory: &Path) -> io::Result<()> {
+    let mut failed = None;
     for volume in std::fs::read_dir(directory.join("volumes")).into_iter().flatten().flatten() {
-        if is_mount_point(&volume.path()) {
+        let path = volume.path();
+        let removed = match is_mount_point(&path) {
             // Guests may have files of it open; it goes with the last.
-            unmount(volume.path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
-        }
+            true => unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(io::Error::from),
+            // Files of Secrets go, whatever becomes of the others.
+            false => remove_tree(&path),
+        };
+        failed = removed.err().or(failed);
     }
-    remove_tree(directory)
+    match failed {
+        Some(error) => Err(error),
+        None => remove_tree(directory),
+    }
 }
 
 /// Makes the directory and mounts a tmpfs there, which is not written to a swap device where the kernel knows how.
 fn mount_tmpfs(path: &Path, size: Option<u64>) -> io::Result<()> {
     make_directory(path)?;
+    // A file without content takes memory, too.
+    let files = size.map_or(MOST_FILES, |size| (size / 4096).clamp(1024, MOST_FILES));
     let size = size.map(|size| format!(",size={size}")).unwrap_or_default();
-    let mounted = mount_with(path, &format!("mode=0750{size},noswap"));
-    Ok(mounted.or_else(|_| mount_with(path, &format!("mode=0750{size}")))?)
+    let options = format!("mode=0750,nr_inodes={files}{size}");
+    Ok(mount_with(path, &format!("{options},noswap")).or_else(|_| mount_with(path, &options))?)
 }
 
 fn mount_with(path: &Path, options: &str) -> rustix::io::Result<()> {
@@ -168,7 +221,9 @@ mod tests {
         std::fs::write(volume.join("half"), vec![1; 512 << 10]).unwrap();
         let error = std::fs::write(volume.join("more"), vec![1; 1 << 20]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
-        assert!((512 << 10..=1 << 20).contains(&memory.in_use("uid")), "{}", memory.in_use("uid"));
+        assert!((512 << 10..=(1 << 20) + 8 * FILE).contains(&memory.in_use("uid")), "{}", memory.in_use("uid"));
+        let files = (0..2000).map(|number| std::fs::write(volume.join(format!("file-{number}")), ""));
+        assert!(files.filter(Result::is_err).count() > 900, "files without content are bounded, too");
         // The next life of the node.
         let memory = MemoryDirectory::new(path.clone());
         let volume = memory.volume("uid", "v", Some(1 << 20)).unwrap().unwrap();
@@ -176,9 +231,16 @@ mod tests {
         memory.volume("other", "v", None).unwrap().unwrap();
         memory.close();
         assert!(is_tmpfs(&path), "pods have something in it");
-        memory.retain(|uid| uid == "uid");
+        memory.set_others_aside([&"uid".to_owned()]);
         assert!(volume.exists() && !path.join("other").exists());
-        memory.remove("uid").unwrap();
+        memory.set_aside("uid");
+        assert!(!volume.exists());
+        // The place is free before the files are gone.
+        memory.volume("uid", "v", Some(1 << 20)).unwrap().unwrap();
+        memory.remove_aside();
+        assert!(is_tmpfs(&volume) && !volume.join("half").exists());
+        memory.set_aside("uid");
+        memory.remove_aside();
         memory.close();
         assert!(!is_mount_point(&path));
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);

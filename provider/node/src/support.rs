@@ -83,13 +83,17 @@ const POD: &[Row] = &[
         Honoured,
         "hostPath, emptyDir, configMap, secret, downwardAPI, projected; kube-api-access-* is left out; other kinds are refused",
     ),
-    ("volumes[].emptyDir.sizeLimit", Honoured, "looked at every 10 s; a pod above it is evicted"),
+    (
+        "volumes[].emptyDir.sizeLimit",
+        Honoured,
+        "looked at every 10 s; a pod above it is evicted; in memory, writes beyond it fail",
+    ),
     ("volumes[].projected.sources[].clusterTrustBundle", Refused, "not supported yet"),
     ("volumes[].projected.sources[].podCertificate", Refused, "not supported yet"),
     (
         "volumes[].emptyDir.medium",
         Honoured,
-        "Memory: a tmpfs of the volume's sizeLimit, and at most the sum of the containers' memory limits; on the disk where the node may not mount. HugePages: on the disk",
+        "Memory: a tmpfs of the volume's sizeLimit, and at most the sum of the containers' memory limits; without either, half of the machine's memory; on the disk where the node may not mount. HugePages: on the disk",
     ),
     ("workloadRef", Ignored, "the scheduler's"),
 ];

@@ -123,6 +123,8 @@ impl GuestThreads {
 
     /// Wraps a guest's future so that it pays for its turns.
     pub(crate) fn meter<F: Future>(&self, limits: Arc<crate::limits::SharedLimits>, guest: F) -> Metered<F> {
+        // Its container may be in debt.
+        let pause = limits.cpu().and_then(|share| share.pay(Duration::ZERO)).map(sleep);
         Metered {
             guest: Box::pin(guest),
             limits,
@@ -130,7 +132,7 @@ impl GuestThreads {
             spinners: self.spinners.clone(),
             recent: Recent { seconds: 0.0, at: Instant::now() },
             queue: None,
-            pause: None,
+            pause,
         }
     }
 }
@@ -198,6 +200,10 @@ impl<F: Future> Future for Metered<F> {
         this.clock.leave();
         drop(place);
         if polled.is_ready() {
+            // A component's call may be short; whoever is called next in its container waits for it.
+            if let (Some(share), Some(before)) = (this.limits.cpu(), cpu_before) {
+                share.owe(thread_cpu_time().saturating_sub(before));
+            }
             return polled;
         }
         if let (Some(share), Some(before)) = (this.limits.cpu(), cpu_before) {

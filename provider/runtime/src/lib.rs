@@ -20,7 +20,8 @@
 //! - Every guest's store is built by one function, `guest::build_store` for modules and `component::store` for components, which
 //!   sets every limit ([`limits`], [`wasi`]).
 //! - Guests run on threads of their own at lower priority ([`cpu`]); a spinning guest delays neither the host nor a guest
-//!   that answers an event.
+//!   that answers an event. The one exception: a call of a component may begin on the thread that asks, one at a time, until
+//!   the next epoch at the latest.
 //! - An idle guest costs memory (about 50 KB) but neither a thread nor a timer tick.
 
 pub mod aot;

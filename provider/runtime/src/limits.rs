@@ -34,8 +34,10 @@ const TABLE_ELEMENT: usize = 8;
 pub const TABLES: usize = 4;
 /// Linear memories of one guest.
 pub const MEMORIES: usize = 1;
-/// Core instances, memories and tables of one component: each module in it has some, and so have the adapters between them.
-const IN_COMPONENT: usize = 64;
+/// Core instances of one component, and tables: each module in it has some, and so have the adapters between them.
+const IN_COMPONENT: usize = 16;
+/// Linear memories of one component.
+const MEMORIES_IN_COMPONENT: usize = 4;
 /// Bytes that one host call may take from a guest's memory into the host's. It has no more than its container's limit anyway.
 pub const HOSTCALL_BYTES: usize = 64 << 20;
 /// Bytes that one `random_get` may ask for.
@@ -155,7 +157,7 @@ impl ResourceLimiter for GuestLimiter {
     }
 
     fn memories(&self) -> usize {
-        if self.is_component { IN_COMPONENT } else { MEMORIES }
+        if self.is_component { MEMORIES_IN_COMPONENT } else { MEMORIES }
     }
 }
 

@@ -7,10 +7,10 @@ use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
 use crate::program::{Linkers, LoadError, Program};
 use crate::wasi;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use wasmtime::Engine;
 
@@ -84,6 +84,8 @@ pub struct Runtime {
     ordinary: Lane,
     /// Where those are compiled that took too long there, perhaps compile bombs: others do not wait for them.
     long: Lane,
+    /// Modules that go there at once.
+    takes_long: Mutex<HashSet<Digest>>,
     threads: GuestThreads,
     programs: Mutex<HashMap<Digest, Weak<Program>>>,
     /// Modules that were not compiled, and why: a container that is started again and again has each compiled once.
@@ -116,6 +118,7 @@ impl Runtime {
             store,
             ordinary: Lane::new(ordinary),
             long: Lane::new(config.compiler),
+            takes_long: Mutex::default(),
             threads,
             programs: Mutex::default(),
             refused: Mutex::default(),
@@ -161,10 +164,12 @@ impl Runtime {
         if matches!(compiled, Err(CompileError::Limit(_))) && self.long.seconds() > self.ordinary.seconds() {
             compiled = self.compile_in(&self.long, module, digest, kind).await?;
         }
-        compiled.map_err(|error| {
-            self.note_refused(digest, &error);
-            error.into()
-        })
+        if let Err(error) = &compiled {
+            self.note_refused(digest, error);
+        }
+        // Whatever became of it is known from here on.
+        self.takes_long().remove(&digest);
+        Ok(compiled?)
     }
 
     /// Only what must be compiled waits here. Whoever waited for the compile of the same module has it then.
@@ -183,13 +188,25 @@ impl Runtime {
             return Ok(Ok(program));
         }
         self.check_refused(&digest)?;
+        let is_ordinary = lane.seconds() < self.long.seconds();
+        if is_ordinary && self.takes_long().contains(&digest) {
+            return Ok(Err(CompileError::Limit("more than most modules need".to_owned())));
+        }
         let staged = self.store.stage().map_err(LoadError::Store)?;
         if let Err(error) = lane.compiler.compile(module, staged.path()).await {
+            if is_ordinary && matches!(error, CompileError::Limit(_)) {
+                // The same module again, asked for meanwhile, does not take the others' time.
+                self.takes_long().insert(digest);
+            }
             return Ok(Err(error));
         }
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
         Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linkers, digest, kind, &path)?)))
+    }
+
+    fn takes_long(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.takes_long.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_refused(&self, digest: &Digest) -> Result<(), CompileError> {

@@ -11,7 +11,7 @@ use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
 use crate::contract::Files;
 use crate::details::DiscoveryRequest;
-use crate::device::Said;
+use crate::device::{MOST_DEVICES, Said};
 use akri_krustlet_host::BackOff;
 use akri_krustlet_runtime::wasi::Progress;
 use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Outcome, Program, Runtime};
@@ -37,10 +37,15 @@ mod bindings {
 use bindings::akri::discovery::types;
 use bindings::{DiscoveryHandler, DiscoveryHandlerPre};
 
-/// How long a guest may take on the thread of the call; then it goes to the guest threads.
+/// How long a guest may take on the thread of the call; one that does not yield is looked at after an epoch. Then it goes to the
+/// guest threads.
 const INLINE: Duration = Duration::from_millis(2);
 /// The least and the longest pause between two steps.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
+/// Most parts of one list: devices, their properties, mounts and device specs.
+const MOST_PARTS: usize = 16 * MOST_DEVICES;
+/// Longest text that a guest says besides its devices, in bytes.
+const MOST_TEXT: usize = 1024;
 /// Pause before a guest that could not find out is asked again: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -76,10 +81,10 @@ impl Component {
     pub(crate) fn start(runtime: Arc<Runtime>, spec: Arc<ContainerSpec>) -> Result<Arc<Self>, ContainerError> {
         let refused = |what: String| ContainerError::Component(what);
         let instance = handler(&spec.program).map_err(refused)?;
-        if let Some(preopen) = spec.preopens.first() {
+        let exchange = spec.exchange_is_mounted.then_some(&spec.settings.exchange_directory);
+        if let Some(mounted) = spec.preopens.iter().map(|preopen| &preopen.guest).chain(exchange).next() {
             return Err(refused(format!(
-                "a volume is mounted at {}: components are given no volumes yet; leave it out, or use a module (wasm32-wasip1)",
-                preopen.guest
+                "a volume is mounted at {mounted}: components are given no volumes yet; leave it out, or use a module (wasm32-wasip1)"
             )));
         }
         Ok(Arc::new(Self { spec, runtime, instance, files: watch::Sender::default() }))
@@ -97,6 +102,7 @@ impl Component {
     fn store(&self) -> Store<ComponentState> {
         self.runtime.component_store(&ComponentSpec {
             name: self.spec.name.clone(),
+            args: self.spec.args.clone(),
             env: self.spec.env.clone(),
             log: self.spec.log.clone(),
             limits: self.spec.limits.clone(),
@@ -139,11 +145,23 @@ impl Component {
                 // Until the Configuration is another one.
                 return std::future::pending().await;
             }
-            Err(types::Error::Unavailable(reason) | types::Error::Internal(reason)) => return Ended::Failed(reason),
+            Err(types::Error::Unavailable(mut reason) | types::Error::Internal(mut reason)) => {
+                reason.truncate(reason.floor_char_boundary(MOST_TEXT));
+                return Ended::Failed(reason);
+            }
         };
         let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
         loop {
             let pause = match outcome {
+                Ok(types::Outcome { devices: Some(devices), wake_after_ms, .. }) if parts(&devices) > MOST_PARTS => {
+                    told.say(Said::Trouble(format!(
+                        "the answer has {} devices and {} parts in all (devices, properties, mounts, device specs); {MOST_DEVICES} \
+                         devices and {MOST_PARTS} parts at most are taken",
+                        devices.len(),
+                        parts(&devices)
+                    )));
+                    wake_after_ms.map(|pause| jittered(Duration::from_millis(u64::from(pause))))
+                }
                 Ok(types::Outcome { devices, wake_after_ms, note }) => {
                     back_off.reset();
                     let devices = devices.map(|devices| devices.into_iter().map(device).collect());
@@ -208,6 +226,11 @@ fn as_wit(request: &DiscoveryRequest) -> types::Request {
     }
 }
 
+/// How much there is of a list, whatever is in it.
+fn parts(devices: &[types::Device]) -> usize {
+    devices.iter().map(|device| 1 + device.properties.len() + device.mounts.len() + device.device_specs.len()).sum()
+}
+
 fn device(device: types::Device) -> Device {
     let mount = |types::Mount { container_path, host_path, read_only }| Mount { container_path, host_path, read_only };
     let letters = [(types::Permissions::READ, 'r'), (types::Permissions::WRITE, 'w'), (types::Permissions::MKNOD, 'm')];
@@ -234,7 +257,11 @@ struct Told {
 
 impl Told {
     /// Never more than two are kept: a list, in whose place a newer one comes, and what was said after it.
-    fn say(&self, new: Said) {
+    fn say(&self, mut new: Said) {
+        if let Said::InvalidDetails(text) | Said::Trouble(text) | Said::Found { note: Some(text), .. } = &mut new {
+            text.truncate(text.floor_char_boundary(MOST_TEXT));
+            text.shrink_to_fit();
+        }
         let is_list = |said: &Said| matches!(said, Said::Found { devices: Some(_), .. });
         let mut said = self.said();
         if is_list(&new) {

@@ -29,6 +29,7 @@ pub async fn run_handler(
 ) -> Result<Outcome, String> {
     let services = &context.services;
     let pod_directory = services.data.pod(context.pod.uid());
+    let exchange_is_mounted = exchange.is_some();
     let exchange_volume = match exchange {
         Some(directory) => directory,
         None => {
@@ -53,6 +54,7 @@ pub async fn run_handler(
         writable,
         exchange_root: pod_directory.join("streams").join(&container.name),
         exchange_volume,
+        exchange_is_mounted,
     };
     let (runtime, watcher) = (services.runtime.clone(), services.watcher.clone());
     // It reads the exchange volume, which may be a user's.

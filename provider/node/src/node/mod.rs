@@ -461,12 +461,9 @@ impl Node {
     /// Removes what a pod has on the disk: its place is free at once, and the files go in their time.
     fn remove_files(&self, pod: &k8s_openapi::api::core::v1::Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let (memory, of_pod) = (self.services.memory.clone(), uid.clone());
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = memory.remove(&of_pod) {
-                tracing::warn!(uid = of_pod, %error, "cannot remove what a pod that is gone left in memory");
-            }
-        });
+        let memory = self.services.memory.clone();
+        memory.set_aside(&uid);
+        tokio::task::spawn_blocking(move || memory.remove_aside());
         match self.services.data.set_aside(pod) {
             Ok(aside) => self.remove_directories(uid, aside),
             Err(error) => tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone"),
@@ -517,7 +514,8 @@ impl Node {
             devices.retain(|uid| kept.contains(uid));
         }
         let memory = self.services.memory.clone();
-        tokio::task::spawn_blocking(move || memory.retain(|uid| kept.contains(uid)));
+        memory.set_others_aside(&kept);
+        tokio::task::spawn_blocking(move || memory.remove_aside());
     }
 }
 

@@ -93,11 +93,10 @@ impl Node {
 
     /// What an evicted pod has on the disk goes at once, but for its logs.
     pub(super) fn free(&self, uid: &str) {
-        let (directory, memory, uid) = (self.services.data.pod(uid), self.services.memory.clone(), uid.to_owned());
+        let (directory, memory) = (self.services.data.pod(uid), self.services.memory.clone());
+        memory.set_aside(uid);
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = memory.remove(&uid) {
-                tracing::warn!(uid, %error, "cannot remove what an evicted pod left in memory");
-            }
+            memory.remove_aside();
             for part in ["volumes", "files", "exchange", "streams"] {
                 if let Err(error) = remove_tree(&directory.join(part)) {
                     tracing::warn!(directory = %directory.display(), %error, "cannot remove what an evicted pod left");

@@ -2,7 +2,8 @@
 //!
 //! A file of the host is linked: what a guest writes is in the host's file, and if the host puts another file in its place, the
 //! guest keeps the old one, as with a bind mount. One of another filesystem cannot be linked; for reading only it is copied. A
-//! file of a ConfigMap and the like is copied, and not brought up to date, as a kubelet does it; one of a Secret stays in memory.
+//! file of a ConfigMap and the like is copied, and not brought up to date, as a kubelet does it; one of a Secret stays in
+//! memory, unless a file of the host is in the same directory.
 
 use super::content;
 use akri_krustlet_runtime::Preopen;
@@ -70,8 +71,10 @@ pub fn preopens(files: Vec<FileMount>, private: &Private) -> Result<Vec<Preopen>
     }
     let mut preopens = Vec::new();
     for (number, (guest, files)) in directories.into_iter().enumerate() {
+        // A file of the host can be linked on its own filesystem only: beside one, copies are on the disk.
+        let is_copy = |file: &FileMount| matches!(file.source, Source::Copy { .. });
         let is_secret = files.iter().any(|file| matches!(file.source, Source::Copy { in_memory: true, .. }));
-        let place = private.memory.as_ref().filter(|_| is_secret).unwrap_or(&private.disk);
+        let place = private.memory.as_ref().filter(|_| is_secret && files.iter().all(is_copy)).unwrap_or(&private.disk);
         // Of files for reading only, a guest cannot replace one by another either.
         let read_only = files.iter().all(|file| file.read_only);
         let host = place.join(number.to_string());

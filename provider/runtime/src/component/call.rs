@@ -6,6 +6,7 @@ use crate::limits::SharedLimits;
 use crate::runtime::Runtime;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Store;
 
@@ -17,6 +18,9 @@ pub enum CallError {
     /// It trapped, exited, or ran out of memory.
     Ended(Outcome),
 }
+
+/// Calls that are on the thread that asks.
+static INLINE: Semaphore = Semaphore::const_new(1);
 
 impl Runtime {
     /// A store for one instance of a component.
@@ -44,9 +48,10 @@ impl Runtime {
             let result = result.map_err(|error| CallError::Ended(classify(Err(error), &store.data().limiter)));
             (Some(store), result)
         }));
-        let begun = match inline {
-            Some(time) => tokio::time::timeout(time, &mut work).await.ok(),
-            None => None,
+        // A guest that does not yield holds the thread for an epoch, or for a copy of all its memory: one thread at most.
+        let begun = match (inline, INLINE.try_acquire()) {
+            (Some(time), Ok(_only)) => tokio::time::timeout(time, &mut work).await.ok(),
+            _ => None,
         };
         let done = match begun {
             Some(done) => done,

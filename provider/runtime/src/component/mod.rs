@@ -41,6 +41,8 @@ const LEVEL: &str = "RUST_LOG";
 pub struct ComponentSpec {
     /// Names it in messages.
     pub name: String,
+    /// Arguments after the name.
+    pub args: Vec<String>,
     /// Environment; nothing is inherited.
     pub env: Vec<(String, String)>,
     /// Where its log, standard output and error go.
@@ -99,6 +101,7 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<ComponentState>
 pub(crate) fn store(engine: &Engine, spec: &ComponentSpec) -> Store<ComponentState> {
     let mut wasi = WasiCtxBuilder::new();
     wasi.arg(&spec.name)
+        .args(&spec.args)
         .envs(&spec.env)
         .max_random_size(RANDOM_BYTES)
         .stdout(spec.log.stream(Stream::Stdout))

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 /// Bounds of a container's log.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +79,7 @@ impl ContainerLog {
         while self.allowed() == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let mut stream = self.stream(Stream::Stderr).lines();
-        // It never fails: what cannot be written is counted in the log.
-        let _ = stream.write(Bytes::copy_from_slice(text.as_bytes()));
+        self.stream(Stream::Stderr).lines().spend_and_print(text.as_bytes());
     }
 
     /// A line of the node's own in the container's log, as `stderr`.
@@ -178,7 +176,7 @@ pub struct LogStream {
 
 impl LogStream {
     fn lines(&self) -> LineStream {
-        LineStream { log: self.log.clone(), stream: self.stream, unfinished: Vec::new() }
+        LineStream { log: self.log.clone(), stream: self.stream, unfinished: Vec::new(), permit: 0 }
     }
 }
 
@@ -204,9 +202,17 @@ struct LineStream {
     log: Arc<ContainerLog>,
     stream: Stream,
     unfinished: Vec<u8>,
+    /// Bytes that the guest may write since it asked.
+    permit: usize,
 }
 
 impl LineStream {
+    fn spend_and_print(&mut self, bytes: &[u8]) {
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        self.log.spend(bytes.len() + lines * LINE_HEAD);
+        self.print(bytes);
+    }
+
     fn print(&mut self, bytes: &[u8]) {
         let mut lines = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -242,10 +248,13 @@ impl Pollable for LineStream {
 }
 
 impl OutputStream for LineStream {
+    /// A component may call it without having asked how much it may write.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
-        self.log.spend(bytes.len() + lines * LINE_HEAD);
-        self.print(&bytes);
+        let Some(left) = self.permit.checked_sub(bytes.len()) else {
+            return Err(StreamError::trap("more was written to a stream than it takes now"));
+        };
+        self.permit = left;
+        self.spend_and_print(&bytes);
         Ok(())
     }
 
@@ -254,7 +263,8 @@ impl OutputStream for LineStream {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(self.log.allowed())
+        self.permit = self.log.allowed();
+        Ok(self.permit)
     }
 }
 

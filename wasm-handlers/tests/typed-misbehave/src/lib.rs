@@ -86,6 +86,20 @@ impl Guest for Misbehave {
                 let properties = vec![("a b=c".to_owned(), "v".to_owned())];
                 found(vec![Device { properties, ..device("a") }])
             }
+            // What is said after a list that is refused is not that all is well.
+            "bad-then-quiet" if step > 0 => wakes(None, None),
+            "bad-then-quiet" => {
+                let properties = vec![("a b=c".to_owned(), "v".to_owned())];
+                wakes(Some(vec![Device { properties, ..device("a") }]), None)
+            }
+            "large-list" => {
+                let properties = vec![("KEY".to_owned(), "x".repeat(60 << 10))];
+                found(
+                    (0..100)
+                        .map(|number| Device { properties: properties.clone(), ..device(number.to_string()) })
+                        .collect(),
+                )
+            }
             "host-path" => {
                 let spec = DeviceSpec {
                     container_path: "/dev/mem".to_owned(),
