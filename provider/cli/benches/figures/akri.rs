@@ -3,6 +3,7 @@
 
 use crate::fixture::akri::{Akri, InstanceHistory, client, configuration, programs};
 use crate::fixture::cluster::{Cluster, ClusterNode, cluster};
+use crate::fixture::native::Native;
 use crate::fixture::wait_for;
 use crate::{Row, ms, percentile};
 use futures::StreamExt as _;
@@ -11,7 +12,6 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind, WatchEvent, WatchP
 use kube::{Api, Client};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What the handler and its pod are called; the native one's name is fixed.
@@ -35,7 +35,7 @@ pub async fn measure() -> Vec<Row> {
     scene.add_handler();
     tokio::time::sleep(SETTLE).await;
     let native = std::env::var_os("NATIVE_DEBUG_ECHO").map(PathBuf::from);
-    let beside = native.as_ref().map(|program| Native::start(program, &scene.node));
+    let beside = native.as_ref().map(|program| NativeBeside::start(program, &scene.node));
     let mut rows = Vec::new();
     eprintln!("a Configuration is applied ...");
     rows.push(applied(&scene, native.is_some()).await);
@@ -106,29 +106,22 @@ impl Scene {
 }
 
 /// Akri's native handler, beside ours at the same Agent.
-struct Native(Child);
+struct NativeBeside {
+    _native: Native,
+}
 
-impl Native {
+impl NativeBeside {
     const AVAILABILITY: &str = "/tmp/debug-echo-availability.txt";
 
     fn start(program: &Path, node: &ClusterNode) -> Self {
-        let process = Command::new(program)
-            .env("DISCOVERY_HANDLERS_DIRECTORY", node.path("akri"))
-            .env("DEBUG_ECHO_INSTANCES_SHARED", "true")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let native = Self(process);
+        let beside = Self { _native: Native::start(program, &node.path("akri")) };
         assert!(wait_for(|| node.socket(NATIVE).exists()), "the native handler does not start");
-        native
+        beside
     }
 }
 
-impl Drop for Native {
+impl Drop for NativeBeside {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
         let _ = std::fs::remove_file(Self::AVAILABILITY);
     }
 }
@@ -179,12 +172,12 @@ async fn offline_times(scene: &Scene, name: &str, file: &Path, number: usize) ->
 }
 
 async fn native_offline(scene: &Scene, program: &Path) -> String {
-    let _native = Native::start(program, &scene.node);
+    let _native = NativeBeside::start(program, &scene.node);
     // The Agent looks at it only when a Configuration comes.
     tokio::time::sleep(SETTLE).await;
     scene.configure("native-offline", NATIVE).await;
     tokio::time::sleep(SETTLE).await;
-    let mut theirs = offline_times(scene, "native-offline", Path::new(Native::AVAILABILITY), 3).await;
+    let mut theirs = offline_times(scene, "native-offline", Path::new(NativeBeside::AVAILABILITY), 3).await;
     format!("{:.1} s (p50 of 3)", percentile(&mut theirs, 50).as_secs_f64())
 }
 

@@ -1,12 +1,12 @@
 //! Figures of a node that runs alone: discovery, memory, CPU.
 
+use crate::fixture::native::NativeAlone;
 use crate::fixture::{HandlerPod, Node, ids, wait_for};
 use crate::process::{Memory, cpu_time_of, memory_of, threads_of, wake_ups_of};
 use crate::{Row, mb, ms, percentile};
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tonic::Streaming;
 
@@ -29,47 +29,6 @@ pub async fn measure() -> Vec<Row> {
     eprintln!("spinning guests ...");
     rows.extend(spinning().await);
     rows
-}
-
-/// Akri's native handler.
-struct Native {
-    process: Child,
-    directory: tempfile::TempDir,
-    registration: RegistrationSocket,
-}
-
-impl Native {
-    /// Starts it and waits until it has registered; the time from exec to then.
-    async fn start(program: &Path) -> (Self, Duration) {
-        let directory = tempfile::tempdir().unwrap();
-        let mut registration = RegistrationSocket::serve(directory.path()).unwrap();
-        let started = Instant::now();
-        let process = Command::new(program)
-            .env("DISCOVERY_HANDLERS_DIRECTORY", directory.path())
-            .env("DEBUG_ECHO_INSTANCES_SHARED", "true")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        registration.next().await.unwrap();
-        let elapsed = started.elapsed();
-        let native = Self { process, directory, registration };
-        // It registers before it listens.
-        assert!(wait_for(|| native.socket().exists()));
-        (native, elapsed)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("debugEcho.sock")
-    }
-}
-
-impl Drop for Native {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        while self.registration.try_next().is_some() {}
-    }
 }
 
 async fn first_list(socket: &Path) -> (Duration, Streaming<DiscoverResponse>) {
@@ -104,7 +63,7 @@ async fn discover_latency(native: Option<&Path>) -> Vec<Row> {
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
     let native = match native {
-        Some(program) => Some(Native::start(program).await.0),
+        Some(program) => Some(NativeAlone::start(program).await.0),
         None => None,
     };
     // In turn, so that a machine whose speed drifts is fair to both.
@@ -165,7 +124,7 @@ async fn file_reaction(native: Option<&Path>) -> Row {
     let p50 = percentile(&mut ours, 50);
     let theirs = match native {
         Some(program) => {
-            let (native, _) = Native::start(program).await;
+            let (native, _) = NativeAlone::start(program).await;
             let file = Path::new("/tmp/debug-echo-availability.txt");
             let mut theirs = reactions(&native.socket(), file, 4, Duration::from_secs(3)).await;
             format!("{:.1} s (p50 of 4); 2021 proxy 5-9 s*", percentile(&mut theirs, 50).as_secs_f64())
@@ -202,7 +161,7 @@ async fn start(native: Option<&Path>) -> Row {
         Some(program) => {
             let mut theirs = Vec::new();
             for _ in 0..20 {
-                theirs.push(Native::start(program).await.1);
+                theirs.push(NativeAlone::start(program).await.1);
             }
             ms(percentile(&mut theirs, 50))
         }
@@ -255,9 +214,9 @@ async fn memory(native: Option<&Path>) -> Vec<Row> {
     let each = many.dirty.saturating_sub(one.dirty) / 100;
     let theirs = match native {
         Some(program) => {
-            let (native, _) = Native::start(program).await;
+            let (native, _) = NativeAlone::start(program).await;
             drop(first_list(&native.socket()).await);
-            let memory = memory_of(native.process.id());
+            let memory = memory_of(native.native.pid());
             (format!("{} / {}", mb(memory.resident), mb(memory.private)), mb(memory.private))
         }
         None => ("6.1 MB / 4.0 MB*".to_owned(), "4.2 MB*".to_owned()),
