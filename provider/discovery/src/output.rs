@@ -10,7 +10,7 @@
 //! - A guest whose lists alternate costs the Agent one list a second.
 
 use crate::instance::StreamInstances;
-use akri_krustlet_host::TokenBucket;
+use akri_krustlet_host::{TokenBucket, until};
 use akri_proto::v0::DiscoverResponse;
 use std::convert::Infallible;
 use std::future::pending;
@@ -81,6 +81,11 @@ impl Output {
         self.last.is_none()
     }
 
+    /// The list that was given last.
+    pub(crate) fn last(&self) -> Option<&DiscoverResponse> {
+        self.last.as_ref()
+    }
+
     /// Sends a list unless it is the last one; whether it is new.
     pub(crate) fn send(&mut self, list: DiscoverResponse, shared: bool) -> bool {
         if self.last.as_ref() == Some(&list) {
@@ -112,8 +117,8 @@ impl Output {
     pub(crate) async fn drive(&mut self) -> Infallible {
         loop {
             let repetition = self.next_repetition();
-            let due = at(repetition);
-            let turn = at(self.held.then(|| self.changes.when(1.0)));
+            let due = until(repetition);
+            let turn = until(self.held.then(|| self.changes.when(1.0)));
             let room = async {
                 match self.unsent {
                     true => self.sender.reserve().await.is_ok(),
@@ -182,13 +187,6 @@ impl Output {
         // Lists that alternate are not repeated in a hurry: the next one makes up for what the Agent lost of this one.
         let least = if self.is_hurried { Duration::from_secs(1) } else { Duration::ZERO };
         Some(sent + pause(age, devices, longest).max(least))
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => pending().await,
     }
 }
 

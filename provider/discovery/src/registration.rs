@@ -10,7 +10,7 @@
 
 use crate::handlers::{Handlers, ServedHandler};
 use akri_krustlet_host::socket::connect;
-use akri_krustlet_host::{BackOff, DirectoryWatcher};
+use akri_krustlet_host::{BackOff, DirectoryWatcher, until};
 use akri_proto::v0::RegisterDiscoveryHandlerRequest;
 use akri_proto::v0::register_discovery_handler_request::EndpointType;
 use akri_proto::v0::registration_client::RegistrationClient;
@@ -72,12 +72,7 @@ pub async fn run(handlers: Arc<Handlers>, watcher: DirectoryWatcher) {
         }
         // At the limit the next one comes when one of those under way is done.
         let next = book.next_time().filter(|_| under_way.len() < AT_ONCE);
-        let retry = async {
-            match next {
-                Some(time) => tokio::time::sleep_until(time).await,
-                None => std::future::pending().await,
-            }
-        };
+        let retry = until(next);
         tokio::select! {
             Some((handler, life, result)) = under_way.next() => book.record(&handler, life, result),
             Ok(()) = served_changed.changed() => {}

@@ -10,8 +10,10 @@ pub mod patience;
 mod served_socket;
 pub mod socket;
 mod token_bucket;
+mod until;
 
 pub use back_off::BackOff;
 pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
 pub use served_socket::ServedSocket;
 pub use token_bucket::TokenBucket;
+pub use until::until;

@@ -5,6 +5,7 @@
 //! 2. Each running container sees it by [`Termination::requested`] and ends its guest in time.
 //! 3. When no container runs any more ([`Termination::completed`]), the pod's state machine goes to its last state.
 
+use akri_krustlet_host::until;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -76,14 +77,8 @@ impl Termination {
         let mut stop = self.stop.subscribe();
         loop {
             let deadline = stop.borrow_and_update().map(|stop| stop.deadline);
-            let reached = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = reached => return,
+                () = until(deadline) => return,
                 _ = stop.changed() => {}
             }
         }

@@ -21,8 +21,8 @@ use crate::status::{self, StatusSink};
 use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
-use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::remove_tree;
+use akri_krustlet_host::{DirectoryWatcher, until};
 use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use k8s_openapi::api::core::v1::PodStatus;
@@ -134,14 +134,8 @@ async fn overdue(context: Arc<PodContext>) {
     let mut latest = context.latest.subscribe();
     loop {
         let deadline = deadline(&context, &latest.borrow_and_update());
-        let reached = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = reached => break,
+            () = until(deadline) => break,
             _ = latest.changed() => {}
         }
     }

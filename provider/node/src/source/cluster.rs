@@ -9,6 +9,7 @@ use super::{PodEvent, PodSource};
 use crate::cluster::connection::watch_back_off;
 use crate::data_directory::DataDirectory;
 use crate::pod::PodObject;
+use akri_krustlet_host::until;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
@@ -147,15 +148,9 @@ impl PodSource for ClusterSource {
                 return event;
             }
             let patience = self.patience;
-            let impatient = async {
-                match patience {
-                    Some(until) => tokio::time::sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
             let change = tokio::select! {
                 change = self.changes.next() => change,
-                () = impatient => {
+                () = until(patience) => {
                     self.take_up_remembered();
                     continue;
                 }

@@ -8,6 +8,7 @@ use crate::eviction;
 use crate::local_storage::{self, LocalStorage};
 use crate::objects::Awaited;
 use crate::quantity;
+use akri_krustlet_host::until;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,13 +92,6 @@ async fn keep_content(context: Arc<PodContext>, contents: Vec<Content>, mut obje
             context.services.events.pod(&context.pod, EventType::Warning, "FailedMount", message);
         }
         complaint = complaints;
-    }
-}
-
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
 
