@@ -200,7 +200,7 @@ fn warning(repeated: &BTreeSet<String>, nameless: usize) -> Option<String> {
 }
 
 fn check(device: &Device, allowed: &HostPaths) -> Result<(), RefusedAnswer> {
-    let id = device.id.clone();
+    let id = &device.id;
     let short = |what: String, size: usize, most: usize| {
         if size <= most {
             return Ok(());
@@ -213,27 +213,27 @@ fn check(device: &Device, allowed: &HostPaths) -> Result<(), RefusedAnswer> {
         short("a property name".to_owned(), name.len(), MOST_NAME)?;
         short(format!("the value of {name}"), value.len(), MOST_VALUE)?;
         if !is_variable_name(name) {
-            return Err(RefusedAnswer::PropertyName { id, name: name.clone() });
+            return Err(RefusedAnswer::PropertyName { id: id.clone(), name: name.clone() });
         }
         if value.contains('\0') {
-            return Err(RefusedAnswer::PropertyValue { id, name: name.clone() });
+            return Err(RefusedAnswer::PropertyValue { id: id.clone(), name: name.clone() });
         }
     }
     let paths = device.mounts.iter().map(|mount| (&mount.container_path, &mount.host_path));
     let spec_paths = device.device_specs.iter().map(|spec| (&spec.container_path, &spec.host_path));
     for (container_path, host_path) in paths.chain(spec_paths) {
         if let Err(refusal) = allowed.check(host_path) {
-            return Err(RefusedAnswer::HostPath { id, path: host_path.clone(), refusal });
+            return Err(RefusedAnswer::HostPath { id: id.clone(), path: host_path.clone(), refusal });
         }
         if !crate::settings::is_plain_absolute(container_path) {
             let what = format!("container path {container_path:?} is not an absolute path without `..`");
-            return Err(RefusedAnswer::Malformed { id, what });
+            return Err(RefusedAnswer::Malformed { id: id.clone(), what });
         }
     }
     for spec in &device.device_specs {
         if spec.permissions.is_empty() || !spec.permissions.chars().all(|letter| "rwm".contains(letter)) {
             let what = format!("permissions {:?} of {} are not of r, w and m", spec.permissions, spec.host_path);
-            return Err(RefusedAnswer::Malformed { id, what });
+            return Err(RefusedAnswer::Malformed { id: id.clone(), what });
         }
     }
     Ok(())

@@ -94,7 +94,7 @@ struct Session {
     /// The guest's latest list was taken.
     is_sent: bool,
     /// An answer whose host paths did not answer, and when it is looked at again.
-    unlooked: Option<(Instant, Vec<Device>)>,
+    unlooked: Option<(Instant, DiscoverResponse, Option<String>)>,
     /// Bounds what is written of its trouble.
     complaints: TokenBucket,
 }
@@ -221,7 +221,7 @@ impl Session {
                     }
                     return self.guest_ended(ended);
                 }
-                devices = again(&mut self.unlooked) => self.use_devices(devices, None, container).await,
+                (list, note) = again(&mut self.unlooked) => self.use_checked(list, note, container).await,
                 Ok(()) = files.changed() => {
                     let new: Arc<Files> = files.borrow_and_update().clone();
                     if let Err(error) = guest.update_files(&current_files, &new) {
@@ -256,27 +256,31 @@ impl Session {
     async fn use_devices(&mut self, devices: Vec<Device>, note: Option<String>, container: &Arc<HandlerContainer>) {
         self.unlooked = None;
         self.is_sent = false;
-        let Checked { list, warning } = match Checked::of(devices.clone(), container.host_paths()) {
-            Ok(checked) => checked,
-            Err(refused) => return self.complain(container, refused.to_string()),
-        };
+        match Checked::of(devices, container.host_paths()) {
+            Ok(Checked { list, warning }) => self.use_checked(list, warning.or(note), container).await,
+            Err(refused) => self.complain(container, refused.to_string()),
+        }
+    }
+
+    /// Sends a list that was checked, if its host paths may be named.
+    async fn use_checked(&mut self, list: DiscoverResponse, note: Option<String>, container: &Arc<HandlerContainer>) {
         match look(&list, container).await {
             Ok(()) => {}
             Err(Unlooked::Refused(refused)) => return self.complain(container, refused.to_string()),
             // The guest does not say it again.
             Err(Unlooked::Hangs(hangs)) => {
                 self.complain(container, format!("the host paths of its devices: {hangs}"));
-                self.unlooked = Some((Instant::now() + LOOK_AGAIN, devices));
+                self.unlooked = Some((Instant::now() + LOOK_AGAIN, list, note));
                 return;
             }
         }
-        self.note(warning.or(note), container);
+        self.note(note, container);
         self.is_sent = true;
-        let is_news = self.output.send(list.clone(), container.settings().shared);
+        let is_news = self.output.send(list, container.settings().shared);
         // The call is answered before the disk is.
         self.say(Verdict::Answered);
-        if is_news {
-            self.kept.keep(&list);
+        if let Some(list) = self.output.last().filter(|_| is_news) {
+            self.kept.keep(list);
         }
     }
 
@@ -376,12 +380,14 @@ async fn look(list: &DiscoverResponse, container: &HandlerContainer) -> Result<(
 }
 
 /// Resolves when an answer is to be looked at again.
-async fn again(unlooked: &mut Option<(Instant, Vec<Device>)>) -> Vec<Device> {
-    if let Some((at, _)) = unlooked {
+async fn again(
+    unlooked: &mut Option<(Instant, DiscoverResponse, Option<String>)>,
+) -> (DiscoverResponse, Option<String>) {
+    if let Some((at, ..)) = unlooked {
         tokio::time::sleep_until(*at).await;
     }
     match unlooked.take() {
-        Some((_, devices)) => devices,
+        Some((_, list, note)) => (list, note),
         None => pending().await,
     }
 }

@@ -238,13 +238,11 @@ static HOST_PANICS: AtomicU64 = AtomicU64::new(0);
 /// A panic of the host in a guest's call ends that guest as a trap does: it is the guest's, and whoever runs it waits before
 /// it is run again.
 async fn unless_host_panics(name: String, run: impl Future<Output = Outcome>) -> Outcome {
-    catch_host_panic(name, run)
-        .await
-        .unwrap_or_else(|message| Outcome::Trapped(TrapReport { message, frames: Vec::new() }))
+    catch_host_panic(name, run).await.unwrap_or_else(|outcome| outcome)
 }
 
-/// An error tells of a panic.
-pub(crate) async fn catch_host_panic<T>(name: String, run: impl Future<Output = T>) -> Result<T, String> {
+/// The same of what is no guest's whole life: an error is the end that a panic is.
+pub(crate) async fn catch_host_panic<T>(name: String, run: impl Future<Output = T>) -> Result<T, Outcome> {
     AssertUnwindSafe(run).catch_unwind().await.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
@@ -254,7 +252,8 @@ pub(crate) async fn catch_host_panic<T>(name: String, run: impl Future<Output = 
             panics = number,
             "the host panicked in a call of a guest: {text}; please report this"
         );
-        format!("the host panicked in a call of the guest: {text}")
+        let message = format!("the host panicked in a call of the guest: {text}");
+        Outcome::Trapped(TrapReport { message, frames: Vec::new() })
     })
 }
 

@@ -9,7 +9,6 @@
 
 use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
-use crate::contract::Files;
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
 use akri_krustlet_host::BackOff;
@@ -34,8 +33,8 @@ mod bindings {
     });
 }
 
+use bindings::DiscoveryHandlerPre;
 use bindings::akri::discovery::types;
-use bindings::{DiscoveryHandler, DiscoveryHandlerPre};
 
 /// How long a guest may take on the thread of the call; one that does not yield is looked at after an epoch. Then it goes to the
 /// guest threads.
@@ -53,8 +52,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 pub(crate) struct Component {
     spec: Arc<ContainerSpec>,
     runtime: Arc<Runtime>,
-    instance: DiscoveryHandlerPre<ComponentState>,
-    files: watch::Sender<Arc<Files>>,
+    handler: DiscoveryHandlerPre<ComponentState>,
+    /// What each instance is given.
+    instance: ComponentSpec,
 }
 
 impl std::fmt::Debug for Component {
@@ -80,33 +80,25 @@ fn handler(program: &Program) -> Result<DiscoveryHandlerPre<ComponentState>, Str
 impl Component {
     pub(crate) fn start(runtime: Arc<Runtime>, spec: Arc<ContainerSpec>) -> Result<Arc<Self>, ContainerError> {
         let refused = |what: String| ContainerError::Component(what);
-        let instance = handler(&spec.program).map_err(refused)?;
+        let handler = handler(&spec.program).map_err(refused)?;
         let exchange = spec.exchange_is_mounted.then_some(&spec.settings.exchange_directory);
         if let Some(mounted) = spec.preopens.iter().map(|preopen| &preopen.guest).chain(exchange).next() {
             return Err(refused(format!(
                 "a volume is mounted at {mounted}: components are given no volumes yet; leave it out, or use a module (wasm32-wasip1)"
             )));
         }
-        Ok(Arc::new(Self { spec, runtime, instance, files: watch::Sender::default() }))
-    }
-
-    /// None: they are the exchange contract's.
-    pub(crate) fn files(&self) -> watch::Receiver<Arc<Files>> {
-        self.files.subscribe()
+        let instance = ComponentSpec {
+            name: spec.name.clone(),
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            log: spec.log.clone(),
+            limits: spec.limits.clone(),
+        };
+        Ok(Arc::new(Self { spec, runtime, handler, instance }))
     }
 
     pub(crate) fn guest(self: &Arc<Self>) -> ComponentGuest {
         ComponentGuest { component: self.clone(), told: Arc::default(), task: Mutex::default() }
-    }
-
-    fn store(&self) -> Store<ComponentState> {
-        self.runtime.component_store(&ComponentSpec {
-            name: self.spec.name.clone(),
-            args: self.spec.args.clone(),
-            env: self.spec.env.clone(),
-            log: self.spec.log.clone(),
-            limits: self.spec.limits.clone(),
-        })
     }
 
     async fn call<T: Send + 'static>(
@@ -120,10 +112,10 @@ impl Component {
 
     /// One instance, from its request to its end.
     async fn run(self: Arc<Self>, request: Arc<DiscoveryRequest>, told: Arc<Told>) -> Ended {
-        let (mut store, instance) = (self.store(), self.instance.clone());
+        let (mut store, handler) = (self.runtime.component_store(&self.instance), self.handler.clone());
         let first = self.call(Some(INLINE), async move {
             let result = async {
-                let handler = Arc::new(instance.instantiate_async(&mut store).await?);
+                let handler = handler.instantiate_async(&mut store).await?;
                 let guest = handler.akri_discovery_handler();
                 let opened = match guest.call_open(&mut store, &as_wit(&request)).await? {
                     Ok(()) => Ok(guest.call_step(&mut store).await?),
@@ -134,7 +126,7 @@ impl Component {
             let result = result.await;
             (store, result)
         });
-        let (mut store, (handler, opened)) = match first.await {
+        let (mut store, (mut handler, opened)) = match first.await {
             Ok(done) => done,
             Err(error) => return ended(error),
         };
@@ -145,50 +137,27 @@ impl Component {
                 // Until the Configuration is another one.
                 return std::future::pending().await;
             }
-            Err(types::Error::Unavailable(mut reason) | types::Error::Internal(mut reason)) => {
-                reason.truncate(reason.floor_char_boundary(MOST_TEXT));
-                return Ended::Failed(reason);
+            Err(types::Error::Unavailable(reason) | types::Error::Internal(reason)) => {
+                return Ended::Failed(shortened(reason));
             }
         };
         let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
         loop {
-            let pause = match outcome {
-                Ok(types::Outcome { devices: Some(devices), wake_after_ms, .. }) if parts(&devices) > MOST_PARTS => {
-                    told.say(Said::Trouble(format!(
-                        "the answer has {} devices and {} parts in all (devices, properties, mounts, device specs); {MOST_DEVICES} \
-                         devices and {MOST_PARTS} parts at most are taken",
-                        devices.len(),
-                        parts(&devices)
-                    )));
-                    wake_after_ms.map(|pause| jittered(Duration::from_millis(u64::from(pause))))
-                }
+            let (said, pause) = match outcome {
                 Ok(types::Outcome { devices, wake_after_ms, note }) => {
                     back_off.reset();
-                    let devices = devices.map(|devices| devices.into_iter().map(device).collect());
-                    told.say(Said::Found { devices, note });
-                    wake_after_ms.map(|pause| jittered(Duration::from_millis(u64::from(pause))))
+                    (found(devices, note), wake_after_ms.map(jittered))
                 }
-                Err(types::Error::InvalidDetails(reason)) => {
-                    told.say(Said::InvalidDetails(reason));
-                    Some(back_off.pause())
-                }
-                Err(types::Error::Unavailable(reason)) => {
-                    told.say(Said::Trouble(reason));
-                    Some(back_off.pause())
-                }
-                Err(types::Error::Internal(reason)) => {
-                    told.say(Said::Trouble(format!("the handler has a fault: {reason}")));
-                    Some(back_off.pause())
-                }
+                Err(error) => (trouble(error), Some(back_off.pause())),
             };
+            told.say(said);
             let Some(pause) = pause else { return std::future::pending().await };
             tokio::time::sleep(pause).await;
-            let handler: Arc<DiscoveryHandler> = handler.clone();
             let step = self.call(None, async move {
                 let result = handler.akri_discovery_handler().call_step(&mut store).await;
-                (store, result)
+                (store, result.map(|outcome| (handler, outcome)))
             });
-            (store, outcome) = match step.await {
+            (store, (handler, outcome)) = match step.await {
                 Ok(done) => done,
                 Err(error) => return ended(error),
             };
@@ -196,8 +165,36 @@ impl Component {
     }
 }
 
+/// What a step found, unless it is more than anybody takes.
+fn found(devices: Option<Vec<types::Device>>, note: Option<String>) -> Said {
+    let parts = devices.as_deref().map_or(0, parts);
+    if parts > MOST_PARTS {
+        return Said::Trouble(format!(
+            "the answer has {parts} devices, properties, mounts and device specs together; {MOST_PARTS} at most are taken"
+        ));
+    }
+    Said::Found { devices: devices.map(|devices| devices.into_iter().map(device).collect()), note }
+}
+
+/// Why a step found nothing out.
+fn trouble(error: types::Error) -> Said {
+    match error {
+        types::Error::InvalidDetails(reason) => Said::InvalidDetails(reason),
+        types::Error::Unavailable(reason) => Said::Trouble(reason),
+        types::Error::Internal(reason) => Said::Trouble(format!("the handler has a fault: {reason}")),
+    }
+}
+
+/// A guest's own words, as long as they may be.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MOST_TEXT));
+    text.shrink_to_fit();
+    text
+}
+
 /// A little more or less, so that a thousand guests do not wake at once.
-fn jittered(pause: Duration) -> Duration {
+fn jittered(milliseconds: u32) -> Duration {
+    let pause = Duration::from_millis(u64::from(milliseconds));
     let random = std::hash::RandomState::new().hash_one(0) % 1000;
     let part = 0.95 + 0.1 * f64::from(u16::try_from(random).unwrap_or(0)) / 1000.0;
     pause.clamp(PAUSES.0, PAUSES.1).mul_f64(part).max(PAUSES.0)
@@ -259,8 +256,7 @@ impl Told {
     /// Never more than two are kept: a list, in whose place a newer one comes, and what was said after it.
     fn say(&self, mut new: Said) {
         if let Said::InvalidDetails(text) | Said::Trouble(text) | Said::Found { note: Some(text), .. } = &mut new {
-            text.truncate(text.floor_char_boundary(MOST_TEXT));
-            text.shrink_to_fit();
+            *text = shortened(std::mem::take(text));
         }
         let is_list = |said: &Said| matches!(said, Said::Found { devices: Some(_), .. });
         let mut said = self.said();
@@ -357,12 +353,12 @@ mod tests {
 
     #[test]
     fn pauses_are_bounded_and_differ() {
-        let pauses: Vec<_> = (0..100).map(|_| jittered(Duration::from_secs(10))).collect();
+        let pauses: Vec<_> = (0..100).map(|_| jittered(10_000)).collect();
         assert!(
             pauses.iter().all(|pause| (Duration::from_millis(9500)..=Duration::from_millis(10_500)).contains(pause))
         );
         assert!(pauses.iter().any(|pause| *pause != pauses[0]));
-        assert!((0..100).all(|_| jittered(Duration::ZERO) >= PAUSES.0));
-        assert!(jittered(Duration::MAX) <= 2 * PAUSES.1);
+        assert!((0..100).all(|_| jittered(0) >= PAUSES.0));
+        assert!(jittered(u32::MAX) <= 2 * PAUSES.1);
     }
 }

@@ -1,7 +1,7 @@
 //! One call of a component: where it runs, how long it may take, and how it fails.
 
 use super::{ComponentSpec, ComponentState};
-use crate::guest::{Outcome, TrapReport, catch_host_panic, classify};
+use crate::guest::{Outcome, catch_host_panic, classify};
 use crate::limits::SharedLimits;
 use crate::runtime::Runtime;
 use std::sync::Arc;
@@ -39,14 +39,13 @@ impl Runtime {
         deadline: Duration,
         work: impl Future<Output = (Store<ComponentState>, wasmtime::Result<T>)> + Send + 'static,
     ) -> Result<(Store<ComponentState>, T), CallError> {
-        let panicked = |text: String| {
-            (None, Err(CallError::Ended(Outcome::Trapped(TrapReport { message: text, frames: Vec::new() }))))
-        };
         let work = self.threads().meter(limits.clone(), work);
         let mut work = Box::pin(catch_host_panic(name.to_owned(), async move {
             let (store, result) = work.await;
-            let result = result.map_err(|error| CallError::Ended(classify(Err(error), &store.data().limiter)));
-            (Some(store), result)
+            match result {
+                Ok(result) => Ok((store, result)),
+                Err(error) => Err(classify(Err(error), &store.data().limiter)),
+            }
         }));
         // A guest that does not yield holds the thread for an epoch, or for a copy of all its memory: one thread at most.
         let begun = match (inline, INLINE.try_acquire()) {
@@ -67,10 +66,6 @@ impl Runtime {
                 }
             }
         };
-        match done.unwrap_or_else(panicked) {
-            (Some(store), Ok(result)) => Ok((store, result)),
-            (_, Err(error)) => Err(error),
-            (None, Ok(_)) => Err(CallError::Ended(Outcome::Interrupted)),
-        }
+        done.unwrap_or_else(Err).map_err(CallError::Ended)
     }
 }
