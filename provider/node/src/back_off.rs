@@ -11,25 +11,25 @@ pub const MOST: Duration = Duration::from_secs(300);
 pub const RESET: Duration = Duration::from_secs(600);
 
 /// None before the first restart, then 10 s, 20 s, ... 5 min.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BackOff {
-    failed_before: bool,
-    pauses: akri_krustlet_host::BackOff,
-}
-
-impl Default for BackOff {
-    fn default() -> Self {
-        Self { failed_before: false, pauses: akri_krustlet_host::BackOff::new(FIRST, MOST) }
-    }
+    /// Once something has failed.
+    pauses: Option<akri_krustlet_host::BackOff>,
 }
 
 impl BackOff {
     /// The pause now, after something that was started at `started` has failed or ended.
     pub fn next(&mut self, started: Instant) -> Duration {
         if started.elapsed() >= RESET {
-            *self = Self::default();
+            self.pauses = None;
         }
-        if std::mem::replace(&mut self.failed_before, true) { self.pauses.pause() } else { Duration::ZERO }
+        match &mut self.pauses {
+            Some(pauses) => pauses.pause(),
+            None => {
+                self.pauses = Some(akri_krustlet_host::BackOff::new(FIRST, MOST));
+                Duration::ZERO
+            }
+        }
     }
 }
 

@@ -223,10 +223,10 @@ impl DataDirectory {
         let mut pods = Vec::new();
         for entry in std::fs::read_dir(self.data.join("pods"))? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(ASIDE) {
+            let directory = entry.path();
+            if is_aside(&directory) {
                 continue;
             }
-            let directory = entry.path();
             if let Some(pod) = read_json::<Pod>(&directory.join("pod.json")) {
                 let status = read_json(&directory.join("status.json")).unwrap_or_default();
                 pods.push(StoredPod { pod, status });
@@ -245,22 +245,7 @@ impl DataDirectory {
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
         let mut aside = Vec::new();
         for directory in [self.pod_logs(namespace, name, uid), self.pod(uid)] {
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-            let parent = directory.parent().unwrap_or(&self.data).to_owned();
-            loop {
-                let number = NEXT.fetch_add(1, Ordering::Relaxed);
-                let place = parent.join(format!("{ASIDE}{number}"));
-                match std::fs::rename(&directory, &place) {
-                    Ok(()) => {
-                        aside.push(place);
-                        break;
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
-                    // Of an earlier life of the node.
-                    Err(_) if place.symlink_metadata().is_ok() => aside.push(place),
-                    Err(error) => return Err(error),
-                }
-            }
+            aside.extend(move_aside(&directory, directory.parent().unwrap_or(&self.data))?);
         }
         Ok(aside)
     }
@@ -269,13 +254,33 @@ impl DataDirectory {
     pub fn left_aside(&self) -> Vec<PathBuf> {
         let places = [self.data.join("pods"), self.logs.clone()];
         let entries = places.into_iter().flat_map(std::fs::read_dir).flatten().flatten();
-        let aside = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(ASIDE));
-        aside.map(|entry| entry.path()).collect()
+        entries.map(|entry| entry.path()).filter(|path| is_aside(path)).collect()
     }
 }
 
 /// Names of directories that are set aside begin with it. No pod's do: names and UIDs begin with a letter or digit.
 const ASIDE: &str = ".akri-krustlet-removed-";
+
+/// True for what [`move_aside`] moved.
+pub(crate) fn is_aside(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASIDE))
+}
+
+/// Moves a directory aside, to be removed by whoever has the time: its name is free at once. Where it is now; none if it is not
+/// there.
+pub(crate) fn move_aside(directory: &Path, parent: &Path) -> std::io::Result<Option<PathBuf>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let place = parent.join(format!("{ASIDE}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        match std::fs::rename(directory, &place) {
+            Ok(()) => return Ok(Some(place)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // Of an earlier life of the node, which is removed with what was left aside.
+            Err(_) if place.symlink_metadata().is_ok() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
 
 /// Names come from manifests: never a path.
 pub(crate) fn file_name(name: &str) -> String {

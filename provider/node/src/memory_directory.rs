@@ -9,7 +9,7 @@
 //! As a kubelet's, it outlives the node's process and not the machine. Where the node may not mount, these files are on the disk,
 //! and it says so.
 
-use crate::data_directory::{file_name, make_directory};
+use crate::data_directory::{self, file_name, make_directory};
 use akri_krustlet_host::file::remove_tree;
 use k8s_openapi::api::core::v1::Volume;
 use rustix::fs::{CWD, statfs};
@@ -18,7 +18,6 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Most files of one volume.
@@ -100,33 +99,23 @@ impl MemoryDirectory {
     pub fn set_others_aside<'a>(&self, kept: impl IntoIterator<Item = &'a String>) {
         let kept: HashSet<_> = kept.into_iter().map(|uid| file_name(uid)).collect();
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.starts_with(ASIDE) && !kept.contains(&name) {
-                self.move_aside(&entry.path());
+            let path = entry.path();
+            if !data_directory::is_aside(&path) && !kept.contains(&*entry.file_name().to_string_lossy()) {
+                self.move_aside(&path);
             }
         }
     }
 
     fn move_aside(&self, directory: &Path) {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let place = self.path.join(format!("{ASIDE}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-            match std::fs::rename(directory, &place) {
-                // Of an earlier life of the node.
-                Err(error) if matches!(error.raw_os_error(), Some(code) if is_taken(code)) => {}
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(directory = %directory.display(), %error, "cannot remove what a pod left in memory");
-                    return;
-                }
-                _ => return,
-            }
+        if let Err(error) = data_directory::move_aside(directory, &self.path) {
+            tracing::warn!(directory = %directory.display(), %error, "cannot remove what a pod left in memory");
         }
     }
 
     /// Removes what was set aside, by an earlier life of the node, too. Blocks.
     pub fn remove_aside(&self) {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(ASIDE)
+            if data_directory::is_aside(&entry.path())
                 && let Err(error) = remove_pod(&entry.path())
             {
                 tracing::warn!(directory = %entry.path().display(), %error, "cannot remove what a pod left in memory");
@@ -148,14 +137,6 @@ impl MemoryDirectory {
 pub fn is_in_memory(volume: &Volume) -> bool {
     let medium = volume.empty_dir.as_ref().and_then(|source| source.medium.as_deref());
     volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() || medium == Some("Memory")
-}
-
-/// Directories that are set aside begin with it; no UID does.
-const ASIDE: &str = ".akri-krustlet-removed-";
-
-fn is_taken(code: i32) -> bool {
-    use rustix::io::Errno;
-    [Errno::NOTEMPTY, Errno::EXIST].iter().any(|errno| errno.raw_os_error() == code)
 }
 
 fn remove_pod(directory: &Path) -> io::Result<()> {

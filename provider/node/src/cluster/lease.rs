@@ -242,9 +242,18 @@ mod tests {
         lease_of("a").claim(|| server.client()).await.unwrap();
         lease_of("a").renew(&server.client(), None).await.unwrap();
         lease_of("a").claim(|| server.client()).await.unwrap();
-        // Another one that has ended is waited for; its lease runs out.
+        // Of another one that has ended, the lease has run out, or is waited for until it has.
         server.renewed_before(i64::from(LEASE_SECONDS) + 1);
         lease_of("b").claim(|| server.client()).await.unwrap();
+        server.renewed_before(12);
+        let (waiting, started) = (lease_of("b"), tokio::time::Instant::now());
+        let runs_out = async {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            server.renewed_before(i64::from(LEASE_SECONDS) + 1);
+        };
+        let (claimed, ()) = tokio::join!(waiting.claim(|| server.client()), runs_out);
+        claimed.unwrap();
+        assert_eq!(started.elapsed().as_secs(), 3, "it is looked at each second");
         // One that lives renews its lease meanwhile.
         server.renewed_before(12);
         let renews = async {

@@ -199,23 +199,23 @@ pub async fn mount(context: &Arc<PodContext>, awaited: &mut Awaited) -> Result<V
             let in_memory = context.services.memory.has(&own);
             Mounted { path: own, kind: MountedKind::Content, in_memory }
         } else {
+            // What an earlier node has on the disk stays there.
             let bounded = match memory_directory::is_in_memory(volume) && !own.exists() {
                 true => context.services.memory.volume(pod.uid(), &volume.name, memory_size(pod, volume)),
                 false => None,
             };
-            if let Some(bounded) = bounded {
-                let path = bounded.map_err(|error| failed(&own, format!("in memory: {error}")))?;
-                mounted.insert(volume.name.clone(), Mounted { path, kind: MountedKind::Directory, in_memory: true });
-                continue;
-            }
-            make_directory(&own).map_err(|error| failed(&own, error.to_string()))?;
-            let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.clone());
-            limited.extend(limit.map(|limit| keeper::Limited {
-                volume: volume.name.clone(),
-                path: own.clone(),
-                limit: limit.0,
-            }));
-            Mounted { path: own, kind: MountedKind::Directory, in_memory: false }
+            let in_memory = bounded.is_some();
+            let path = match bounded {
+                Some(bounded) => bounded.map_err(|error| failed(&own, format!("in memory: {error}")))?,
+                None => {
+                    make_directory(&own).map_err(|error| failed(&own, error.to_string()))?;
+                    let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.clone());
+                    let (name, path) = (volume.name.clone(), own.clone());
+                    limited.extend(limit.map(|limit| keeper::Limited { volume: name, path, limit: limit.0 }));
+                    own
+                }
+            };
+            Mounted { path, kind: MountedKind::Directory, in_memory }
         };
         mounted.insert(volume.name.clone(), of_volume);
     }
