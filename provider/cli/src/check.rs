@@ -1,10 +1,13 @@
-//! `check`: would a module run here?
+//! `check`: would a module run here? `describe`: what does it say of itself, and what does it need?
 
 use crate::output::spinner;
-use akri_krustlet_runtime::{ModuleKind, Runtime, RuntimeConfig};
+use akri_krustlet_discovery::{Descriptions, HandlerInfo};
+use akri_krustlet_runtime::{Item, ModuleKind, Program, Runtime, RuntimeConfig};
 use anyhow::Context as _;
-use std::path::PathBuf;
-use std::time::Instant;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Tell whether a module would run on this node: its kind, its size, how long it takes to compile, what it imports that the
 /// node does not have.
@@ -14,43 +17,162 @@ pub(crate) struct CheckArguments {
     module: PathBuf,
 }
 
+/// Print what a discovery handler says of itself (name, scope, schema of its details), what it imports and which grants its pod
+/// needs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DescribeArguments {
+    /// The module's file
+    module: PathBuf,
+    /// Format: `text` or `json`
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+/// A module that this node can compile, and what there is to know of it.
+struct Inspected {
+    bytes: usize,
+    compiled_in: Duration,
+    program: Arc<Program>,
+    imports: Vec<Item>,
+    exports: Vec<Item>,
+    /// What it says of itself, if it is a discovery handler by the component contract.
+    info: Option<Arc<HandlerInfo>>,
+}
+
+impl Inspected {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let module = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let would_not_run = || format!("{} would not run", path.display());
+        let scratch = tempfile::tempdir().context("no temporary directory to compile in")?;
+        let runtime = Runtime::new(RuntimeConfig::new(scratch.path().join("modules")))?;
+        let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let progress = spinner(format!("compiling {}", path.display()));
+        let started = Instant::now();
+        let program = threads.block_on(runtime.load(&module));
+        let compiled_in = started.elapsed();
+        progress.finish_and_clear();
+        let program = program.with_context(would_not_run)?;
+        let info = threads.block_on(Descriptions::default().of(&runtime, &program));
+        let info = info.map_err(anyhow::Error::msg).with_context(would_not_run)?;
+        let (imports, exports) = (runtime.imports(&program), runtime.exports(&program));
+        Ok(Self { bytes: module.len(), compiled_in, program, imports, exports, info })
+    }
+
+    fn kind(&self) -> &'static str {
+        match (self.program.kind(), &self.info) {
+            (ModuleKind::Module, _) => "module, a WASI preview 1 command",
+            (ModuleKind::Component, Some(_)) => "component, a discovery handler (akri:discovery/handler@0.1.0)",
+            (ModuleKind::Component, None) => "component",
+        }
+    }
+
+    /// What its pod has to grant, as a manifest says it.
+    fn grants(&self) -> Vec<(&Item, &'static str)> {
+        let granted = |import| Some((import, akri_krustlet_node::grants::manifest_line(Item::granted_by(import)?)));
+        self.imports.iter().filter_map(granted).collect()
+    }
+}
+
 pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     let path = &arguments.module;
-    let module = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let scratch = tempfile::tempdir().context("no temporary directory to compile in")?;
-    let runtime = Runtime::new(RuntimeConfig::new(scratch.path().join("modules")))?;
-    let threads = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let progress = spinner(format!("compiling {}", path.display()));
-    let started = Instant::now();
-    let program = threads.block_on(runtime.load(&module));
-    let elapsed = started.elapsed();
-    progress.finish_and_clear();
-    let program = program.with_context(|| format!("{} would not run", path.display()))?;
+    let module = Inspected::read(path)?;
     println!("module        {}", path.display());
-    println!("digest        {}", program.digest());
-    println!("size          {} bytes", module.len());
-    println!("compiled in   {} ms", elapsed.as_millis());
-    match program.kind() {
-        ModuleKind::Module => {
-            println!("kind          module, a WASI preview 1 command");
-            println!("imports       all provided");
+    println!("digest        {}", module.program.digest());
+    println!("size          {} bytes", module.bytes);
+    println!("compiled in   {} ms", module.compiled_in.as_millis());
+    println!("kind          {}", module.kind());
+    println!("imports       all provided");
+    match (module.program.kind(), &module.info) {
+        (ModuleKind::Module, _) => {
             println!(
                 "runs as       a container; with DISCOVERY_HANDLER_NAME in its environment as a discovery handler"
             );
             println!("              by the exchange contract (request in in.in, answer in out.out)");
-            Ok(())
         }
-        ModuleKind::Component => {
-            if let Err(missing) = akri_krustlet_discovery::check_component(&program) {
-                anyhow::bail!(
-                    "{} would not run: {missing}; components run as discovery handlers only, a command must be a module (wasm32-wasip1)",
-                    path.display()
-                );
-            }
-            println!("kind          component, a discovery handler (akri:discovery/handler@0.1.0)");
-            println!("imports       all provided");
-            println!("runs as       a container with DISCOVERY_HANDLER_NAME in its environment, without volumes");
-            Ok(())
+        (ModuleKind::Component, Some(info)) => {
+            println!("runs as       the discovery handler {} (DISCOVERY_HANDLER_NAME names another)", info.name);
+            print_details(&module, info);
+        }
+        (ModuleKind::Component, None) => {
+            anyhow::bail!("{} would not run: {}", path.display(), neither(&module.exports))
         }
     }
+    Ok(())
+}
+
+/// Why a component is of no use to a node.
+fn neither(exports: &[Item]) -> String {
+    akri_krustlet_node::grants::neither_handler_nor_command(exports)
+}
+
+fn print_details(module: &Inspected, info: &HandlerInfo) {
+    for (import, line) in module.grants() {
+        println!("needs         {line}   # for {}", import.name);
+    }
+    match &info.schema {
+        Some(schema) => println!("details       {}", indented(&pretty(schema.text()))),
+        None => println!("details       whatever the guest takes: it has no schema of them"),
+    }
+}
+
+pub(crate) fn describe(arguments: &DescribeArguments) -> anyhow::Result<()> {
+    let module = Inspected::read(&arguments.module)?;
+    match arguments.output {
+        Format::Json => {
+            println!("{}", serde_json::to_string_pretty(&as_json(&module))?);
+        }
+        Format::Text => {
+            println!("kind          {}", module.kind());
+            match &module.info {
+                Some(info) => {
+                    println!("name          {}", info.name);
+                    println!("shared        {}", info.shared);
+                    print_imports(&module);
+                    print_details(&module, info);
+                }
+                None => print_imports(&module),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print_imports(module: &Inspected) {
+    for (number, import) in module.imports.iter().enumerate() {
+        println!("{:13} {}", if number == 0 { "imports" } else { "" }, import.name);
+    }
+}
+
+fn as_json(module: &Inspected) -> Value {
+    let names = |items: &[Item]| items.iter().map(|item| item.name.clone()).collect::<Vec<_>>();
+    let grants = module.grants().into_iter().map(|(import, line)| json!({"import": import.name, "line": line}));
+    let mut described = json!({
+        "kind": match module.program.kind() { ModuleKind::Module => "module", ModuleKind::Component => "component" },
+        "digest": module.program.digest().to_string(),
+        "imports": names(&module.imports),
+        "exports": names(&module.exports),
+        "grants": grants.collect::<Vec<_>>(),
+    });
+    if let Some(info) = &module.info {
+        let schema = info.schema.as_ref().and_then(|schema| serde_json::from_str(schema.text()).ok());
+        described["handler"] =
+            json!({"name": info.name, "shared": info.shared, "detailsSchema": schema.unwrap_or(Value::Null)});
+    }
+    described
+}
+
+fn pretty(json: &str) -> String {
+    let parsed = serde_json::from_str::<Value>(json).and_then(|json| serde_json::to_string_pretty(&json));
+    parsed.unwrap_or_else(|_| json.to_owned())
+}
+
+fn indented(text: &str) -> String {
+    text.lines().collect::<Vec<_>>().join("\n              ")
 }

@@ -41,6 +41,8 @@ enum Command {
     Logs(logs::LogsArguments),
     /// Tell whether a module would run on this node, and as what
     Check(check::CheckArguments),
+    /// Print what a discovery handler says of itself, and what it needs
+    Describe(check::DescribeArguments),
     /// Print a script that completes this program's commands in a shell
     Completion {
         /// The shell
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         Command::Pods(arguments) => pods::pods(&arguments),
         Command::Logs(arguments) => logs::logs(&arguments),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Describe(arguments) => check::describe(&arguments),
         Command::Completion { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "akri-krustlet", &mut std::io::stdout());

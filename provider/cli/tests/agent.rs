@@ -82,11 +82,11 @@ async fn a_socket_and_a_directory_that_somebody_removes_are_made_again() {
     let mut node = Node::start();
     node.assert_undisturbed().await;
     std::fs::remove_file(node.socket("debugEcho")).unwrap();
-    assert!(wait_for(|| node.socket("debugEcho").exists()));
+    node.wait_for_socket("debugEcho");
     node.assert_undisturbed().await;
     // The node may put a socket back into the directory that is being removed.
     assert!(wait_for(|| std::fs::remove_dir_all(node.path("akri")).is_ok()));
-    assert!(wait_for(|| node.socket("debugEcho").exists()));
+    node.wait_for_socket("debugEcho");
     node.assert_undisturbed().await;
     let mut agent = RegistrationSocket::serve(&node.path("akri")).unwrap();
     assert_eq!(next(&mut agent).await.name, "debugEcho");

@@ -10,7 +10,7 @@ use fixture::{HandlerPod, Node, next_ids, wait_for};
 async fn complaint_of(fault: &str) -> String {
     let mut node = Node::start();
     node.add(&HandlerPod::fault("faulty", fault));
-    assert!(wait_for(|| node.socket("faulty").exists()), "{}", node.log());
+    node.wait_for_socket("faulty");
     let stream = node.discover("faulty", "a: 1").await.unwrap();
     let message = node.wait_for_unhealthy("faulty");
     node.assert_undisturbed().await;
@@ -72,7 +72,7 @@ async fn a_guest_that_grows_to_its_memory_limit_is_oom_killed() {
 async fn a_refusal_that_comes_late_is_told_and_ends_no_stream() {
     let node = Node::start();
     node.add(&HandlerPod::fault("faulty", "late-refusal"));
-    assert!(wait_for(|| node.socket("faulty").exists()), "{}", node.log());
+    node.wait_for_socket("faulty");
     let mut stream = node.discover("faulty", "a: 1").await.unwrap();
     assert!(node.wait_for_unhealthy("faulty").contains("no such thing"));
     let silence = std::time::Duration::from_millis(300);
@@ -108,7 +108,7 @@ async fn guests_that_loop_for_ever_delay_nobody_and_end_with_their_pod() {
 async fn a_handler_that_spins_on_its_request_leaves_its_stream_open() {
     let mut node = Node::start();
     node.add(&HandlerPod::fault("faulty", "spin"));
-    assert!(wait_for(|| node.socket("faulty").exists()));
+    node.wait_for_socket("faulty");
     let _stream = node.discover("faulty", "a: 1").await.unwrap();
     node.assert_undisturbed().await;
     assert_eq!(node.terminate(), Some(0), "the node ends whatever guests do");
@@ -134,7 +134,7 @@ async fn a_guest_can_write_only_so_much() {
 async fn a_flood_of_output_is_bounded() {
     let mut node = Node::start();
     node.add(&HandlerPod::fault("faulty", "flood"));
-    assert!(wait_for(|| node.socket("faulty").exists()));
+    node.wait_for_socket("faulty");
     let _stream = node.discover("faulty", "a: 1").await.unwrap();
     let directory = node.path("data/logs");
     let logs = || -> u64 {
@@ -202,7 +202,7 @@ async fn host_paths_that_pod_and_operator_allow_are_passed_on() {
 
     let node = Node::start_with(&["--allowed-host-paths", "/dev/mem"]);
     node.add(&privileged());
-    assert!(wait_for(|| node.socket("faulty").exists()));
+    node.wait_for_socket("faulty");
     let _stream = node.discover("faulty", "a: 1").await.unwrap();
     let message = node.wait_for_unhealthy("faulty");
     assert!(message.contains("--allowed-host-paths /etc"), "{message}");
@@ -227,7 +227,7 @@ async fn a_pod_of_another_namespace_does_not_take_over_a_handler() {
 async fn a_guest_that_exits_on_its_request_is_replaced_and_the_stream_stays() {
     let mut node = Node::start();
     node.add(&HandlerPod::fault("faulty", "exit3"));
-    assert!(wait_for(|| node.socket("faulty").exists()));
+    node.wait_for_socket("faulty");
     let mut stream = node.discover("faulty", "a: 1").await.unwrap();
     let message = node.wait_for_unhealthy("faulty");
     assert!(message.contains("exited with code 3"), "{message}");

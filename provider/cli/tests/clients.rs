@@ -3,7 +3,7 @@
 
 mod fixture;
 
-use fixture::{Node, wait_for};
+use fixture::{Node, serves, wait_for};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,7 +48,7 @@ fn calls_all_sockets(client: &mut Command) -> String {
     node.wait_for_running("witness");
     let sockets =
         [node.path("plugins/kubelet.sock"), node.path("pod-resources/kubelet.sock"), node.socket("debugEcho")];
-    assert!(sockets.iter().all(|socket| wait_for(|| socket.exists())), "{sockets:?}");
+    assert!(sockets.iter().all(|socket| wait_for(|| serves(socket))), "{sockets:?}");
     run(client.args(sockets)).unwrap_or_else(|said| panic!("{said}\n{}", node.log()))
 }
 

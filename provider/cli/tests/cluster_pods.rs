@@ -176,7 +176,7 @@ fn a_pod_has_its_grace_period_and_then_goes_whatever_its_guest_does() {
     // A handler has nothing to bring to an end: it goes at once, with its default grace period of 30 s.
     namespace.apply(node.handler_pod("handler", "deletedEcho"));
     namespace.wait_until_ready(node, "handler");
-    assert!(wait_for(|| node.socket("deletedEcho").exists()));
+    node.wait_for_socket("deletedEcho");
     namespace.kubectl_ok(&["delete", "pod", "handler", "--timeout=20s"]);
     assert!(wait_for(|| !node.socket("deletedEcho").exists()), "its socket goes too");
 
@@ -278,7 +278,7 @@ fn what_ran_is_taken_up_after_a_restart_and_what_ended_is_not_run_again() {
     let pod = namespace.wait_for_pod(&node, "runs", "taken up", restarted);
     assert_eq!(container(&pod)["lastState"]["terminated"]["reason"], "Unknown", "{pod:#}");
     namespace.wait_for_pod(&node, "serves", "taken up", restarted);
-    assert!(wait_for(|| node.socket("restartedEcho").exists()));
+    node.wait_for_socket("restartedEcho");
     assert_eq!(namespace.pod("ends").unwrap()["status"], ended["status"], "not touched");
     // A node that has lost all it knew knows what the API server tells it.
     node.kill();
@@ -330,7 +330,7 @@ fn the_manifests_of_the_handler_work_as_they_are() {
     let (node, namespace) = (shared_node(cluster), cluster.namespace("manifests"));
     manifest(&namespace, "pod.yaml");
     namespace.kubectl_ok(&["wait", "--for=condition=Ready", "pod/wasi-debug-echo", "--timeout=60s"]);
-    assert!(wait_for(|| node.socket("debugEcho").exists()), "{}", node.log());
+    node.wait_for_socket("debugEcho");
     manifest(&namespace, "daemonset.yaml");
     namespace.kubectl_ok(&["rollout", "status", "daemonset/akri-debug-echo-discovery-daemonset", "--timeout=60s"]);
     namespace.kubectl_ok(&["delete", "pod/wasi-debug-echo", "daemonset/akri-debug-echo-discovery-daemonset"]);

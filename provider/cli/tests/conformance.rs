@@ -7,7 +7,7 @@ mod fixture;
 use akri_krustlet_discovery::agent;
 use akri_proto::v0::{ByteData, DiscoverRequest};
 use fixture::native::NativeAlone;
-use fixture::{HandlerPod, Node, wait_for};
+use fixture::{HandlerPod, Node};
 use std::path::{Path, PathBuf};
 use tonic::Code;
 
@@ -103,7 +103,7 @@ async fn every_debug_echo_answers_alike() {
     let node = Node::start();
     node.add(&HandlerPod::typed("typed", "typedEcho", "debug-echo-typed"));
     for handler in ["debugEcho", "typedEcho"] {
-        assert!(wait_for(|| node.socket(handler).exists()), "{}", node.log());
+        node.wait_for_socket(handler);
     }
     let cases = cases();
     assert!(cases.len() >= 40);

@@ -27,7 +27,7 @@ async fn a_handler_answers_with_devices_and_follows_the_users_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn devices_carry_their_properties_without_stray_quotes() {
     let node = Node::start();
-    assert!(wait_for(|| node.socket("debugEcho").exists()));
+    node.wait_for_socket("debugEcho");
     let mut stream = node.discover("debugEcho", "descriptions:\n- foo0\n").await.unwrap();
     let list = stream.message().await.unwrap().unwrap();
     assert_eq!(list.devices.len(), 1);
@@ -86,7 +86,7 @@ async fn ids_are_the_texts_that_the_configuration_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn properties_reach_the_guest() {
     let node = Node::start();
-    assert!(wait_for(|| node.socket("debugEcho").exists()));
+    node.wait_for_socket("debugEcho");
     let request = DiscoverRequest {
         discovery_details: FOO.to_owned(),
         discovery_properties: [("secret".to_owned(), ByteData { vec: Some(b"x".to_vec()) })].into(),

@@ -66,7 +66,6 @@ async fn a_component_answers_by_its_contract() {
     node.kill();
     assert!(wait_for_end(&mut stream).await, "the stream of the killed node ends");
     node.run();
-    assert!(wait_for(|| std::os::unix::net::UnixStream::connect(node.socket("typedEcho")).is_ok()), "{}", node.log());
     let again = node.first_list("typedEcho", "descriptions: [b, a, 0012345]").await.1;
     assert_eq!(again, ["0012345", "a", "b"]);
     assert_undisturbed(&mut node).await;
@@ -202,7 +201,6 @@ fn what_cannot_be_a_typed_handler_is_refused_in_words() {
     with_volume["metadata"]["name"] = serde_json::json!("exchange");
     with_volume["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = serde_json::json!("/tmp/wde-dir");
     node.write_manifest("exchange.yaml", &with_volume.to_string());
-    node.add(&HandlerPod::typed("command", "", "debug-echo-typed"));
     let empty = node.path("empty.wasm");
     std::fs::write(&empty, b"\0asm\x0d\0\x01\0").unwrap();
     node.add(&HandlerPod {
@@ -216,10 +214,108 @@ fn what_cannot_be_a_typed_handler_is_refused_in_words() {
     for (pod, message) in [
         ("volume", "components are given no volumes yet"),
         ("exchange", "mounted at /tmp/wde-dir: components are given no volumes yet"),
-        ("command", "it is a component, a module is needed here"),
-        ("empty", "does not export akri:discovery/handler@0.1.0"),
+        ("empty", "it exports nothing; a component is a discovery handler by exporting akri:discovery/handler@0.1.0"),
         ("deadline", "expected whole seconds"),
     ] {
         node.wait_for_pod(pod, message, |pod| pod["status"].to_string().contains(message));
     }
+}
+
+/// A pod with a component that is made of typed-misbehave by putting one text in another's place.
+fn altered<'a>(node: &Node, name: &'a str, old: &str, new: &str) -> HandlerPod<'a> {
+    let path = node.path(&format!("{name}.wasm"));
+    std::fs::write(&path, fixture::component_with("typed-misbehave", old, new)).unwrap();
+    HandlerPod { image: format!("fs://{}", path.display()), ..HandlerPod::typed(name, "", "typed-misbehave") }
+}
+
+#[test]
+fn what_an_image_says_of_itself_is_checked_before_it_serves() {
+    let mut node = Node::start();
+    let as_described = "describes itself well";
+    for (word, message) in [
+        ("trap", "describe trapped: "),
+        ("exit", "describe exited with code 1"),
+        ("loop", "describe took longer than 10 s"),
+        ("name", "describe: DISCOVERY_HANDLER_NAME=\\\"a/b\\\": a discovery handler's name"),
+        ("json", "describe: the details schema is no JSON"),
+        ("type", "the details schema is no JSON Schema (2020-12): at \\\"/type\\\""),
+        ("self", "the details schema has more than 10000 values, with those that its references repeat"),
+    ] {
+        node.add(&altered(&node, word, as_described, &as_described.replace("well", word)));
+        node.wait_for_pod(word, message, |pod| pod["status"].to_string().contains(message));
+        node.remove_manifest(&format!("{word}.json"));
+    }
+    for (name, old, new, message) in [
+        (
+            "export",
+            "akri:discovery/handler@0.1.0",
+            "akri:discovery/handler@0.9.0",
+            "it exports akri:discovery/handler@0.9.0, the node knows",
+        ),
+        (
+            "import",
+            "akri:host/log@0.1.0",
+            "akri:host/log@0.9.0",
+            "imports akri:host/log@0.9.0; the node has version 0.1.0",
+        ),
+        (
+            "unknown",
+            "akri:host/log@0.1.0",
+            "akri:host/lag@0.1.0",
+            "imports akri:host/lag@0.1.0, which the node does not have",
+        ),
+    ] {
+        node.add(&altered(&node, name, old, new));
+        node.wait_for_pod(name, message, |pod| pod["status"].to_string().contains(message));
+    }
+    assert!(node.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_says_its_name_and_what_its_details_are() {
+    let mut node = Node::start();
+    // Without a name in its environment it has the one that it says; a description sees no network either.
+    let as_described = "describes itself well";
+    node.add(&altered(&node, "rule", as_described, &as_described.replace("well", "rule")));
+    node.add(&altered(&node, "sock", as_described, &as_described.replace("well", "sock")));
+    node.wait_for_running("rule");
+    node.wait_for_socket("misbehave");
+    node.wait_for_socket("no-network");
+    let status = node.discover("misbehave", "fault: trap").await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(
+        status.message().contains("at /fault: ") && status.message().contains("/properties/fault/enum"),
+        "{status:?}"
+    );
+    let (_stream, first) = node.first_list("misbehave", &details("count")).await;
+    assert_eq!(first, ["step-0"]);
+    // The environment counts before it.
+    let named = HandlerPod {
+        image: format!("fs://{}", node.path("rule.wasm").display()),
+        ..HandlerPod::typed("named", "named", "typed-misbehave")
+    };
+    node.add(&named);
+    node.wait_for_socket("named");
+    // Details that are longer than those which are checked at once.
+    let long = format!("fault: count\nmore: {}\n", "x".repeat(10_000));
+    assert_eq!(node.first_list("named", &long).await.1, ["step-0"]);
+    let status = node.discover("named", &format!("more: {}\nfault: 7\n", "x".repeat(10_000))).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    node.assert_undisturbed().await;
+}
+
+#[test]
+fn describe_prints_what_a_handler_says_and_needs() {
+    let node = Node::prepare();
+    let component = fixture::component("debug-echo-typed");
+    let text = node.command(&["describe", component.to_str().unwrap()]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in ["name          debugEcho", "shared        true", "akri:host/log@0.1.0", "\"descriptions\""] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let json = node.command(&["describe", "--output", "json", component.to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["handler"]["name"], "debugEcho");
+    assert_eq!(json["handler"]["detailsSchema"]["required"], serde_json::json!(["descriptions"]));
+    assert_eq!((&json["kind"], &json["grants"]), (&serde_json::json!("component"), &serde_json::json!([])));
 }

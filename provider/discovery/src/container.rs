@@ -3,6 +3,7 @@
 //! How they are asked and how they answer is their [`crate::contract`]'s affair. All of them share the container's memory and
 //! CPU limits.
 
+use crate::contract::component::HandlerInfo;
 use crate::contract::{Contract, Guest};
 use crate::host_path::{AllowList, HostPaths};
 use crate::settings::HandlerSettings;
@@ -25,6 +26,8 @@ pub struct ContainerSpec {
     pub settings: HandlerSettings,
     /// The module.
     pub program: Arc<Program>,
+    /// What its image says of the handler; a component does.
+    pub info: Option<Arc<HandlerInfo>>,
     /// Arguments.
     pub args: Vec<String>,
     /// Environment.

@@ -388,6 +388,11 @@ pub struct HandlerClaim {
 }
 
 impl HandlerClaim {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Puts a running container behind the name, until the result is dropped.
     pub fn serve(&self, container: Arc<HandlerContainer>) -> Result<Serving<'_>, SocketError> {
         let mut entries = self.handlers.entries();

@@ -26,6 +26,6 @@ pub mod session;
 pub mod settings;
 
 pub use container::{ContainerSpec, HandlerContainer};
-pub use contract::component::check as check_component;
+pub use contract::component::{Descriptions, DetailsSchema, HandlerInfo};
 pub use handlers::{HandlerClaim, Handlers, HandlersConfig};
 pub use settings::HandlerSettings;

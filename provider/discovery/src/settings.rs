@@ -1,12 +1,14 @@
 //! What a container's environment and its pod's annotations say about the handler in it.
 
+use crate::contract::component::HandlerInfo;
 use crate::host_path::AllowList;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Environment: the handler's name. Its presence makes the container a discovery handler.
+/// Environment: the handler's name. Its presence makes the container a discovery handler. A component that is one by its exports has
+/// a name without it.
 pub const NAME: &str = "DISCOVERY_HANDLER_NAME";
-/// Environment: whether other nodes see the same devices, `true` or `false`; default `true`.
+/// Environment: whether other nodes see the same devices, `true` or `false`; default: what the component says, else `true`.
 pub const SHARED: &str = "DISCOVERY_HANDLER_SHARED";
 /// Environment: the exchange directory's path in the guest; default [`DEFAULT_EXCHANGE_DIRECTORY`].
 pub const EXCHANGE_DIRECTORY: &str = "DISCOVERY_HANDLER_EXCHANGE_DIRECTORY";
@@ -76,14 +78,16 @@ pub enum SettingsError {
 }
 
 impl HandlerSettings {
-    /// The settings, or `None` if the container is no discovery handler.
+    /// The settings, or `None` if the container is no discovery handler. What its image says of the handler in it counts where the
+    /// environment says nothing.
     pub fn read(
         environment: &[(String, String)],
         annotations: &BTreeMap<String, String>,
+        image: Option<&HandlerInfo>,
     ) -> Result<Option<Self>, SettingsError> {
         // The last one wins, as in a container's environment.
         let variable = |name| environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let Some(name) = variable(NAME) else { return Ok(None) };
+        let Some(name) = variable(NAME).or(image.map(|info| info.name.as_str())) else { return Ok(None) };
         check_name(name)?;
         let exchange_directory = variable(EXCHANGE_DIRECTORY).unwrap_or(DEFAULT_EXCHANGE_DIRECTORY);
         if !is_plain_absolute(exchange_directory) {
@@ -92,17 +96,17 @@ impl HandlerSettings {
         let annotation = |name| annotations.get(name).map(String::as_str);
         Ok(Some(Self {
             name: name.to_owned(),
-            shared: boolean(SHARED, variable(SHARED))?,
+            shared: boolean(SHARED, variable(SHARED), image.is_none_or(|info| info.shared))?,
             exchange_directory: exchange_directory.trim_end_matches('/').to_owned(),
             allowed_host_paths: AllowList::parse(annotation(ALLOWED_HOST_PATHS).unwrap_or_default())
                 .map_err(|value| SettingsError::Path { name: ALLOWED_HOST_PATHS, value })?,
-            wake_on_change: boolean(WAKE_ON_CHANGE, annotation(WAKE_ON_CHANGE))?,
+            wake_on_change: boolean(WAKE_ON_CHANGE, annotation(WAKE_ON_CHANGE), true)?,
             step_deadline: annotation(STEP_DEADLINE).map_or(Ok(DEFAULT_STEP_DEADLINE), seconds)?,
         }))
     }
 }
 
-fn check_name(name: &str) -> Result<(), SettingsError> {
+pub(crate) fn check_name(name: &str) -> Result<(), SettingsError> {
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > 63 || name.starts_with('.') || !name.bytes().all(letters) {
         return Err(SettingsError::Name(name.to_owned()));
@@ -119,9 +123,10 @@ fn seconds(value: &str) -> Result<Duration, SettingsError> {
     seconds.map(Duration::from_secs).ok_or_else(|| SettingsError::Deadline(value.to_owned()))
 }
 
-fn boolean(name: &'static str, value: Option<&str>) -> Result<bool, SettingsError> {
+fn boolean(name: &'static str, value: Option<&str>, default: bool) -> Result<bool, SettingsError> {
     match value {
-        None | Some("true") => Ok(true),
+        None => Ok(default),
+        Some("true") => Ok(true),
         Some("false") => Ok(false),
         Some(value) => Err(SettingsError::Boolean { name, value: value.to_owned() }),
     }
@@ -142,7 +147,7 @@ mod tests {
     fn read(environment: &[(&str, &str)]) -> Result<Option<HandlerSettings>, SettingsError> {
         let environment: Vec<_> =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        HandlerSettings::read(&environment, &BTreeMap::new())
+        HandlerSettings::read(&environment, &BTreeMap::new(), None)
     }
 
     #[test]
@@ -152,6 +157,19 @@ mod tests {
         assert!(settings.shared && settings.wake_on_change);
         assert_eq!(settings.exchange_directory, "/tmp/wde-dir");
         assert!(!read(&[(NAME, "debugEcho"), (SHARED, "false")]).unwrap().unwrap().shared);
+    }
+
+    #[test]
+    fn what_an_image_says_of_its_handler_counts_where_the_environment_says_nothing() {
+        let info = HandlerInfo { name: "meter".to_owned(), shared: false, schema: None };
+        let read = |environment: &[(&str, &str)]| {
+            let owned = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let environment: Vec<_> = owned.collect();
+            let settings = HandlerSettings::read(&environment, &BTreeMap::new(), Some(&info)).unwrap().unwrap();
+            (settings.name, settings.shared)
+        };
+        assert_eq!(read(&[]), ("meter".to_owned(), false));
+        assert_eq!(read(&[(NAME, "gauge"), (SHARED, "true")]), ("gauge".to_owned(), true));
     }
 
     #[test]

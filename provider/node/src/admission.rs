@@ -5,8 +5,8 @@ use crate::fields::NodeFacts;
 use crate::pod::PodObject;
 use crate::quantity;
 use crate::volume::{self, VolumeError};
-use akri_krustlet_discovery::HandlerSettings;
 use akri_krustlet_discovery::settings::SettingsError;
+use akri_krustlet_discovery::{HandlerInfo, HandlerSettings};
 use akri_krustlet_runtime::ContainerLimits;
 use k8s_openapi::api::core::v1::Container;
 use std::collections::BTreeMap;
@@ -85,21 +85,22 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         }
         names.push(name);
         let environment = environment::variables(container, pod, node, Scope::OfPod)?;
-        handler_settings(container, pod, &environment)?;
+        handler_settings(container, pod, &environment, None)?;
         limits(container)?;
     }
     Ok(())
 }
 
-/// The handler in a container, if there is one.
+/// The handler in a container, if there is one, by its environment and by what its image says.
 pub fn handler_settings(
     container: &Container,
     pod: &PodObject,
     environment: &[(String, String)],
+    image: Option<&HandlerInfo>,
 ) -> Result<Option<HandlerSettings>, AdmissionError> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     let annotations = pod.api.metadata.annotations.as_ref().unwrap_or(&NONE);
-    HandlerSettings::read(environment, annotations)
+    HandlerSettings::read(environment, annotations, image)
         .map_err(|source| AdmissionError::Handler { container: container.name.clone(), source })
 }
 

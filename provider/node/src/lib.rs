@@ -20,6 +20,7 @@ pub mod endpoint;
 pub mod environment;
 pub mod eviction;
 pub mod fields;
+pub mod grants;
 pub mod loaded_image;
 pub mod local_storage;
 pub mod manifest;

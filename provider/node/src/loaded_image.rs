@@ -1,5 +1,6 @@
 //! Images that are ready to run, and the programs that they share.
 
+use akri_krustlet_discovery::HandlerInfo;
 use akri_krustlet_images::Launch;
 use akri_krustlet_runtime::Program;
 use std::collections::HashMap;
@@ -53,6 +54,8 @@ pub struct LoadedImage {
     pub name: String,
     /// The program.
     pub program: Arc<Program>,
+    /// What it says of the discovery handler in it, if it says that it is one.
+    pub info: Option<Arc<HandlerInfo>>,
     /// For the container's status, `imageID`: which content it is.
     pub id: String,
     /// The image's full name, if it is from a registry.

@@ -11,7 +11,7 @@ use crate::placement::Admitted;
 use crate::status::StatusSink;
 use crate::termination::Shutdown;
 use akri_krustlet_devices::Devices;
-use akri_krustlet_discovery::Handlers;
+use akri_krustlet_discovery::{Descriptions, Handlers};
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::Runtime;
 use k8s_openapi::api::core::v1::Node;
@@ -25,6 +25,8 @@ pub struct Services {
     pub runtime: Arc<Runtime>,
     /// The modules that are in use.
     pub images: LoadedImages,
+    /// What they say of the handlers in them.
+    pub descriptions: Descriptions,
     /// Images from registries.
     pub registry: akri_krustlet_images::Images,
     /// Whether pods of a cluster may run files of this machine.

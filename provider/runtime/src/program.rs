@@ -1,11 +1,11 @@
 //! A module that is ready to run: compiled, checked and linked once, shared by all of its guests.
 
 use crate::compile::CompileError;
-use crate::component::ComponentState;
+use crate::component::link::LinkedComponent;
 use crate::module::{Digest, ModuleKind};
 use crate::wasi::GuestState;
 use std::path::Path;
-use wasmtime::component::{self, Component};
+use wasmtime::component::Component;
 use wasmtime::{Engine, InstancePre, Linker, Module, UnknownImportError};
 
 /// Why a module cannot be run on this node.
@@ -38,11 +38,6 @@ pub enum LoadError {
     /// It is a component.
     #[error("it is a component, a module is needed here: build it for wasm32-wasip1 instead of wasm32-wasip2")]
     Component,
-    /// A component needs something that the node does not give.
-    #[error(
-        "it imports something that the node does not provide to components (it provides WASI 0.2 and akri:host/log): {0}"
-    )]
-    ComponentImport(String),
     /// Its host has the import, with another type.
     #[error(
         "it imports a function with a type that WASI preview 1 does not give it: {0}; build it with a current toolchain for wasm32-wasip1"
@@ -61,13 +56,7 @@ pub struct Program {
 
 enum Code {
     Module(InstancePre<GuestState>),
-    Component(component::InstancePre<ComponentState>),
-}
-
-/// What modules and components may import.
-pub(crate) struct Linkers {
-    pub(crate) module: Linker<GuestState>,
-    pub(crate) component: component::Linker<ComponentState>,
+    Component(LinkedComponent),
 }
 
 impl std::fmt::Debug for Program {
@@ -79,7 +68,7 @@ impl std::fmt::Debug for Program {
 impl Program {
     pub(crate) fn prepare(
         engine: &Engine,
-        linkers: &Linkers,
+        linker: &Linker<GuestState>,
         digest: Digest,
         kind: ModuleKind,
         compiled: &Path,
@@ -88,12 +77,10 @@ impl Program {
         let code = match kind {
             ModuleKind::Module => {
                 let module = load_module(engine, compiled).map_err(unusable)?;
-                Code::Module(link(&linkers.module, &module)?)
+                Code::Module(link(linker, &module)?)
             }
             ModuleKind::Component => {
-                let component = load_component(engine, compiled).map_err(unusable)?;
-                let linked = linkers.component.instantiate_pre(&component);
-                Code::Component(linked.map_err(|error| LoadError::ComponentImport(format!("{error:#}")))?)
+                Code::Component(LinkedComponent::new(load_component(engine, compiled).map_err(unusable)?))
             }
         };
         Ok(Self { digest, code })
@@ -112,10 +99,9 @@ impl Program {
         }
     }
 
-    /// The component, if it is one.
-    pub fn component(&self) -> Option<&component::InstancePre<ComponentState>> {
+    pub(crate) fn component(&self) -> Option<&LinkedComponent> {
         match &self.code {
-            Code::Component(instance) => Some(instance),
+            Code::Component(component) => Some(component),
             Code::Module(_) => None,
         }
     }

@@ -2,17 +2,20 @@
 
 use crate::aot::{AotStore, AotStoreError};
 use crate::compile::{CompileError, Compiler};
+use crate::component::ComponentState;
+use crate::component::link::{ComponentLinkers, Interfaces, Item, LinkError, LinkedComponent};
 use crate::cpu::GuestThreads;
 use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
-use crate::program::{Linkers, LoadError, Program};
-use crate::wasi;
+use crate::program::{LoadError, Program};
+use crate::wasi::{self, GuestState};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use wasmtime::Engine;
+use wasmtime::component::InstancePre;
+use wasmtime::{Engine, Linker};
 
 /// How to make a [`Runtime`].
 #[derive(Clone, Debug)]
@@ -78,7 +81,9 @@ impl Lane {
 /// Compiles, keeps and runs modules. Made once per process.
 pub struct Runtime {
     engine: Engine,
-    linkers: Linkers,
+    /// What modules may import.
+    linker: Linker<GuestState>,
+    component_linkers: ComponentLinkers,
     store: AotStore,
     /// Where each module is compiled first.
     ordinary: Lane,
@@ -104,17 +109,16 @@ impl Runtime {
     pub fn new(config: RuntimeConfig) -> Result<Arc<Self>, RuntimeError> {
         let engine = crate::engine::new().map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         let failed = |error: wasmtime::Error| RuntimeError::Engine(format!("{error:#}"));
-        let linkers = Linkers {
-            module: wasi::linker(&engine).map_err(failed)?,
-            component: crate::component::linker(&engine).map_err(failed)?,
-        };
+        let linker = wasi::linker(&engine).map_err(failed)?;
+        let component_linkers = ComponentLinkers::new(&engine).map_err(failed)?;
         let store = AotStore::open(&config.modules, &engine)?;
         let threads = GuestThreads::start(&engine).map_err(RuntimeError::Threads)?;
         let mut ordinary = config.compiler.clone();
         ordinary.limits.cpu_seconds = ordinary.limits.cpu_seconds.min(ordinary.limits.ordinary_cpu_seconds);
         Ok(Arc::new(Self {
             engine,
-            linkers,
+            linker,
+            component_linkers,
             store,
             ordinary: Lane::new(ordinary),
             long: Lane::new(config.compiler),
@@ -202,7 +206,7 @@ impl Runtime {
         }
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
-        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linkers, digest, kind, &path)?)))
+        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?)))
     }
 
     fn takes_long(&self) -> MutexGuard<'_, HashSet<Digest>> {
@@ -239,7 +243,7 @@ impl Runtime {
 
     fn load_stored(&self, digest: Digest, kind: ModuleKind) -> Result<Option<Arc<Program>>, LoadError> {
         let Some(path) = self.store.find(&digest) else { return Ok(None) };
-        match Program::prepare(&self.engine, &self.linkers, digest, kind, &path) {
+        match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {
             Err(LoadError::Unusable(reason)) => {
                 tracing::warn!(%digest, reason, "stored module is unusable, compiling it again");
                 self.store.discard(&digest);
@@ -247,6 +251,21 @@ impl Runtime {
             }
             result => result.map(|program| Some(self.remember(program))),
         }
+    }
+
+    /// Links a component with the interfaces that it was granted.
+    pub fn link(&self, program: &Program, interfaces: &Interfaces) -> Result<InstancePre<ComponentState>, LinkError> {
+        self.component_linkers.link(component(program)?, interfaces)
+    }
+
+    /// What a component imports; nothing of a module.
+    pub fn imports(&self, program: &Program) -> Vec<Item> {
+        program.component().map_or_else(Vec::new, |component| component.imports(&self.engine))
+    }
+
+    /// What a component exports; nothing of a module.
+    pub fn exports(&self, program: &Program) -> Vec<Item> {
+        program.component().map_or_else(Vec::new, |component| component.exports(&self.engine))
     }
 
     /// Starts a guest.
@@ -265,4 +284,8 @@ impl Runtime {
         programs.insert(program.digest(), Arc::downgrade(&program));
         program
     }
+}
+
+fn component(program: &Program) -> Result<&LinkedComponent, LinkError> {
+    program.component().ok_or_else(|| LinkError::Import("it is a module, not a component".to_owned()))
 }

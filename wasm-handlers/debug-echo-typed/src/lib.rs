@@ -14,6 +14,13 @@ wit_bindgen::generate!({ path: "../../proto/wit", world: "discovery-handler", ge
 /// The environment variable that brokers read.
 const DESCRIPTION: &str = "DEBUG_ECHO_DESCRIPTION";
 
+/// What the node checks before it asks. A text may be written plainly (`10`, `no`), so JSON has it as it reads it.
+const SCHEMA: &str = r#"{
+    "type": "object",
+    "required": ["descriptions"],
+    "properties": {"descriptions": {"type": "array", "items": {"type": ["string", "number", "boolean", "null"]}}}
+}"#;
+
 #[derive(Deserialize)]
 struct Details {
     descriptions: Vec<Text>,
@@ -41,7 +48,7 @@ struct DebugEcho;
 
 impl Guest for DebugEcho {
     fn describe() -> Info {
-        Info { name: "debugEcho".to_owned(), shared: false, details_schema: None }
+        Info { name: "debugEcho".to_owned(), shared: true, details_schema: Some(SCHEMA.to_owned()) }
     }
 
     fn open(request: Request) -> Result<(), Error> {

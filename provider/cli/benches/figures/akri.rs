@@ -115,7 +115,7 @@ impl NativeBeside {
 
     fn start(program: &Path, node: &ClusterNode) -> Self {
         let beside = Self { _native: Native::start(program, &node.path("akri")) };
-        assert!(wait_for(|| node.socket(NATIVE).exists()), "the native handler does not start");
+        node.wait_for_socket(NATIVE);
         beside
     }
 }

@@ -202,7 +202,7 @@ async fn memory_with(number: usize) -> Memory {
     let last = node.socket(&format!("h{}", number - 1));
     assert!(wait_for(|| last.exists()));
     for pod in 0..number {
-        assert!(wait_for(|| node.socket(&format!("h{pod}")).exists()));
+        node.wait_for_socket(&format!("h{pod}"));
     }
     settle().await;
     memory_of(node.pid())

@@ -1,9 +1,10 @@
 //! What a container is configured with that may not be there yet: the objects of its variables, its handler's name.
 
-use crate::admission;
+use crate::admission::{self, AdmissionError};
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
-use crate::environment::{self, Scope, Sources};
+use crate::environment::{self, EnvironmentError, Scope, Sources};
+use crate::loaded_image::LoadedImage;
 use crate::status::{self, ContainerKind};
 use akri_krustlet_discovery::handlers::ForeignName;
 use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
@@ -13,41 +14,81 @@ use std::time::Duration;
 /// After an error about a variable's source, it is read again.
 const CONFIG_RETRY: Duration = Duration::from_secs(15);
 
-/// The claim lasts as long as the pod, over all restarts of the container.
+/// Why a container cannot be the handler that it says it is.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// Its settings cannot be understood.
+    #[error(transparent)]
+    Settings(#[from] AdmissionError),
+    /// Its variables cannot be made.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// The name is another namespace's.
+    #[error(transparent)]
+    Foreign(#[from] ForeignName),
+}
+
+/// A container's claim on the name of its handler. It lasts as long as the pod, over all restarts of the container.
 pub fn claim_handler(
     context: &PodContext,
     kind: ContainerKind,
     container: &Container,
+    image: Option<&LoadedImage>,
     scope: Scope<'_>,
-) -> Result<Option<HandlerClaim>, ForeignName> {
+) -> Result<Option<HandlerClaim>, HandlerError> {
     if kind == ContainerKind::Init {
         return Ok(None);
     }
-    let Some(settings) = handler_settings(context, container, scope) else { return Ok(None) };
-    context.services.handlers.claim(&settings.name, context.pod.namespace()).map(Some)
+    let Some(settings) = handler_settings(context, container, image, scope)? else { return Ok(None) };
+    Ok(Some(context.services.handlers.claim(&settings.name, context.pod.namespace())?))
 }
 
-/// The claim of a container on its handler's name, if it is one. While the name is another namespace's, the container waits.
+/// Makes sure that a container has the claim on its handler's name, if it is one: by now its image is known, which may say another
+/// name than it did before. While the name cannot be had, the container waits.
 pub async fn obtain_claim(
     context: &PodContext,
     kind: ContainerKind,
     container: &Container,
+    image: &LoadedImage,
     sources: &Sources,
-) -> Option<HandlerClaim> {
-    let mut told = String::new();
+    claim: &mut Option<HandlerClaim>,
+) {
+    if kind == ContainerKind::Init {
+        return;
+    }
+    let (mut told, scope) = (String::new(), Scope::All(sources));
     loop {
-        match claim_handler(context, kind, container, Scope::All(sources)) {
-            Ok(claim) => return claim,
-            Err(foreign) => tell_config_error(context, kind, container, foreign.to_string(), &mut told),
+        let obtained = match handler_settings(context, container, Some(image), scope) {
+            Ok(settings)
+                if settings.as_ref().map(|settings| &*settings.name) == claim.as_ref().map(HandlerClaim::name) =>
+            {
+                return;
+            }
+            Ok(_) => claim_handler(context, kind, container, Some(image), scope),
+            Err(error) => Err(error),
+        };
+        match obtained {
+            Ok(obtained) => {
+                *claim = obtained;
+                return;
+            }
+            Err(error) => tell_config_error(context, kind, container, error.to_string(), &mut told),
         }
         tokio::time::sleep(CONFIG_RETRY).await;
     }
 }
 
-pub fn handler_settings(context: &PodContext, container: &Container, scope: Scope<'_>) -> Option<HandlerSettings> {
+/// The handler in a container, if there is one.
+pub fn handler_settings(
+    context: &PodContext,
+    container: &Container,
+    image: Option<&LoadedImage>,
+    scope: Scope<'_>,
+) -> Result<Option<HandlerSettings>, HandlerError> {
     let pod = context.latest();
-    let variables = environment::variables(container, &pod, &context.services.node, scope).ok()?;
-    admission::handler_settings(container, &pod, &variables).ok()?
+    let variables = environment::variables(container, &pod, &context.services.node, scope)?;
+    let info = image.and_then(|image| image.info.as_deref());
+    Ok(admission::handler_settings(container, &pod, &variables, info)?)
 }
 
 /// The ConfigMaps and Secrets that the container's variables are taken from. As long as one that it needs is missing, the

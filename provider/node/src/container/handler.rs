@@ -45,6 +45,7 @@ pub async fn run_handler(
         name: format!("{}/{}", context.pod.key(), container.name),
         settings,
         program: image.program.clone(),
+        info: image.info.clone(),
         args,
         env,
         preopens,

@@ -6,8 +6,9 @@ use crate::loaded_image::{LoadedImage, Stamp};
 use crate::pod::PodObject;
 use crate::services::Services;
 use crate::status::{ContainerKind, waiting};
+use akri_krustlet_discovery::HandlerInfo;
 use akri_krustlet_images::{Credentials, Launch, PullError, Reference};
-use akri_krustlet_runtime::{LoadError, Program};
+use akri_krustlet_runtime::{LoadError, ModuleKind, Program};
 use k8s_openapi::api::core::v1::{Container, Secret};
 use kube::api::Api;
 use std::io::Read as _;
@@ -80,6 +81,14 @@ pub enum ImageError {
         #[source]
         source: std::io::Error,
     },
+    /// It is a component, and either no discovery handler or one that cannot be asked which.
+    #[error("image {image}: {what}")]
+    Describe {
+        /// The image.
+        image: String,
+        /// Why not.
+        what: String,
+    },
     /// It is no module that the node can run.
     #[error("image {image}: {source}")]
     Load {
@@ -98,7 +107,7 @@ impl ImageError {
             Self::Missing { .. } | Self::Name { .. } | Self::Relative { .. } | Self::Local { .. } => "InvalidImageName",
             Self::Read { .. } | Self::Pull { .. } => "ErrImagePull",
             Self::Never { .. } | Self::NotTheirs { .. } => "ErrImageNeverPull",
-            Self::Load { .. } => "ImageInspectError",
+            Self::Load { .. } | Self::Describe { .. } => "ImageInspectError",
         }
     }
 }
@@ -172,6 +181,7 @@ pub async fn load(
         let path = file_of(services, pod, &image)?;
         let program = load_file(services, pod, &image, path).await?;
         return Ok(LoadedImage {
+            info: describe(services, &image, &program).await?,
             id: program.digest().to_string(),
             name: image,
             program,
@@ -183,7 +193,23 @@ pub async fn load(
         .map_err(|error| ImageError::Name { image: image.clone(), what: error.to_string() })?;
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
     let program = load_file(services, pod, &image, path).await?;
-    Ok(LoadedImage { name: image, program, id: found.id, reference: Some(found.reference), launch: found.launch })
+    let info = describe(services, &image, &program).await?;
+    Ok(LoadedImage { name: image, program, info, id: found.id, reference: Some(found.reference), launch: found.launch })
+}
+
+/// What an image says of the discovery handler in it.
+async fn describe(
+    services: &Services,
+    image: &str,
+    program: &Arc<Program>,
+) -> Result<Option<Arc<HandlerInfo>>, ImageError> {
+    let of_image = |what| ImageError::Describe { image: image.to_owned(), what };
+    let described = services.descriptions.of(&services.runtime, program).await.map_err(of_image)?;
+    if described.is_none() && program.kind() == ModuleKind::Component {
+        let exports = services.runtime.exports(program);
+        return Err(of_image(crate::grants::neither_handler_nor_command(&exports)));
+    }
+    Ok(described)
 }
 
 /// What the event of an image says that need not be pulled.

@@ -43,7 +43,12 @@ pub async fn run_once(
 ) -> Result<Outcome, String> {
     let services = &context.services;
     let scope = Scope::All(sources);
-    let handler = claim.and_then(|claim| Some((claim, handler_settings(context, container, scope)?)));
+    let handler = match claim {
+        Some(claim) => handler_settings(context, container, Some(image), scope)
+            .map_err(|error| error.to_string())?
+            .map(|settings| (claim, settings)),
+        None => None,
+    };
     let devices = device::access(context, kind, &container.name).await?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
     let shared = Arc::downgrade(&limits);

@@ -51,14 +51,12 @@ pub async fn supervise(
         restart = u32::try_from(earlier.restart_count).unwrap_or(0) + 1;
     }
     // As early as its name is known, so that streams outlive a slow start. A name that it may not have is told below.
-    let mut claim = claim_handler(context, kind, &container, Scope::OfPod).ok().flatten();
+    let mut claim = claim_handler(context, kind, &container, None, Scope::OfPod).ok().flatten();
     let mut back_off = BackOff::default();
     loop {
         let image = obtain_image(context, kind, &mut container).await;
         let sources = obtain_sources(context, kind, &container).await;
-        if claim.is_none() {
-            claim = obtain_claim(context, kind, &container, &sources).await;
-        }
+        obtain_claim(context, kind, &container, &image, &sources, &mut claim).await;
         let started = Instant::now();
         let running = context.termination.enter();
         let life = Life { restart, sources: &sources, claim: claim.as_ref() };

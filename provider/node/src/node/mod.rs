@@ -186,6 +186,7 @@ impl Node {
             events: events.unwrap_or_default(),
             cluster,
             images: crate::loaded_image::LoadedImages::default(),
+            descriptions: akri_krustlet_discovery::Descriptions::default(),
             handlers,
             devices,
             watcher,

@@ -5,6 +5,7 @@
 //! (`akri:host`). The bounds are those of every guest ([`crate::limits`]).
 
 mod call;
+pub mod link;
 
 use crate::limits::{GuestLimiter, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
@@ -14,6 +15,7 @@ use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 pub use call::CallError;
+use link::Interfaces;
 
 /// The host's own interfaces, as Rust sees them; described in `proto/wit`.
 #[allow(missing_docs, reason = "generated")]
@@ -45,8 +47,8 @@ pub struct ComponentSpec {
     pub args: Vec<String>,
     /// Environment; nothing is inherited.
     pub env: Vec<(String, String)>,
-    /// Where its log, standard output and error go.
-    pub log: Arc<ContainerLog>,
+    /// Where its log, standard output and error go; nowhere by default.
+    pub log: Option<Arc<ContainerLog>>,
     /// The container's limits.
     pub limits: Arc<SharedLimits>,
 }
@@ -56,7 +58,7 @@ pub struct ComponentState {
     wasi: WasiCtx,
     table: ResourceTable,
     pub(crate) limiter: GuestLimiter,
-    log: Arc<ContainerLog>,
+    log: Option<Arc<ContainerLog>>,
     level: Level,
 }
 
@@ -74,7 +76,7 @@ impl WasiView for ComponentState {
 
 impl log::Host for ComponentState {
     async fn log(&mut self, level: Level, mut message: String) -> wasmtime::Result<()> {
-        if level as u8 >= self.level as u8 {
+        if let Some(log) = self.log.as_ref().filter(|_| level as u8 >= self.level as u8) {
             message.truncate(message.floor_char_boundary(MOST_MESSAGE));
             let level = match level {
                 Level::Trace => "TRACE",
@@ -83,14 +85,14 @@ impl log::Host for ComponentState {
                 Level::Warn => "WARN",
                 Level::Error => "ERROR",
             };
-            self.log.say(&format!("{level} {message}\n")).await;
+            log.say(&format!("{level} {message}\n")).await;
         }
         Ok(())
     }
 }
 
-/// What every component may import.
-pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<ComponentState>> {
+/// What a component with these interfaces may import.
+fn linker(engine: &Engine, _interfaces: &Interfaces) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     log::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
@@ -104,11 +106,13 @@ pub(crate) fn store(engine: &Engine, spec: &ComponentSpec) -> Store<ComponentSta
         .args(&spec.args)
         .envs(&spec.env)
         .max_random_size(RANDOM_BYTES)
-        .stdout(spec.log.stream(Stream::Stdout))
-        .stderr(spec.log.stream(Stream::Stderr))
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false);
+    if let Some(log) = &spec.log {
+        wasi.stdout(log.stream(Stream::Stdout));
+        wasi.stderr(log.stream(Stream::Stderr));
+    }
     let mut table = ResourceTable::new();
     table.set_max_capacity(RESOURCES);
     let state = ComponentState {

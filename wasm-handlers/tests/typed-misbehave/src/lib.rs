@@ -28,9 +28,35 @@ fn spin() -> ! {
     }
 }
 
+/// How it describes itself, by its last word.
+static DESCRIBED: &str = "typed-misbehave describes itself well";
+
 impl Guest for Misbehave {
     fn describe() -> Info {
-        Info { name: "misbehave".to_owned(), shared: true, details_schema: None }
+        let info = |name: &str, details_schema: Option<&str>| Info {
+            name: name.to_owned(),
+            shared: true,
+            details_schema: details_schema.map(str::to_owned),
+        };
+        // Whoever wants another one puts another word into the module's file.
+        let described = std::hint::black_box(DESCRIBED);
+        match described.rsplit(' ').next().unwrap_or_default() {
+            "trap" => panic!("as asked"),
+            "exit" => std::process::exit(3),
+            "loop" => loop {
+                std::hint::black_box(());
+            },
+            "sock" => {
+                let refused = std::net::TcpStream::connect("127.0.0.1:1").unwrap_err();
+                info(if refused.kind() == std::io::ErrorKind::PermissionDenied { "no-network" } else { "network" }, None)
+            }
+            "name" => info("a/b", None),
+            "json" => info("misbehave", Some("{")),
+            "type" => info("misbehave", Some(r#"{"type": "strnig"}"#)),
+            "self" => info("misbehave", Some(r##"{"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}"##)),
+            "rule" => info("misbehave", Some(r#"{"properties": {"fault": {"enum": ["count", "steps"]}}}"#)),
+            _ => info("misbehave", None),
+        }
     }
 
     fn open(request: Request) -> Result<(), Error> {

@@ -7,13 +7,16 @@
 //! 2. Later steps run on the guest threads, after the time that the guest asked for.
 //! 3. A step that takes longer than the deadline, traps or exits is the instance's end; the session makes another one.
 
+mod describe;
+mod schema;
+
 use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
 use akri_krustlet_host::BackOff;
 use akri_krustlet_runtime::wasi::Progress;
-use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Outcome, Program, Runtime};
+use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Interfaces, Outcome, Runtime};
 use akri_proto::v0::{Device, DeviceSpec, Mount};
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
@@ -32,6 +35,9 @@ mod bindings {
         exports: { default: async },
     });
 }
+
+pub use describe::{Descriptions, HandlerInfo};
+pub use schema::DetailsSchema;
 
 use bindings::DiscoveryHandlerPre;
 use bindings::akri::discovery::types;
@@ -63,24 +69,19 @@ impl std::fmt::Debug for Component {
     }
 }
 
-/// Whether a component is a discovery handler; an error says what is missing.
-pub fn check(program: &Program) -> Result<(), String> {
-    handler(program).map(drop)
-}
+/// The interface that makes a component a discovery handler, and the version that the node has.
+const EXPORT: (&str, &str) = ("akri:discovery/handler", "0.1.0");
 
-fn handler(program: &Program) -> Result<DiscoveryHandlerPre<ComponentState>, String> {
-    let instance = program.component().ok_or("it is no component")?;
-    DiscoveryHandlerPre::new(instance.clone()).map_err(|error| {
-        format!(
-            "it does not export akri:discovery/handler@0.1.0, which makes a component a discovery handler: {error:#}"
-        )
-    })
+fn not_a_handler(error: &wasmtime::Error) -> String {
+    let (interface, version) = EXPORT;
+    format!("it does not export {interface}@{version}, which makes a component a discovery handler: {error:#}")
 }
 
 impl Component {
     pub(crate) fn start(runtime: Arc<Runtime>, spec: Arc<ContainerSpec>) -> Result<Arc<Self>, ContainerError> {
         let refused = |what: String| ContainerError::Component(what);
-        let handler = handler(&spec.program).map_err(refused)?;
+        let instance = runtime.link(&spec.program, &Interfaces::new()).map_err(|error| refused(error.to_string()))?;
+        let handler = DiscoveryHandlerPre::new(instance).map_err(|error| refused(not_a_handler(&error)))?;
         let exchange = spec.exchange_is_mounted.then_some(&spec.settings.exchange_directory);
         if let Some(mounted) = spec.preopens.iter().map(|preopen| &preopen.guest).chain(exchange).next() {
             return Err(refused(format!(
@@ -91,7 +92,7 @@ impl Component {
             name: spec.name.clone(),
             args: spec.args.clone(),
             env: spec.env.clone(),
-            log: spec.log.clone(),
+            log: Some(spec.log.clone()),
             limits: spec.limits.clone(),
         };
         Ok(Arc::new(Self { spec, runtime, handler, instance }))
@@ -112,6 +113,12 @@ impl Component {
 
     /// One instance, from its request to its end.
     async fn run(self: Arc<Self>, request: Arc<DiscoveryRequest>, told: Arc<Told>) -> Ended {
+        if let Some(info) = self.spec.info.clone()
+            && let Err(reason) = check_details(info, &request).await
+        {
+            told.say(Said::InvalidDetails(reason));
+            return std::future::pending().await;
+        }
         let (mut store, handler) = (self.runtime.component_store(&self.instance), self.handler.clone());
         let first = self.call(Some(INLINE), async move {
             let result = async {
@@ -200,6 +207,17 @@ fn jittered(milliseconds: u32) -> Duration {
     pause.clamp(PAUSES.0, PAUSES.1).mul_f64(part).max(PAUSES.0)
 }
 
+/// What became of a call, in a sentence that names it first.
+fn ended_as(error: CallError) -> String {
+    match error {
+        CallError::Deadline(time) => format!("took longer than {} s", time.as_secs_f32()),
+        CallError::Ended(Outcome::Exited(code)) => format!("exited with code {code}"),
+        CallError::Ended(Outcome::Trapped(report)) => format!("trapped: {report}"),
+        CallError::Ended(Outcome::OutOfMemory { limit }) => format!("needs more than {} MiB of memory", limit >> 20),
+        CallError::Ended(Outcome::Interrupted) => "was interrupted".to_owned(),
+    }
+}
+
 fn ended(error: CallError) -> Ended {
     match error {
         CallError::Deadline(time) => Ended::Failed(format!(
@@ -221,6 +239,23 @@ fn as_wit(request: &DiscoveryRequest) -> types::Request {
             .map(|(name, value)| types::Property { name: name.clone(), value: value.clone() })
             .collect(),
     }
+}
+
+/// Longest details that are checked on the thread of the call, in bytes.
+const QUICKLY_CHECKED: usize = 4 << 10;
+
+/// Checks the details by what the handler's author says of them.
+async fn check_details(info: Arc<HandlerInfo>, request: &Arc<DiscoveryRequest>) -> Result<(), String> {
+    let check = {
+        let request = request.clone();
+        move || info.schema.as_ref().map_or(Ok(()), |schema| schema.check(&request.details))
+    };
+    if request.details.len() <= QUICKLY_CHECKED {
+        return check();
+    }
+    tokio::task::spawn_blocking(check)
+        .await
+        .unwrap_or_else(|error| Err(format!("discovery details cannot be checked: {error}")))
 }
 
 /// How much there is of a list, whatever is in it.
