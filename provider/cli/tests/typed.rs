@@ -239,7 +239,7 @@ fn what_an_image_says_of_itself_is_checked_before_it_serves() {
         ("name", "describe: DISCOVERY_HANDLER_NAME=\\\"a/b\\\": a discovery handler's name"),
         ("json", "describe: the details schema is no JSON"),
         ("type", "the details schema is no JSON Schema (2020-12): at \\\"/type\\\""),
-        ("self", "the details schema has more than 10000 values, with those that its references repeat"),
+        ("self", "the details schema is nested more than 64 deep, or refers to itself"),
     ] {
         node.add(&altered(&node, word, as_described, &as_described.replace("well", word)));
         node.wait_for_pod(word, message, |pod| pod["status"].to_string().contains(message));

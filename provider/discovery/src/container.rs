@@ -10,6 +10,7 @@ use crate::settings::HandlerSettings;
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::guest::StartError;
 use akri_krustlet_runtime::log::ContainerLog;
+use akri_krustlet_runtime::network::NetworkGrant;
 use akri_krustlet_runtime::{Outcome, Preopen, Program, Runtime, SharedLimits};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Volumes other than the exchange volume.
     pub preopens: Vec<Preopen>,
+    /// The network that its pod grants it; only components can use one.
+    pub network: Option<NetworkGrant>,
     /// Limits of all guests together.
     pub limits: Arc<SharedLimits>,
     /// The container's log.

@@ -2,6 +2,7 @@
 
 use crate::environment::{self, EnvironmentError, Scope};
 use crate::fields::NodeFacts;
+use crate::grants::{self, GrantError};
 use crate::pod::PodObject;
 use crate::quantity;
 use crate::volume::{self, VolumeError};
@@ -46,6 +47,9 @@ pub enum AdmissionError {
         #[source]
         source: SettingsError,
     },
+    /// See [`GrantError`].
+    #[error(transparent)]
+    Grant(#[from] GrantError),
     /// An amount makes no sense.
     #[error("container {container}: resources.{list}.{resource}: {message}")]
     Amount {
@@ -74,6 +78,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         return Err(AdmissionError::Unsupported(what));
     }
     volume::validate(pod)?;
+    grants::network(pod)?;
     let mut names = Vec::new();
     for container in pod.init_containers().iter().chain(&pod.spec().containers) {
         let name = &container.name;

@@ -14,6 +14,7 @@ use akri_krustlet_devices::Devices;
 use akri_krustlet_discovery::{Descriptions, Handlers};
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::Runtime;
+use akri_krustlet_runtime::network::NodeNetwork;
 use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -43,6 +44,8 @@ pub struct Services {
     pub objects: Objects,
     /// The discovery handlers.
     pub handlers: Arc<Handlers>,
+    /// What all networks of guests are held to.
+    pub network: Arc<NodeNetwork>,
     /// The devices of device plugins; a node may serve none.
     pub devices: Option<Arc<Devices>>,
     /// Tells of changed directories.

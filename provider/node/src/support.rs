@@ -32,7 +32,11 @@ const POD: &[Row] = &[
     ("ephemeralContainers", Ignored, "told by an event: there is no process to look at"),
     ("hostAliases", Ignored, "a guest has no network"),
     ("hostIPC", Refused, "a guest shares nothing with processes"),
-    ("hostNetwork", Refused, "a guest has no network"),
+    (
+        "hostNetwork",
+        Honoured,
+        "a guest has what the annotation akri-krustlet/network grants it (grants.md), and without that no network",
+    ),
     ("hostPID", Refused, "a guest sees no processes"),
     ("hostUsers", Ignored, "a guest has no user"),
     ("hostname", Ignored, "a guest cannot ask for it"),
@@ -113,7 +117,7 @@ const CONTAINER: &[Row] = &[
     ("livenessProbe", Refused, "a guest has no process to run a probe in, and no port"),
     ("name", Honoured, ""),
     ("ports", Ignored, "a guest has no network"),
-    ("ports[].hostPort", Refused, "a guest has no network"),
+    ("ports[].hostPort", Refused, "a guest has no network of its own; with hostNetwork it is ignored"),
     ("readinessProbe", Refused, "a guest has no process to run a probe in, and no port"),
     ("resizePolicy", Ignored, "limits are those of the start"),
     (
@@ -190,6 +194,14 @@ pub fn refused(pod: &PodObject) -> Option<String> {
     of_pod.or_else(|| {
         lists.into_iter().find_map(|(list, rows)| {
             spec.get(list)?.as_array()?.iter().find_map(|container| {
+                // The API server writes it into pods with the machine's network.
+                let mut container = container.clone();
+                if is_set(&spec, "hostNetwork")
+                    && let Some(container) = container.as_object_mut()
+                {
+                    container.remove("ports");
+                }
+                let container = &container;
                 let (path, why) = first_refused(container, CONTAINER).or_else(|| first_refused(container, rows))?;
                 let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
                 Some(format!("container {name}: {path}: {why}"))

@@ -101,7 +101,7 @@ impl GuestThreads {
                 // Only lowers the priority of this thread; a host that forbids it still has the spinners' queue.
                 let _ = rustix::process::nice(10);
             })
-            .enable_time()
+            .enable_all()
             .build()?;
         Ok(Self {
             runtime: Some(runtime),

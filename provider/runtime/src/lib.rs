@@ -35,6 +35,7 @@ pub mod guest;
 pub mod limits;
 pub mod log;
 pub mod module;
+pub mod network;
 pub mod program;
 mod runtime;
 pub mod stdin;

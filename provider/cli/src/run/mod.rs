@@ -14,11 +14,12 @@ use akri_krustlet_node::eviction::{EvictionSettings, PressureWatch, Reclaim};
 use akri_krustlet_node::fields::NodeFacts;
 use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
+use akri_krustlet_runtime::network::{NetworkCeiling, NodeNetwork};
 use anyhow::{Context as _, bail};
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,6 +78,10 @@ pub(crate) struct RunArguments {
     /// akri-krustlet/allowed-host-paths names them too: /dev/video*,/run/udev [default: none]
     #[arg(long, value_name = "PATHS", default_value = "", hide_default_value = true, value_parser = host_paths)]
     allowed_host_paths: AllowList,
+    /// What no guest may reach or serve, whatever its pod's annotation akri-krustlet/network says: a file with lines
+    /// `deny ADDRESS[:PORTS]` and `deny NAME`, or with rules as the annotation's, which are all that can be had then [default: none]
+    #[arg(long, value_name = "FILE")]
+    network_ceiling: Option<PathBuf>,
     /// Docker config.json with credentials for registries, for all pods; a pod's imagePullSecrets come first
     #[arg(long, env = "KRUSTLET_REGISTRY_CREDENTIALS", value_name = "FILE")]
     registry_credentials: Option<PathBuf>,
@@ -187,6 +192,7 @@ fn node_config(
             )
         },
         devices: device_plugins(arguments, data)?,
+        network: Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?)),
         insecure_registries: arguments.insecure_registries.clone(),
         registry_credentials,
         allow_local_modules: false,
@@ -207,6 +213,13 @@ fn node_config(
         shutdown_grace_period: Duration::from_secs(arguments.shutdown_grace_period),
         cluster: None,
     })
+}
+
+fn network_ceiling(file: Option<&Path>) -> anyhow::Result<NetworkCeiling> {
+    let Some(file) = file else { return Ok(NetworkCeiling::default()) };
+    let failed = || format!("--network-ceiling {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(failed)?;
+    text.parse().with_context(failed)
 }
 
 fn host_paths(text: &str) -> Result<AllowList, String> {

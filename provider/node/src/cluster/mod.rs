@@ -9,6 +9,7 @@ pub mod labels;
 pub mod lease;
 pub mod machine;
 pub mod node_object;
+mod protected;
 pub mod registration;
 pub mod serving;
 pub mod signing;
@@ -17,6 +18,7 @@ mod transport;
 pub use connection::Connection;
 pub use events::EventRecorder;
 pub use identity::{Identity, IdentitySource};
+pub use protected::protect_api_server;
 
 use jiff::Timestamp;
 use std::time::Duration;

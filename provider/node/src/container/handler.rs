@@ -2,11 +2,13 @@
 
 use super::progress::{end_wanted, report_running};
 use crate::context::PodContext;
+use crate::grants;
 use crate::loaded_image::LoadedImage;
 use crate::status::{ContainerKind, DISCOVERY_HEALTHY};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_host::TokenBucket;
 use akri_krustlet_host::patience::patiently;
+use akri_krustlet_runtime::network::{Denials, NetworkGrant};
 use akri_krustlet_runtime::{GuestSpec, Outcome};
 use k8s_openapi::api::core::v1::Container;
 use std::path::PathBuf;
@@ -41,8 +43,16 @@ pub async fn run_handler(
     };
     let GuestSpec { args, env, preopens, log, limits, .. } = guest;
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
+    let name = format!("{}/{}", context.pod.key(), container.name);
+    let rules = grants::network(&context.latest()).map_err(|error| error.to_string())?;
+    let network = rules.map(|rules| NetworkGrant {
+        rules,
+        node: services.network.clone(),
+        denials: Denials::new(&name, Some(log.clone())),
+    });
     let spec = ContainerSpec {
-        name: format!("{}/{}", context.pod.key(), container.name),
+        name,
+        network,
         settings,
         program: image.program.clone(),
         info: image.info.clone(),

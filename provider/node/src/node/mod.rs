@@ -24,6 +24,7 @@ use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
 use akri_krustlet_host::file::remove_tree;
 use akri_krustlet_host::{DirectoryWatcher, until};
 use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
+use akri_krustlet_runtime::network::NodeNetwork;
 use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
 use k8s_openapi::api::core::v1::PodStatus;
 use krator::Manifest;
@@ -46,6 +47,8 @@ pub struct NodeConfig {
     pub handlers: HandlersConfig,
     /// Its devices.
     pub devices: DevicePlugins,
+    /// What the networks of guests are held to.
+    pub network: Arc<NodeNetwork>,
     /// Its WebAssembly runtime.
     pub runtime: RuntimeConfig,
     /// Registries it speaks to without TLS, as `host` or `host:port`.
@@ -188,6 +191,7 @@ impl Node {
             images: crate::loaded_image::LoadedImages::default(),
             descriptions: akri_krustlet_discovery::Descriptions::default(),
             handlers,
+            network: config.network,
             devices,
             watcher,
             memory: Arc::new(MemoryDirectory::new(config.data.memory())),

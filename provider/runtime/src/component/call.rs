@@ -3,6 +3,7 @@
 use super::{ComponentSpec, ComponentState};
 use crate::guest::{Outcome, catch_host_panic, classify};
 use crate::limits::SharedLimits;
+use crate::network::NetworkAccess;
 use crate::runtime::Runtime;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,9 @@ pub enum CallError {
 static INLINE: Semaphore = Semaphore::const_new(1);
 
 impl Runtime {
-    /// A store for one instance of a component.
-    pub fn component_store(&self, spec: &ComponentSpec) -> Store<ComponentState> {
-        super::store(self.engine(), spec)
+    /// A store for one instance of a component, which may reach so much; nothing by default.
+    pub fn component_store(&self, spec: &ComponentSpec, network: Option<Arc<NetworkAccess>>) -> Store<ComponentState> {
+        super::store(self.engine(), spec, network)
     }
 
     /// Runs `work`, calls of an instance whose store it owns, on the guest threads, at most for `deadline`. With `inline` it begins

@@ -1,14 +1,15 @@
 //! Components: guests that are called, again and again, instead of running to an end.
 //!
 //! An instance costs memory only between two calls: no thread, no timer, no stack of its own. What a component may use is what
-//! its linker has: WASI 0.2 without directories and with a network that refuses everything, and the host's own interfaces
-//! (`akri:host`). The bounds are those of every guest ([`crate::limits`]).
+//! its linker has: WASI 0.2 without directories and with the network that it was granted ([`crate::network`]), and the host's own
+//! interfaces (`akri:host`). The bounds are those of every guest ([`crate::limits`]).
 
 mod call;
 pub mod link;
 
 use crate::limits::{GuestLimiter, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
+use crate::network::{NetworkAccess, sockets};
 use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
@@ -60,6 +61,17 @@ pub struct ComponentState {
     pub(crate) limiter: GuestLimiter,
     log: Option<Arc<ContainerLog>>,
     level: Level,
+    network: Option<Arc<NetworkAccess>>,
+}
+
+impl ComponentState {
+    pub(crate) fn network(&self) -> Option<&Arc<NetworkAccess>> {
+        self.network.as_ref()
+    }
+
+    pub(crate) fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
 }
 
 impl std::fmt::Debug for ComponentState {
@@ -95,20 +107,20 @@ impl log::Host for ComponentState {
 fn linker(engine: &Engine, _interfaces: &Interfaces) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    sockets::add_to_linker(&mut linker)?;
     log::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
     Ok(linker)
 }
 
 /// Builds the store of every component: the one place where what it may use is decided.
-pub(crate) fn store(engine: &Engine, spec: &ComponentSpec) -> Store<ComponentState> {
+pub(crate) fn store(
+    engine: &Engine,
+    spec: &ComponentSpec,
+    network: Option<Arc<NetworkAccess>>,
+) -> Store<ComponentState> {
     let mut wasi = WasiCtxBuilder::new();
-    wasi.arg(&spec.name)
-        .args(&spec.args)
-        .envs(&spec.env)
-        .max_random_size(RANDOM_BYTES)
-        .allow_tcp(false)
-        .allow_udp(false)
-        .allow_ip_name_lookup(false);
+    wasi.arg(&spec.name).args(&spec.args).envs(&spec.env).max_random_size(RANDOM_BYTES);
+    sockets::restrict(&mut wasi, network.as_ref());
     if let Some(log) = &spec.log {
         wasi.stdout(log.stream(Stream::Stdout));
         wasi.stderr(log.stream(Stream::Stderr));
@@ -121,6 +133,7 @@ pub(crate) fn store(engine: &Engine, spec: &ComponentSpec) -> Store<ComponentSta
         limiter: GuestLimiter::of_component(spec.limits.clone()),
         log: spec.log.clone(),
         level: level(&spec.env),
+        network,
     };
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.limiter);

@@ -48,7 +48,10 @@ impl Guest for Misbehave {
             },
             "sock" => {
                 let refused = std::net::TcpStream::connect("127.0.0.1:1").unwrap_err();
-                info(if refused.kind() == std::io::ErrorKind::PermissionDenied { "no-network" } else { "network" }, None)
+                info(
+                    if refused.kind() == std::io::ErrorKind::PermissionDenied { "no-network" } else { "network" },
+                    None,
+                )
             }
             "name" => info("a/b", None),
             "json" => info("misbehave", Some("{")),
@@ -69,6 +72,8 @@ impl Guest for Misbehave {
             "unavailable-in-open" => return Err(Error::Unavailable("the network is away".to_owned())),
             _ => {}
         }
+        let tries = details["tries"].as_array().into_iter().flatten();
+        *TRIES.lock().unwrap() = tries.filter_map(|text| text.as_str().map(str::to_owned)).collect();
         *FAULT.lock().unwrap() = fault;
         Ok(())
     }
@@ -154,6 +159,10 @@ impl Guest for Misbehave {
                 let refused = |result: std::io::Result<()>| if result.is_err() { "refused" } else { "allowed" };
                 found(vec![device(format!("{} {} {}", refused(udp), refused(tcp), refused(name)))])
             }
+            "reach" => {
+                let tries = TRIES.lock().unwrap().clone();
+                found(tries.iter().map(|what| device(format!("{what}: {}", reach(what)))).collect())
+            }
             "files" => {
                 let opened = ["/", ".", "/etc/passwd", "/tmp/wde-dir"].map(|path| std::fs::read_dir(path).is_ok());
                 found(vec![device(format!("{opened:?}"))])
@@ -166,6 +175,58 @@ impl Guest for Misbehave {
             }
             _ => found(vec![device("first")]),
         }
+    }
+}
+
+/// What the details ask for, one after the other.
+static TRIES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// What becomes of an attempt to use the network.
+fn reach(what: &str) -> String {
+    use std::io::{ErrorKind, Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+    let words: Vec<_> = what.split(' ').collect();
+    let result: std::io::Result<String> = (|| match words[..] {
+        ["tcp", place] => {
+            let address = place.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
+            let mut stream = TcpStream::connect_timeout(&address, std::time::Duration::from_millis(300))?;
+            stream.write_all(b"ping")?;
+            let mut answer = [0; 4];
+            stream.read_exact(&mut answer)?;
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        }
+        ["udp", place] => {
+            let place: SocketAddr = place.parse().unwrap();
+            let any = if place.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let sent = UdpSocket::bind(any)?.send_to(b"ping", place)?;
+            Ok(format!("sent {sent}"))
+        }
+        ["name", name] => {
+            let addresses: Vec<_> = (name, 0).to_socket_addrs()?.map(|address| address.ip().to_string()).collect();
+            Ok(addresses.join(","))
+        }
+        ["listen", place] => TcpListener::bind(place).map(|_| "listens".to_owned()),
+        ["sockets", number] => {
+            let (mut sockets, mut refused) = (Vec::new(), 0);
+            for _ in 0..number.parse::<u32>().unwrap() {
+                match UdpSocket::bind("0.0.0.0:0") {
+                    Ok(socket) => sockets.push(socket),
+                    Err(_) => refused += 1,
+                }
+            }
+            Ok(format!("{} made, {refused} refused", sockets.len()))
+        }
+        ["flood", place] => {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            loop {
+                socket.send_to(&[0; 8192], place)?;
+            }
+        }
+        _ => Ok("what?".to_owned()),
+    })();
+    match result {
+        Ok(text) => text,
+        Err(error) => format!("{:?}", error.kind()),
     }
 }
 

@@ -92,6 +92,13 @@ pub fn specs() -> Vec<Spec> {
             let paths = [("IP_POD", "status.podIP"), ("IP_PODS", "status.podIPs"), ("IP_HOST", "status.hostIP")];
             pod["spec"]["containers"][0]["env"] = json!(paths.map(|(name, path)| of(name, path)));
         }),
+        logged("host-network", |_, pod| {
+            prints(pod, &["names:IP"]);
+            let of = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+            pod["spec"]["containers"][0]["env"] = json!([of("IP_POD", "status.podIP"), of("IP_HOST", "status.hostIP")]);
+            pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 39_173}]);
+            pod["spec"]["hostNetwork"] = json!(true);
+        }),
         appears("env-config-map-missing-at-first", |run, pod| {
             let of = json!({"configMapKeyRef": {"name": format!("{}-later", run.name), "key": "key"}});
             pod["spec"]["containers"][0]["env"] = json!([{"name": "KEY", "valueFrom": of}]);

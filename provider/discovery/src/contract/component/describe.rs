@@ -83,7 +83,7 @@ async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, S
         log: None,
         limits: limits.clone(),
     };
-    let mut store: wasmtime::Store<ComponentState> = runtime.component_store(&spec);
+    let mut store: wasmtime::Store<ComponentState> = runtime.component_store(&spec, None);
     let call = runtime.call(&limits, "describe", None, DEADLINE, async move {
         let result = async {
             let handler = handler.instantiate_async(&mut store).await?;

@@ -15,6 +15,7 @@ use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
 use akri_krustlet_host::BackOff;
+use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
 use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Interfaces, Outcome, Runtime};
 use akri_proto::v0::{Device, DeviceSpec, Mount};
@@ -119,7 +120,8 @@ impl Component {
             told.say(Said::InvalidDetails(reason));
             return std::future::pending().await;
         }
-        let (mut store, handler) = (self.runtime.component_store(&self.instance), self.handler.clone());
+        let network = self.spec.network.clone().map(|grant| NetworkAccess::new(grant, &request.details));
+        let (mut store, handler) = (self.runtime.component_store(&self.instance, network), self.handler.clone());
         let first = self.call(Some(INLINE), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;

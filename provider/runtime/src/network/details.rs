@@ -1,0 +1,47 @@
+//! The places that a request's details name by URLs.
+
+use super::access::host_rule;
+use super::rules::{Protocol, Rule};
+use serde_json::Value;
+use url::Url;
+
+/// Most places of one request.
+const MOST_PLACES: usize = 256;
+
+/// Ports of schemes, beside those that every URL library knows.
+const PORTS: [(&str, u16); 7] = [
+    ("opc.tcp", 4840),
+    ("opc.https", 443),
+    ("rtsp", 554),
+    ("rtsps", 322),
+    ("coap", 5683),
+    ("mqtt", 1883),
+    ("mqtts", 8883),
+];
+
+/// A rule for each URL in details, which are JSON.
+pub(super) fn places(details: &str, protocol: Protocol) -> Vec<Rule> {
+    let Ok(details) = serde_json::from_str::<Value>(details) else { return Vec::new() };
+    let mut rules = Vec::new();
+    visit(&details, protocol, &mut rules);
+    rules
+}
+
+fn visit(value: &Value, protocol: Protocol, rules: &mut Vec<Rule>) {
+    if rules.len() >= MOST_PLACES {
+        return;
+    }
+    match value {
+        Value::String(text) => rules.extend(place(text, protocol)),
+        Value::Array(list) => list.iter().for_each(|value| visit(value, protocol, rules)),
+        Value::Object(members) => members.values().for_each(|value| visit(value, protocol, rules)),
+        _ => {}
+    }
+}
+
+fn place(text: &str, protocol: Protocol) -> Option<Rule> {
+    let url = Url::parse(text.trim()).ok()?;
+    let by_scheme = || PORTS.iter().find(|(scheme, _)| *scheme == url.scheme()).map(|(_, port)| *port);
+    let port = url.port_or_known_default().or_else(by_scheme)?;
+    host_rule(protocol, url.host_str().filter(|host| !host.is_empty())?, port)
+}

@@ -1,0 +1,366 @@
+//! The rules by which a guest is given a network, one a line.
+//!
+//! | rule | what it gives |
+//! |---|---|
+//! | `udp ADDRESS:PORTS` | sending there, and what comes from there; to a group or a broadcast address, what private addresses answer |
+//! | `tcp ADDRESS:PORTS` | connections there |
+//! | `tcp NAME:PORTS`, `udp NAME:PORTS` | the same to what the name leads to; the name may be looked up |
+//! | `tcp details`, `udp details` | the same to the hosts and ports of the URLs in the request's details |
+//! | `dns NAME` | looking the name up |
+//! | `listen tcp PORTS`, `listen udp PORTS` | being a server there |
+//!
+//! ADDRESS is an address or a network (`10.0.0.0/8`), IPv6 in brackets; NAME is a host's, or `*.` and a domain for all in it; PORTS are
+//! ports and ranges with commas between. What follows `#` is a comment.
+
+use ipnet::IpNet;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+/// Most rules of one pod, and longest text of them in bytes.
+const MOST_RULES: usize = 256;
+const MOST_BYTES: usize = 16 << 10;
+
+/// A protocol above IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// Ports of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports(Vec<RangeInclusive<u16>>);
+
+impl Ports {
+    /// One port.
+    pub fn one(port: u16) -> Self {
+        Self(vec![port..=port])
+    }
+
+    /// Whether a port is among them.
+    pub fn contain(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+}
+
+/// A host's name, or all in a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern {
+    /// In lower case, without a dot at its end.
+    name: String,
+    is_domain: bool,
+}
+
+impl NamePattern {
+    /// One host.
+    pub fn host(name: &str) -> Option<Self> {
+        Self::read(name).filter(|pattern| !pattern.is_domain)
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let (name, is_domain) = match name.strip_prefix("*.") {
+            Some(domain) => (domain.to_owned(), true),
+            None => (name, false),
+        };
+        let is_label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        };
+        let is_name = name.len() <= 253 && name.split('.').all(is_label) && !is_number(&name);
+        is_name.then_some(Self { name, is_domain })
+    }
+
+    /// Whether a name, in any case, is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        match self.is_domain {
+            true => name.strip_suffix(&self.name).is_some_and(|rest| rest.ends_with('.') && rest.len() > 1),
+            false => name == self.name,
+        }
+    }
+}
+
+/// A last label of digits is an address that is written wrong.
+fn is_number(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Where a rule leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An address, or a network.
+    Net(IpNet),
+    /// What a name leads to.
+    Name(NamePattern),
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Reaching out.
+    Reach {
+        /// By which protocol.
+        protocol: Protocol,
+        /// To whom.
+        target: Target,
+        /// On which ports.
+        ports: Ports,
+    },
+    /// Reaching out to what the request's details name.
+    Details(Protocol),
+    /// Looking up names.
+    Names(NamePattern),
+    /// Being a server.
+    Listen {
+        /// By which protocol.
+        protocol: Protocol,
+        /// On which ports.
+        ports: Ports,
+    },
+}
+
+/// A line that is no rule.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("line {line}, {text:?}: {what}")]
+pub struct RuleError {
+    line: usize,
+    text: String,
+    what: String,
+}
+
+/// The rules of one pod; without any it has no network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkRules(pub Vec<Rule>);
+
+impl FromStr for NetworkRules {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        if text.len() > MOST_BYTES {
+            let what = format!("the rules have {} bytes, {MOST_BYTES} at most are taken", text.len());
+            return Err(RuleError { line: 1, text: String::new(), what });
+        }
+        let mut rules = Vec::new();
+        for (number, line) in lines(text) {
+            let failed = |what| RuleError { line: number, text: line.to_owned(), what };
+            rules.push(rule(line).map_err(failed)?);
+            if rules.len() > MOST_RULES {
+                return Err(failed(format!("there are more than {MOST_RULES} rules; take networks and ranges")));
+            }
+        }
+        Ok(Self(rules))
+    }
+}
+
+/// The lines that say something, with their numbers.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let without_comment = |line: &str| line.find('#').unwrap_or(line.len());
+    let lines = text.lines().zip(1..).map(move |(line, number)| (number, line[..without_comment(line)].trim()));
+    lines.filter(|(_, line)| !line.is_empty())
+}
+
+fn rule(line: &str) -> Result<Rule, String> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    match words[..] {
+        ["udp", "details"] => Ok(Rule::Details(Protocol::Udp)),
+        ["tcp", "details"] => Ok(Rule::Details(Protocol::Tcp)),
+        ["udp", place] => reach(Protocol::Udp, place),
+        ["tcp", place] => reach(Protocol::Tcp, place),
+        ["dns", name] => NamePattern::read(name).map(Rule::Names).ok_or_else(|| no_name(name)),
+        ["listen", "tcp", listed] => Ok(Rule::Listen { protocol: Protocol::Tcp, ports: ports(listed)? }),
+        ["listen", "udp", listed] => Ok(Rule::Listen { protocol: Protocol::Udp, ports: ports(listed)? }),
+        ["http" | "join", ..] => Err(format!("this version of the node has no `{}` rules yet", words[0])),
+        _ => Err(
+            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `dns NAME` or `listen tcp|udp PORTS`, with one space between the words"
+                .to_owned(),
+        ),
+    }
+}
+
+fn no_name(name: &str) -> String {
+    format!("{name:?} is no host's name; expected one as camera.plant.example, or *.plant.example for all in a domain")
+}
+
+fn reach(protocol: Protocol, place: &str) -> Result<Rule, String> {
+    let (host, listed) = match place.strip_prefix('[') {
+        Some(rest) => {
+            rest.split_once("]:").ok_or("expected an IPv6 address in brackets, a colon and ports, as [fd00::1]:80")?
+        }
+        None => place.rsplit_once(':').ok_or("it has no ports: expected ADDRESS:PORTS, as 10.0.0.0/8:80,8000-8999")?,
+    };
+    let target = target(host, place.starts_with('['))?;
+    Ok(Rule::Reach { protocol, target, ports: ports(listed)? })
+}
+
+fn target(host: &str, in_brackets: bool) -> Result<Target, String> {
+    let address = host.parse::<IpAddr>().map(IpNet::from).or_else(|_| host.parse::<IpNet>());
+    match address {
+        Ok(net) if net.addr().is_ipv6() != in_brackets => {
+            Err("IPv6 addresses, and only those, are in brackets: [fd00::1]:80".to_owned())
+        }
+        Ok(net) if net.trunc() != net => {
+            Err(format!("{host} is an address in a network, not a network: write {} or {}", net.trunc(), net.addr()))
+        }
+        Ok(net) => Ok(Target::Net(canonical(net)?)),
+        Err(_) if in_brackets || host.contains('/') => Err(format!("{host:?} is no address or network")),
+        Err(_) => NamePattern::read(host).map(Target::Name).ok_or_else(|| no_name(host)),
+    }
+}
+
+/// A network of IPv4-mapped addresses is one of IPv4.
+fn canonical(net: IpNet) -> Result<IpNet, String> {
+    let IpNet::V6(of_six) = net else { return Ok(net) };
+    let mapped = of_six.addr().to_ipv4_mapped().filter(|_| of_six.prefix_len() >= 96);
+    match mapped {
+        Some(address) => IpNet::new(address.into(), of_six.prefix_len() - 96).map_err(|error| error.to_string()),
+        None => Ok(net),
+    }
+}
+
+fn ports(listed: &str) -> Result<Ports, String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let range = |text: &str| -> Option<RangeInclusive<u16>> {
+        let (first, last) = match text.split_once('-') {
+            Some((first, last)) => (port(first)?, port(last)?),
+            None => (port(text)?, port(text)?),
+        };
+        (first <= last).then_some(first..=last)
+    };
+    let ports = listed.split(',').map(range).collect::<Option<Vec<_>>>();
+    ports.map(Ports).ok_or_else(|| format!("{listed:?} are no ports: expected 1 to 65535, as 80,443,8000-8999"))
+}
+
+/// What no guest is given, whatever its pod's rules are: a file of the operator.
+///
+/// Lines `deny ADDRESS`, `deny ADDRESS:PORTS` and `deny NAME` take away; the other lines are rules as a pod's, and if there are any,
+/// nothing but what they give can be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkCeiling {
+    pub(super) denied: Vec<(Target, Option<Ports>)>,
+    pub(super) allowed: Option<NetworkRules>,
+}
+
+impl FromStr for NetworkCeiling {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let mut ceiling = Self::default();
+        for (number, line) in lines(text) {
+            let failed = |what| RuleError { line: number, text: line.to_owned(), what };
+            match line.strip_prefix("deny ") {
+                Some(place) => ceiling.denied.push(denied(place.trim()).map_err(failed)?),
+                None => match rule(line).map_err(failed)? {
+                    Rule::Details(_) => return Err(failed("a ceiling is about places, not about details".to_owned())),
+                    rule => ceiling.allowed.get_or_insert_default().0.push(rule),
+                },
+            }
+        }
+        Ok(ceiling)
+    }
+}
+
+fn denied(place: &str) -> Result<(Target, Option<Ports>), String> {
+    if let Ok(whole) = target(place, place.contains(':')) {
+        return Ok((whole, None));
+    }
+    match reach(Protocol::Tcp, place)? {
+        Rule::Reach { target, ports, .. } => Ok((target, Some(ports))),
+        _ => Err(format!("{place:?} is no place")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_read() {
+        let rules: NetworkRules = "\
+            # for the camera\n\
+            udp 239.255.255.250:3702   # probes\n\
+            \n\
+            tcp 10.0.0.0/8:80,443,8000-8999\n\
+            tcp [fd00::/8]:554\n\
+            tcp [::ffff:192.0.2.1]:1\n\
+            tcp *.plant.example:4840\n\
+            tcp details\n\
+            dns LDS.plant.example.\n\
+            listen tcp 8080\n"
+            .parse()
+            .unwrap();
+        assert_eq!(rules.0.len(), 8);
+        let Rule::Reach { target, ports, .. } = &rules.0[1] else { panic!() };
+        assert_eq!(*target, Target::Net("10.0.0.0/8".parse().unwrap()));
+        assert!([80, 443, 8000, 8500, 8999].iter().all(|port| ports.contain(*port)) && !ports.contain(81));
+        let Rule::Reach { target, .. } = &rules.0[3] else { panic!() };
+        assert_eq!(*target, Target::Net("192.0.2.1/32".parse().unwrap()), "the same place, however it is written");
+        let Rule::Reach { target: Target::Name(name), .. } = &rules.0[4] else { panic!() };
+        assert!(name.matches("a.plant.example") && name.matches("A.B.Plant.Example."));
+        assert!(
+            !name.matches("plant.example") && !name.matches("evilplant.example") && !name.matches(".plant.example")
+        );
+        let Rule::Names(name) = &rules.0[6] else { panic!() };
+        assert!(name.matches("lds.PLANT.example") && !name.matches("x.lds.plant.example"));
+        assert_eq!("".parse::<NetworkRules>().unwrap(), NetworkRules::default());
+    }
+
+    #[test]
+    fn what_is_no_rule_is_named_by_line_and_reason() {
+        for (text, what) in [
+            ("tcp 10.0.0.1", "it has no ports"),
+            ("tcp 10.0.0.1:", "are no ports"),
+            ("tcp 10.0.0.1:0", "are no ports"),
+            ("tcp 10.0.0.1:90-80", "are no ports"),
+            ("tcp 10.0.0.1:65536", "are no ports"),
+            ("tcp 10.0.0.1:*", "are no ports"),
+            ("tcp 10.0.0.1/8:80", "write 10.0.0.0/8 or 10.0.0.1"),
+            ("tcp 10.0.0.300:80", "no host's name"),
+            ("tcp fd00::1:80", "in brackets"),
+            ("tcp [10.0.0.1]:80", "in brackets"),
+            ("tcp [fd00::1]", "in brackets"),
+            ("tcp 10.0.0.0/33:80", "no address or network"),
+            ("tcp a..b:80", "no host's name"),
+            ("dns *", "no host's name"),
+            ("dns *.*.example", "no host's name"),
+            ("icmp 10.0.0.1", "expected `udp"),
+            ("tcp", "expected `udp"),
+            ("tcp 10.0.0.1:80 please", "expected `udp"),
+            ("listen tcp", "expected `udp"),
+            ("listen sctp 80", "expected `udp"),
+            ("join 239.255.255.250:3702", "yet"),
+        ] {
+            let error = format!("dns a.example\n{text}\n").parse::<NetworkRules>().unwrap_err().to_string();
+            assert!(error.starts_with("line 2, ") && error.contains(what), "{text}: {error}");
+        }
+        assert!("dns a.example\n".repeat(257).parse::<NetworkRules>().is_err());
+        assert!(" ".repeat(MOST_BYTES + 1).parse::<NetworkRules>().is_err());
+    }
+
+    #[test]
+    fn a_ceiling_takes_away_or_is_all_there_is() {
+        let ceiling: NetworkCeiling =
+            "deny 10.0.0.0/8\ndeny [fd00::1]:22\ndeny fe80::/10\ndeny *.corp.example\n".parse().unwrap();
+        assert_eq!((ceiling.denied.len(), &ceiling.allowed), (4, &None));
+        assert!(ceiling.denied[1].1.is_some() && ceiling.denied[2].1.is_none());
+        let ceiling: NetworkCeiling = "tcp 192.168.0.0/16:80\n".parse().unwrap();
+        assert_eq!(ceiling.allowed.unwrap().0.len(), 1);
+        assert!("deny everything".parse::<NetworkCeiling>().is_ok(), "a host may be called so");
+        assert!("deny 10.0.0.1:x".parse::<NetworkCeiling>().is_err());
+        assert!("tcp details".parse::<NetworkCeiling>().is_err());
+    }
+}
