@@ -2,6 +2,8 @@
 
 use crate::output::spinner;
 use akri_krustlet_discovery::{Descriptions, HandlerInfo};
+use akri_krustlet_node::container::image::no_use;
+use akri_krustlet_node::grants::manifest_lines;
 use akri_krustlet_runtime::{Item, ModuleKind, Program, Runtime, RuntimeConfig};
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -73,10 +75,15 @@ impl Inspected {
         }
     }
 
-    /// What its pod has to grant, as a manifest says it.
-    fn grants(&self) -> Vec<(&Item, &'static str)> {
-        let granted = |import| Some((import, akri_krustlet_node::grants::manifest_line(Item::granted_by(import)?)));
-        self.imports.iter().filter_map(granted).collect()
+    /// What its pod has to say so that it may use what it imports, each once.
+    fn grants(&self) -> Vec<&'static str> {
+        let mut lines = Vec::new();
+        for line in self.imports.iter().flat_map(manifest_lines) {
+            if !lines.contains(line) {
+                lines.push(*line);
+            }
+        }
+        lines
     }
 }
 
@@ -88,6 +95,9 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!("size          {} bytes", module.bytes);
     println!("compiled in   {} ms", module.compiled_in.as_millis());
     println!("kind          {}", module.kind());
+    if module.program.kind() == ModuleKind::Component && module.info.is_none() {
+        anyhow::bail!("{} would not run: {}", path.display(), no_use(&module.exports));
+    }
     println!("imports       all provided");
     match (module.program.kind(), &module.info) {
         (ModuleKind::Module, _) => {
@@ -100,21 +110,14 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
             println!("runs as       the discovery handler {} (DISCOVERY_HANDLER_NAME names another)", info.name);
             print_details(&module, info);
         }
-        (ModuleKind::Component, None) => {
-            anyhow::bail!("{} would not run: {}", path.display(), neither(&module.exports))
-        }
+        (ModuleKind::Component, None) => {}
     }
     Ok(())
 }
 
-/// Why a component is of no use to a node.
-fn neither(exports: &[Item]) -> String {
-    akri_krustlet_node::grants::neither_handler_nor_command(exports)
-}
-
 fn print_details(module: &Inspected, info: &HandlerInfo) {
-    for (import, line) in module.grants() {
-        println!("needs         {line}   # for {}", import.name);
+    for (number, line) in module.grants().into_iter().enumerate() {
+        println!("{:13} {line}", if number == 0 { "sockets by" } else { "" });
     }
     match &info.schema {
         Some(schema) => println!("details       {}", indented(&pretty(schema.text()))),
@@ -152,13 +155,12 @@ fn print_imports(module: &Inspected) {
 
 fn as_json(module: &Inspected) -> Value {
     let names = |items: &[Item]| items.iter().map(|item| item.name.clone()).collect::<Vec<_>>();
-    let grants = module.grants().into_iter().map(|(import, line)| json!({"import": import.name, "line": line}));
     let mut described = json!({
         "kind": match module.program.kind() { ModuleKind::Module => "module", ModuleKind::Component => "component" },
         "digest": module.program.digest().to_string(),
         "imports": names(&module.imports),
         "exports": names(&module.exports),
-        "grants": grants.collect::<Vec<_>>(),
+        "grants": module.grants(),
     });
     if let Some(info) = &module.info {
         let schema = info.schema.as_ref().and_then(|schema| serde_json::from_str(schema.text()).ok());

@@ -95,9 +95,9 @@ async fn a_component_that_is_no_handler_is_refused() {
     std::fs::write(&component, wat::parse_str("(component)").unwrap()).unwrap();
     node.write_manifest("c.json", &pod_with_image("component", &format!("fs://{}", component.display())));
     let pod = node.wait_for_pod("component", "failing", |pod| {
-        let status = &pod["status"]["containerStatuses"][0];
-        status["lastState"]["terminated"].is_object() || status["state"]["terminated"].is_object()
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["message"].as_str().is_some_and(|message| message.contains("akri:discovery/handler@0.1.0"))
     });
-    assert!(pod.to_string().contains("does not export akri:discovery/handler@0.1.0"), "{pod:#}");
+    assert!(pod.to_string().contains("it exports nothing; a component is a discovery handler by"), "{pod:#}");
     node.assert_undisturbed().await;
 }

@@ -158,7 +158,10 @@ fn check_tells_what_a_module_is_and_what_is_missing() {
     };
     let missing = r#"(module (import "env" "f" (func)) (memory (export "memory") 1) (func (export "_start")))"#;
     for (path, words) in [
-        (file("component.wasm", wat::parse_str("(component)").unwrap()), "components run as discovery handlers only"),
+        (
+            file("component.wasm", wat::parse_str("(component)").unwrap()),
+            "it exports nothing; a component is a discovery handler by",
+        ),
         (file("missing.wasm", wat::parse_str(missing).unwrap()), "env.f"),
         (file("text.wasm", b"hello".to_vec()), "not WebAssembly"),
         (directory.path().join("nonexistent.wasm"), "nonexistent.wasm"),
@@ -171,7 +174,7 @@ fn check_tells_what_a_module_is_and_what_is_missing() {
 
 #[test]
 fn every_command_has_help_and_shells_have_completion() {
-    for command in ["run", "discover", "pods", "logs", "check"] {
+    for command in ["run", "discover", "pods", "logs", "check", "describe"] {
         let output = Command::new(PROGRAM).args([command, "--help"]).output().unwrap();
         assert!(output.status.success() && stdout(&output).len() > 150, "{command}");
     }

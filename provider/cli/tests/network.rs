@@ -91,13 +91,15 @@ async fn a_guest_reaches_what_its_pod_grants_and_is_told_no_elsewhere() {
     assert!(wait_for(|| bytes.load(Ordering::Relaxed) == 4));
     // The node says what was denied and why, once.
     node.wait_for_log(&format!("network: tcp connection to {other} denied: it is this machine's"));
-    node.wait_for_log(r#"network: look-up of "elsewhere.example" denied: no rule gives it"#);
+    node.wait_for_log(r#"network: look-up of "elsewhere.example" denied: no rule of its pod gives it"#);
     outcomes(&node, "reach", &tries).await;
     let told = node.log().matches(&format!("tcp connection to {other} denied")).count();
     assert_eq!(told, 1);
     let log = String::from_utf8(node.command(&["logs", "reach"]).stdout).unwrap();
     assert!(
-        log.contains("[akri-krustlet] network: udp datagram to 239.255.255.250:3702 denied: no rule gives it"),
+        log.contains(
+            "[akri-krustlet] network: udp datagram to 239.255.255.250:3702 denied: no rule of its pod gives it"
+        ),
         "{log}"
     );
     node.assert_undisturbed().await;

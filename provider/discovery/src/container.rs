@@ -36,7 +36,7 @@ pub struct ContainerSpec {
     /// Volumes other than the exchange volume.
     pub preopens: Vec<Preopen>,
     /// The network that its pod grants it; only components can use one.
-    pub network: Option<NetworkGrant>,
+    pub network: NetworkGrant,
     /// Limits of all guests together.
     pub limits: Arc<SharedLimits>,
     /// The container's log.

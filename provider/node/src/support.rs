@@ -25,7 +25,7 @@ use Support::{Honoured, Ignored, Refused};
 const POD: &[Row] = &[
     ("activeDeadlineSeconds", Honoured, ""),
     ("affinity", Honoured, "required nodeAffinity is checked once more; the rest is the scheduler's"),
-    ("automountServiceAccountToken", Ignored, "a guest has no network to use a token on; none is mounted"),
+    ("automountServiceAccountToken", Ignored, "no token is mounted"),
     ("dnsConfig", Ignored, "a guest has no network"),
     ("dnsPolicy", Ignored, "a guest has no network"),
     ("enableServiceLinks", Ignored, "no variables of Services are set"),
@@ -190,19 +190,14 @@ fn is_in(path: &str, field: &str) -> bool {
 pub fn refused(pod: &PodObject) -> Option<String> {
     let spec = serde_json::to_value(pod.spec()).unwrap_or_default();
     let lists = [("initContainers", INIT_CONTAINER), ("containers", APP_CONTAINER)];
-    let of_pod = first_refused(&spec, POD).map(|(path, why)| format!("spec.{path}: {why}"));
+    let of_pod = first_refused(&spec, POD, &[]).map(|(path, why)| format!("spec.{path}: {why}"));
+    // The API server copies containerPort into hostPort.
+    let excepted: &[&str] = if is_set(&spec, "hostNetwork") { &["ports[].hostPort"] } else { &[] };
     of_pod.or_else(|| {
         lists.into_iter().find_map(|(list, rows)| {
             spec.get(list)?.as_array()?.iter().find_map(|container| {
-                // The API server writes it into pods with the machine's network.
-                let mut container = container.clone();
-                if is_set(&spec, "hostNetwork")
-                    && let Some(container) = container.as_object_mut()
-                {
-                    container.remove("ports");
-                }
-                let container = &container;
-                let (path, why) = first_refused(container, CONTAINER).or_else(|| first_refused(container, rows))?;
+                let (path, why) = first_refused(container, CONTAINER, excepted)
+                    .or_else(|| first_refused(container, rows, excepted))?;
                 let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
                 Some(format!("container {name}: {path}: {why}"))
             })
@@ -210,8 +205,9 @@ pub fn refused(pod: &PodObject) -> Option<String> {
     })
 }
 
-fn first_refused(object: &Value, rows: &'static [Row]) -> Option<(&'static str, &'static str)> {
-    let row = rows.iter().find(|(path, support, _)| *support == Refused && is_set(object, path));
+fn first_refused(object: &Value, rows: &'static [Row], excepted: &[&str]) -> Option<(&'static str, &'static str)> {
+    let row =
+        rows.iter().find(|(path, support, _)| *support == Refused && !excepted.contains(path) && is_set(object, path));
     row.map(|(path, _, why)| (*path, *why))
 }
 
@@ -306,6 +302,9 @@ mod tests {
             "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
         let container = json!({"name": "c", "securityContext": context, "ports": [{"containerPort": 80}]});
         assert_eq!(refused_of(json!({"hostPID": false, "containers": [container]})), None);
+        let ports = json!([{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]);
+        assert_eq!(refused_of(json!({"hostNetwork": true, "containers": ports, "initContainers": ports})), None);
+        assert!(refused_of(json!({"hostNetwork": false, "containers": ports})).is_some());
     }
 
     #[test]

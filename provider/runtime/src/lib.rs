@@ -42,7 +42,7 @@ pub mod stdin;
 pub mod wasi;
 
 pub use compile::{CompileError, CompileLimits, Compiler};
-pub use component::link::{Interface, Interfaces, Item, LinkError};
+pub use component::link::{Item, LinkError};
 pub use component::{CallError, ComponentSpec, ComponentState};
 pub use guest::{Guest, GuestSpec, Outcome, Preopen};
 pub use limits::{ContainerLimits, SharedLimits};

@@ -1,7 +1,7 @@
 //! A module that is ready to run: compiled, checked and linked once, shared by all of its guests.
 
 use crate::compile::CompileError;
-use crate::component::link::LinkedComponent;
+use crate::component::link::{Item, LinkedComponent};
 use crate::module::{Digest, ModuleKind};
 use crate::wasi::GuestState;
 use std::path::Path;
@@ -104,6 +104,20 @@ impl Program {
             Code::Component(component) => Some(component),
             Code::Module(_) => None,
         }
+    }
+
+    /// The modules that a module imports from, each once.
+    pub(crate) fn module_imports(&self) -> Vec<Item> {
+        let Code::Module(module) = &self.code else { return Vec::new() };
+        let mut imports: Vec<Item> = Vec::new();
+        for import in module.module().imports() {
+            let function = import.name().to_owned();
+            match imports.iter_mut().find(|item| item.name == import.module()) {
+                Some(item) => item.functions.push(function),
+                None => imports.push(Item { name: import.module().to_owned(), functions: vec![function] }),
+            }
+        }
+        imports
     }
 
     pub(crate) fn command(&self) -> Result<&InstancePre<GuestState>, LoadError> {

@@ -3,7 +3,7 @@
 use crate::aot::{AotStore, AotStoreError};
 use crate::compile::{CompileError, Compiler};
 use crate::component::ComponentState;
-use crate::component::link::{ComponentLinkers, Interfaces, Item, LinkError, LinkedComponent};
+use crate::component::link::{Item, LinkError, LinkedComponent};
 use crate::cpu::GuestThreads;
 use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use wasmtime::component::InstancePre;
+use wasmtime::component::{self, InstancePre};
 use wasmtime::{Engine, Linker};
 
 /// How to make a [`Runtime`].
@@ -83,7 +83,8 @@ pub struct Runtime {
     engine: Engine,
     /// What modules may import.
     linker: Linker<GuestState>,
-    component_linkers: ComponentLinkers,
+    /// What components may import.
+    component_linker: component::Linker<ComponentState>,
     store: AotStore,
     /// Where each module is compiled first.
     ordinary: Lane,
@@ -110,7 +111,7 @@ impl Runtime {
         let engine = crate::engine::new().map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         let failed = |error: wasmtime::Error| RuntimeError::Engine(format!("{error:#}"));
         let linker = wasi::linker(&engine).map_err(failed)?;
-        let component_linkers = ComponentLinkers::new(&engine).map_err(failed)?;
+        let component_linker = crate::component::linker(&engine).map_err(failed)?;
         let store = AotStore::open(&config.modules, &engine)?;
         let threads = GuestThreads::start(&engine).map_err(RuntimeError::Threads)?;
         let mut ordinary = config.compiler.clone();
@@ -118,7 +119,7 @@ impl Runtime {
         Ok(Arc::new(Self {
             engine,
             linker,
-            component_linkers,
+            component_linker,
             store,
             ordinary: Lane::new(ordinary),
             long: Lane::new(config.compiler),
@@ -253,14 +254,17 @@ impl Runtime {
         }
     }
 
-    /// Links a component with the interfaces that it was granted.
-    pub fn link(&self, program: &Program, interfaces: &Interfaces) -> Result<InstancePre<ComponentState>, LinkError> {
-        self.component_linkers.link(component(program)?, interfaces)
+    /// Links a component with what the node has.
+    pub fn link(&self, program: &Program) -> Result<InstancePre<ComponentState>, LinkError> {
+        as_component(program)?.link(&self.component_linker)
     }
 
-    /// What a component imports; nothing of a module.
+    /// What a program imports.
     pub fn imports(&self, program: &Program) -> Vec<Item> {
-        program.component().map_or_else(Vec::new, |component| component.imports(&self.engine))
+        match program.component() {
+            Some(component) => component.imports(&self.engine),
+            None => program.module_imports(),
+        }
     }
 
     /// What a component exports; nothing of a module.
@@ -286,6 +290,6 @@ impl Runtime {
     }
 }
 
-fn component(program: &Program) -> Result<&LinkedComponent, LinkError> {
+fn as_component(program: &Program) -> Result<&LinkedComponent, LinkError> {
     program.component().ok_or_else(|| LinkError::Import("it is a module, not a component".to_owned()))
 }

@@ -1,7 +1,7 @@
 //! Figures of a node that runs alone: discovery, memory, CPU.
 
 use crate::fixture::native::NativeAlone;
-use crate::fixture::{HandlerPod, Node, ids, wait_for};
+use crate::fixture::{HandlerPod, Node, ids};
 use crate::process::{Memory, cpu_time_of, memory_of, threads_of, wake_ups_of};
 use crate::{Row, mb, ms, percentile};
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
@@ -199,8 +199,6 @@ async fn settle() {
 async fn memory_with(number: usize) -> Memory {
     let mut node = node_with(number);
     node.run();
-    let last = node.socket(&format!("h{}", number - 1));
-    assert!(wait_for(|| last.exists()));
     for pod in 0..number {
         node.wait_for_socket(&format!("h{pod}"));
     }

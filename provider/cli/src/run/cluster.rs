@@ -99,11 +99,8 @@ pub(super) async fn run(
     };
     config.facts.allocatable = config.facts.allocatable.without(&settings.reserved);
     config.allow_local_modules = flags.allow_local_modules;
-    tokio::spawn(akri_krustlet_node::cluster::protect_api_server(
-        config.network.clone(),
-        connection.server(),
-        connection.client(),
-    ));
+    akri_krustlet_node::cluster::protect_api_server(config.network.clone(), connection.server(), connection.client())
+        .await;
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));
     let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone(), events))).await?;
 

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Container;
 use std::time::Duration;
 
 /// After an error about a variable's source, it is read again.
-const CONFIG_RETRY: Duration = Duration::from_secs(15);
+pub const CONFIG_RETRY: Duration = Duration::from_secs(15);
 
 /// Why a container cannot be the handler that it says it is.
 #[derive(Debug, thiserror::Error)]
@@ -44,38 +44,24 @@ pub fn claim_handler(
 }
 
 /// Makes sure that a container has the claim on its handler's name, if it is one: by now its image is known, which may say another
-/// name than it did before. While the name cannot be had, the container waits.
-pub async fn obtain_claim(
+/// name than it did before.
+pub fn renew_claim(
     context: &PodContext,
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
     sources: &Sources,
     claim: &mut Option<HandlerClaim>,
-) {
+) -> Result<(), HandlerError> {
     if kind == ContainerKind::Init {
-        return;
+        return Ok(());
     }
-    let (mut told, scope) = (String::new(), Scope::All(sources));
-    loop {
-        let obtained = match handler_settings(context, container, Some(image), scope) {
-            Ok(settings)
-                if settings.as_ref().map(|settings| &*settings.name) == claim.as_ref().map(HandlerClaim::name) =>
-            {
-                return;
-            }
-            Ok(_) => claim_handler(context, kind, container, Some(image), scope),
-            Err(error) => Err(error),
-        };
-        match obtained {
-            Ok(obtained) => {
-                *claim = obtained;
-                return;
-            }
-            Err(error) => tell_config_error(context, kind, container, error.to_string(), &mut told),
-        }
-        tokio::time::sleep(CONFIG_RETRY).await;
+    let scope = Scope::All(sources);
+    let name = handler_settings(context, container, Some(image), scope)?.map(|settings| settings.name);
+    if name.as_deref() != claim.as_ref().map(HandlerClaim::name) {
+        *claim = claim_handler(context, kind, container, Some(image), scope)?;
     }
+    Ok(())
 }
 
 /// The handler in a container, if there is one.
@@ -113,7 +99,7 @@ pub async fn obtain_sources(context: &PodContext, kind: ContainerKind, container
 }
 
 /// Tells once why a container cannot be started as it is configured.
-fn tell_config_error(
+pub fn tell_config_error(
     context: &PodContext,
     kind: ContainerKind,
     container: &Container,

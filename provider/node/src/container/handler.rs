@@ -45,11 +45,8 @@ pub async fn run_handler(
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
     let name = format!("{}/{}", context.pod.key(), container.name);
     let rules = grants::network(&context.latest()).map_err(|error| error.to_string())?;
-    let network = rules.map(|rules| NetworkGrant {
-        rules,
-        node: services.network.clone(),
-        denials: Denials::new(&name, Some(log.clone())),
-    });
+    let denials = Denials::new(&name, Some(log.clone()));
+    let network = NetworkGrant::new(rules, services.network.clone(), denials);
     let spec = ContainerSpec {
         name,
         network,

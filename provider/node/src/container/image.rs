@@ -8,7 +8,7 @@ use crate::services::Services;
 use crate::status::{ContainerKind, waiting};
 use akri_krustlet_discovery::HandlerInfo;
 use akri_krustlet_images::{Credentials, Launch, PullError, Reference};
-use akri_krustlet_runtime::{LoadError, ModuleKind, Program};
+use akri_krustlet_runtime::{Item, LoadError, ModuleKind, Program};
 use k8s_openapi::api::core::v1::{Container, Secret};
 use kube::api::Api;
 use std::io::Read as _;
@@ -207,9 +207,25 @@ async fn describe(
     let described = services.descriptions.of(&services.runtime, program).await.map_err(of_image)?;
     if described.is_none() && program.kind() == ModuleKind::Component {
         let exports = services.runtime.exports(program);
-        return Err(of_image(crate::grants::neither_handler_nor_command(&exports)));
+        return Err(of_image(no_use(&exports)));
     }
     Ok(described)
+}
+
+/// Why a component is of no use to a node: it is no discovery handler.
+pub fn no_use(exports: &[Item]) -> String {
+    let is_proxy = exports.iter().any(|export| export.interface() == "wasi:http/incoming-handler");
+    let names = exports.iter().map(|export| export.name.as_str()).collect::<Vec<_>>();
+    let what = match (is_proxy, &names[..]) {
+        (true, _) => {
+            "it is an HTTP server (wasi:http/proxy), which would need a listener that the node does not have".to_owned()
+        }
+        (false, []) => "it exports nothing".to_owned(),
+        (false, names) => format!("it exports {}", names.join(", ")),
+    };
+    format!(
+        "{what}; a component is a discovery handler by exporting akri:discovery/handler@0.1.0, a program must be a module (wasm32-wasip1)"
+    )
 }
 
 /// What the event of an image says that need not be pulled.

@@ -16,7 +16,6 @@ use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 pub use call::CallError;
-use link::Interfaces;
 
 /// The host's own interfaces, as Rust sees them; described in `proto/wit`.
 #[allow(missing_docs, reason = "generated")]
@@ -103,8 +102,8 @@ impl log::Host for ComponentState {
     }
 }
 
-/// What a component with these interfaces may import.
-fn linker(engine: &Engine, _interfaces: &Interfaces) -> wasmtime::Result<Linker<ComponentState>> {
+/// What a component may import.
+pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<ComponentState>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     sockets::add_to_linker(&mut linker)?;

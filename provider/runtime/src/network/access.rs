@@ -3,39 +3,36 @@
 //! A rule for a network or a name does not open this machine (loopback and its own addresses), the metadata services of clouds or
 //! the places that the node names (the API server): each of them needs a rule with its own address.
 
+use super::denials::Denials;
 use super::rules::{NamePattern, NetworkCeiling, NetworkRules, Ports, Protocol, Rule, Target};
-use crate::log::ContainerLog;
+use super::special::{SpecialAddresses, canonical, is_private, is_single};
 use akri_krustlet_host::TokenBucket;
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
-/// Bytes that one guest may send each second; also its burst.
+/// Bytes that the guests of one container may send each second; also their burst.
 pub(super) const SENT_BYTES: f64 = (4 << 20) as f64;
 /// Addresses of names that one guest is remembered to have looked up.
 const MOST_RESOLVED: usize = 256;
-/// A denial is told once in this time.
-const TOLD: Duration = Duration::from_secs(60);
-/// Different denials that are told of one container in that time.
-const MOST_TOLD: usize = 32;
+/// Peers of its listeners that are remembered, so that they can be answered.
+const MOST_HEARD: usize = 64;
+/// Look-ups of one container at once.
+const MOST_LOOK_UPS: usize = 2;
 
-/// Where clouds tell a machine's secrets to whoever asks.
-const METADATA: [IpAddr; 4] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)),
-];
+const NO_RULES: &str = "its pod grants no network (spec.hostNetwork: true and annotation akri-krustlet/network)";
+const CEILING: &str = "the node gives it to no pod (--network-ceiling)";
+const SPECIAL: &str =
+    "it is this machine's, a cloud's metadata service or the API server, and needs a rule with just that address";
 
 /// What all containers of a node are held to.
 #[derive(Debug, Default)]
 pub struct NodeNetwork {
     ceiling: NetworkCeiling,
-    /// Addresses that need a rule of their own, besides those that always do.
-    protected: Mutex<Vec<IpAddr>>,
+    special: SpecialAddresses,
     denials: AtomicU64,
 }
 
@@ -47,16 +44,12 @@ impl NodeNetwork {
 
     /// From now on, these addresses need a rule of their own, as this machine's.
     pub fn protect(&self, addresses: Vec<IpAddr>) {
-        *self.protected.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+        self.special.protect(addresses);
     }
 
     /// Attempts that were denied, since the node began.
     pub fn denials(&self) -> u64 {
         self.denials.load(Ordering::Relaxed)
-    }
-
-    fn is_protected(&self, address: IpAddr) -> bool {
-        self.protected.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
     }
 }
 
@@ -69,17 +62,31 @@ pub struct NetworkGrant {
     pub node: Arc<NodeNetwork>,
     /// What was denied lately, and told.
     pub denials: Arc<Denials>,
+    /// What its guests send.
+    sent: Arc<Mutex<TokenBucket>>,
+    /// Look-ups that wait for the resolver.
+    pub(super) look_ups: Arc<Semaphore>,
+}
+
+impl NetworkGrant {
+    /// Of a container whose pod has these rules.
+    pub fn new(rules: Arc<NetworkRules>, node: Arc<NodeNetwork>, denials: Arc<Denials>) -> Self {
+        let sent = Arc::new(Mutex::new(TokenBucket::new(SENT_BYTES, SENT_BYTES)));
+        Self { rules, node, denials, sent, look_ups: Arc::new(Semaphore::new(MOST_LOOK_UPS)) }
+    }
 }
 
 /// What one guest may reach.
 #[derive(Debug)]
 pub struct NetworkAccess {
-    grant: NetworkGrant,
+    pub(super) grant: NetworkGrant,
     /// What the details of its request name, as far as a rule gives that.
     details: Vec<Rule>,
-    /// Where names led.
-    resolved: Mutex<Vec<(IpAddr, Protocol, Ports)>>,
-    sent: Mutex<TokenBucket>,
+    /// Where names led that its rules have, and where those led that the ceiling has.
+    resolved: Mutex<Resolved>,
+    ceiling_resolved: Mutex<Resolved>,
+    /// Who has sent something to its listeners.
+    heard: Mutex<VecDeque<SocketAddr>>,
 }
 
 impl NetworkAccess {
@@ -90,8 +97,13 @@ impl NetworkAccess {
             _ => None,
         });
         let details = protocols.flat_map(|protocol| super::details::places(details, protocol)).collect();
-        let sent = Mutex::new(TokenBucket::new(SENT_BYTES, SENT_BYTES));
-        Arc::new(Self { grant, details, resolved: Mutex::default(), sent })
+        Arc::new(Self {
+            grant,
+            details,
+            resolved: Mutex::default(),
+            ceiling_resolved: Mutex::default(),
+            heard: Mutex::default(),
+        })
     }
 
     fn rules(&self) -> impl Iterator<Item = &Rule> {
@@ -100,44 +112,52 @@ impl NetworkAccess {
 
     /// Whether a socket may do this; a denial is counted and told.
     pub(super) fn permits(&self, address: SocketAddr, how: SocketAddrUse) -> bool {
-        let place = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let permitted = match how {
-            SocketAddrUse::TcpBind => self.may_bind(Protocol::Tcp, place.port()),
-            SocketAddrUse::UdpBind => self.may_bind(Protocol::Udp, place.port()),
-            SocketAddrUse::TcpListen => self.listens(Protocol::Tcp, Some(place.port())),
-            SocketAddrUse::TcpAccept => self.listens(Protocol::Tcp, None),
-            SocketAddrUse::TcpConnect => self.may_reach(Protocol::Tcp, place),
+        let place = canonical(address);
+        let (what, permitted) = match how {
+            SocketAddrUse::TcpBind => ("tcp socket on", self.may_bind(Protocol::Tcp, place.port())),
+            SocketAddrUse::UdpBind => ("udp socket on", self.may_bind(Protocol::Udp, place.port())),
+            SocketAddrUse::TcpListen => ("tcp listener on", self.listens(Protocol::Tcp, Some(place.port()))),
+            SocketAddrUse::TcpConnect => ("tcp connection to", self.may_reach(Protocol::Tcp, place)),
             SocketAddrUse::UdpSend => {
-                self.may_reach(Protocol::Udp, place) || self.listens(Protocol::Udp, None) && !self.is_special(place)
+                ("udp datagram to", self.may_reach(Protocol::Udp, place) || self.may_answer(place))
             }
             // Nobody is told of what came uncalled.
+            SocketAddrUse::TcpAccept => return self.listens(Protocol::Tcp, None) && !self.is_denied(place),
             SocketAddrUse::UdpReceive => return self.may_receive(place),
         };
         if !permitted {
-            let what = match how {
-                SocketAddrUse::TcpConnect => "tcp connection to",
-                SocketAddrUse::UdpSend => "udp datagram to",
-                SocketAddrUse::TcpBind | SocketAddrUse::TcpListen => "tcp listener on",
-                SocketAddrUse::UdpBind => "udp socket on",
-                _ => "use of",
-            };
-            self.deny(&format!("{what} {place}"), self.hint(place));
+            self.deny(&format!("{what} {place}"), self.reason(place, how));
         }
         permitted
     }
 
-    /// Why a rule that seems to give it does not.
-    fn hint(&self, place: SocketAddr) -> &'static str {
-        if self.is_special(place) {
-            "it is this machine's, a cloud's metadata service or the API server, and needs a rule with just that address"
-        } else {
-            "no rule gives it"
+    /// Why something is denied, and the way out.
+    fn reason(&self, place: SocketAddr, how: SocketAddrUse) -> &'static str {
+        let (protocol, is_bind) = match how {
+            SocketAddrUse::TcpConnect => (Protocol::Tcp, false),
+            SocketAddrUse::TcpBind | SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => (Protocol::Tcp, true),
+            SocketAddrUse::UdpBind => (Protocol::Udp, true),
+            SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => (Protocol::Udp, false),
+        };
+        if self.grant.rules.0.is_empty() {
+            return NO_RULES;
+        }
+        match is_bind {
+            true if self.rules().any(|rule| listens_on(rule, protocol, Some(place.port()))) => CEILING,
+            true => "no rule `listen` of its pod gives that port",
+            false if self.is_given(protocol, place) => CEILING,
+            false if self.is_special(place) => SPECIAL,
+            false => "no rule of its pod gives it",
         }
     }
 
     pub(super) fn deny(&self, what: &str, why: &str) {
         self.grant.node.denials.fetch_add(1, Ordering::Relaxed);
         self.grant.denials.tell(what, why);
+    }
+
+    fn ceiling(&self) -> &NetworkCeiling {
+        &self.grant.node.ceiling
     }
 
     fn may_bind(&self, protocol: Protocol, port: u16) -> bool {
@@ -151,16 +171,14 @@ impl NetworkAccess {
     }
 
     fn listens(&self, protocol: Protocol, port: Option<u16>) -> bool {
-        let is_it = |rule: &Rule| match rule {
-            Rule::Listen { protocol: of, ports } => *of == protocol && port.is_none_or(|port| ports.contain(port)),
-            _ => false,
-        };
-        let ceiling = &self.grant.node.ceiling.allowed;
-        self.rules().any(is_it) && ceiling.as_ref().is_none_or(|ceiling| ceiling.0.iter().any(is_it))
+        let ceiling = self.ceiling();
+        self.rules().any(|rule| listens_on(rule, protocol, port))
+            && !ceiling.denies_listening
+            && ceiling.allowed.as_ref().is_none_or(|rules| rules.0.iter().any(|rule| listens_on(rule, protocol, port)))
     }
 
     fn may_reach(&self, protocol: Protocol, place: SocketAddr) -> bool {
-        self.is_given(protocol, place) && self.is_below_ceiling(protocol, place)
+        self.is_given(protocol, place) && !self.is_denied(place) && self.is_allowed(protocol, place)
     }
 
     fn is_given(&self, protocol: Protocol, place: SocketAddr) -> bool {
@@ -168,64 +186,66 @@ impl NetworkAccess {
         // Only the pod's author opens special places, not a Configuration's.
         let by_rule = self.grant.rules.0.iter().any(|rule| gives(rule, protocol, place, special));
         let by_details = || self.details.iter().any(|rule| gives(rule, protocol, place, false));
-        by_rule || !special && (by_details() || self.resolved_to(protocol, place))
+        by_rule || !special && (by_details() || led_to(&self.resolved, protocol, place))
     }
 
-    fn resolved_to(&self, protocol: Protocol, place: SocketAddr) -> bool {
-        let resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        resolved
-            .iter()
-            .any(|(address, of, ports)| *address == place.ip() && *of == protocol && ports.contain(place.port()))
-    }
-
-    fn is_below_ceiling(&self, protocol: Protocol, place: SocketAddr) -> bool {
-        let ceiling = &self.grant.node.ceiling;
-        let denies = |(target, ports): &(Target, Option<Ports>)| {
+    fn is_denied(&self, place: SocketAddr) -> bool {
+        self.ceiling().denied.iter().any(|(target, ports)| {
             let here = ports.as_ref().is_none_or(|ports| ports.contain(place.port()));
             here && matches!(target, Target::Net(net) if net.contains(&place.ip()))
-        };
-        let gives_it = |rules: &NetworkRules| rules.0.iter().any(|rule| gives(rule, protocol, place, false));
-        !ceiling.denied.iter().any(denies) && ceiling.allowed.as_ref().is_none_or(gives_it)
+        })
+    }
+
+    fn is_allowed(&self, protocol: Protocol, place: SocketAddr) -> bool {
+        let by_rule = |rules: &NetworkRules| rules.0.iter().any(|rule| gives(rule, protocol, place, false));
+        self.ceiling().allowed.as_ref().is_none_or(by_rule) || led_to(&self.ceiling_resolved, protocol, place)
     }
 
     fn may_receive(&self, place: SocketAddr) -> bool {
         let to_many = |rule: &Rule| match rule {
-            Rule::Reach { protocol: Protocol::Udp, target: Target::Net(net), .. } => {
-                net.addr().is_multicast() || net.addr() == IpAddr::V4(Ipv4Addr::BROADCAST) || is_directed_broadcast(net)
-            }
+            Rule::Reach { protocol: Protocol::Udp, target: Target::Net(net), .. } => net.addr().is_multicast(),
             _ => false,
         };
-        self.may_reach(Protocol::Udp, place)
-            || self.listens(Protocol::Udp, None)
-            || is_private(place.ip()) && self.rules().any(to_many)
+        if self.is_denied(place) {
+            return false;
+        }
+        if self.listens(Protocol::Udp, None) {
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            if !heard.contains(&place) {
+                heard.push_back(place);
+            }
+            if heard.len() > MOST_HEARD {
+                heard.pop_front();
+            }
+            return true;
+        }
+        self.may_reach(Protocol::Udp, place) || is_private(place.ip()) && self.rules().any(to_many)
+    }
+
+    /// A server answers who has asked it.
+    fn may_answer(&self, place: SocketAddr) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.contains(&place) && self.listens(Protocol::Udp, None) && !self.is_denied(place)
     }
 
     /// Addresses that no network and no name opens.
     fn is_special(&self, place: SocketAddr) -> bool {
-        let address = place.ip();
-        address.is_loopback()
-            || address.is_unspecified()
-            || METADATA.contains(&address)
-            || self.grant.node.is_protected(address)
-            || is_own(place)
+        self.grant.node.special.contain(place)
     }
 
-    /// Whether a name may be looked up.
-    pub(super) fn may_look_up(&self, name: &str) -> bool {
-        let given = self.rules().any(|rule| match rule {
-            Rule::Names(pattern) | Rule::Reach { target: Target::Name(pattern), .. } => pattern.matches(name),
-            _ => false,
-        });
-        let ceiling = &self.grant.node.ceiling;
-        let denied =
-            ceiling.denied.iter().any(|(target, _)| matches!(target, Target::Name(pattern) if pattern.matches(name)));
-        let allowed = ceiling.allowed.as_ref().is_none_or(|rules| {
-            rules.0.iter().any(|rule| match rule {
-                Rule::Names(pattern) | Rule::Reach { target: Target::Name(pattern), .. } => pattern.matches(name),
-                _ => false,
-            })
-        });
-        given && !denied && allowed
+    /// Why a name may not be looked up, if it may not.
+    pub(super) fn look_up_denied(&self, name: &str) -> Option<&'static str> {
+        let has = |rule: &Rule| name_of(rule).is_some_and(|pattern| pattern.matches(name));
+        let ceiling = self.ceiling();
+        if self.grant.rules.0.is_empty() {
+            return Some(NO_RULES);
+        }
+        if !self.rules().any(has) {
+            return Some("no rule of its pod gives it");
+        }
+        let denied = |(target, _): &(Target, _)| matches!(target, Target::Name(pattern) if pattern.matches(name));
+        let allowed = ceiling.allowed.as_ref().is_none_or(|rules| rules.0.iter().any(has));
+        (ceiling.denied.iter().any(denied) || !allowed).then_some(CEILING)
     }
 
     /// What of the addresses that a name led to the guest is told; those that its rules give by the name can be reached from now on.
@@ -240,24 +260,16 @@ impl NetworkAccess {
             .map(|address| address.to_canonical())
             .partition(|address| !self.is_special(SocketAddr::new(*address, 0)) || single(address));
         for address in kept_back {
-            self.deny(&format!("{name}, which leads to {address},"), self.hint(SocketAddr::new(address, 0)));
+            self.deny(&format!("{name}, which leads to {address},"), SPECIAL);
         }
-        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        for rule in self.grant.rules.0.iter().chain(&self.details) {
-            if let Rule::Reach { protocol, target: Target::Name(pattern), ports } = rule
-                && pattern.matches(name)
-            {
-                resolved.extend(told.iter().map(|address| (*address, *protocol, ports.clone())));
-            }
-        }
-        let surplus = resolved.len().saturating_sub(MOST_RESOLVED);
-        resolved.drain(..surplus);
+        remember(&self.resolved, self.rules(), name, &told);
+        remember(&self.ceiling_resolved, self.ceiling().allowed.iter().flat_map(|rules| &rules.0), name, &told);
         told
     }
 
     /// Counts bytes as sent, and tells from when on more may be sent.
     pub(super) fn sends(&self, bytes: usize) -> tokio::time::Instant {
-        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sent = self.grant.sent.lock().unwrap_or_else(PoisonError::into_inner);
         sent.spend(bytes as f64);
         sent.when(0.0)
     }
@@ -273,79 +285,47 @@ fn gives(rule: &Rule, protocol: Protocol, place: SocketAddr, is_special: bool) -
     }
 }
 
-fn is_single(net: &ipnet::IpNet, address: IpAddr) -> bool {
-    net.prefix_len() == net.max_prefix_len() && net.addr() == address
-}
-
-/// A rule for one address that ends in ones is most often one for a network's broadcast address.
-fn is_directed_broadcast(net: &ipnet::IpNet) -> bool {
-    net.prefix_len() == net.max_prefix_len() && matches!(net.addr(), IpAddr::V4(address) if address.octets()[3] == 255)
-}
-
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => (address.is_private() || address.is_link_local()) && !METADATA.contains(&address.into()),
-        IpAddr::V6(address) => {
-            (address.is_unique_local() || address.is_unicast_link_local()) && !METADATA.contains(&address.into())
-        }
+fn listens_on(rule: &Rule, protocol: Protocol, port: Option<u16>) -> bool {
+    match rule {
+        Rule::Listen { protocol: of, ports } => *of == protocol && port.is_none_or(|port| ports.contain(port)),
+        _ => false,
     }
 }
 
-/// Whether an address is this machine's: what is sent to it would be sent from it, too. Nothing is sent to find out.
-fn is_own(place: SocketAddr) -> bool {
-    if place.ip().is_multicast() || place.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        return false;
+/// The names that a rule has looked up.
+fn name_of(rule: &Rule) -> Option<&NamePattern> {
+    match rule {
+        Rule::Names(pattern) | Rule::Reach { target: Target::Name(pattern), .. } => Some(pattern),
+        _ => None,
     }
-    let any: SocketAddr = match place {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+}
+
+/// Addresses of names, and what of them is given.
+type Resolved = VecDeque<(IpAddr, Protocol, Ports)>;
+
+fn led_to(resolved: &Mutex<Resolved>, protocol: Protocol, place: SocketAddr) -> bool {
+    let resolved = resolved.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_it = |(address, of, ports): &(IpAddr, Protocol, Ports)| {
+        *address == place.ip() && *of == protocol && ports.contain(place.port())
     };
-    let mut there = place;
-    there.set_port(9);
-    let local = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(there)?;
-        socket.local_addr()
-    });
-    local.is_ok_and(|local| local.ip() == place.ip())
+    resolved.iter().any(is_it)
 }
 
-/// Tells of denials: each once in a while, in the container's log and the node's.
-#[derive(Debug)]
-pub struct Denials {
-    container: String,
-    log: Option<Arc<ContainerLog>>,
-    told: Mutex<HashMap<String, (Instant, u64)>>,
-}
-
-impl Denials {
-    /// Of a container, `namespace/pod/container`.
-    pub fn new(container: &str, log: Option<Arc<ContainerLog>>) -> Arc<Self> {
-        Arc::new(Self { container: container.to_owned(), log, told: Mutex::default() })
-    }
-
-    fn tell(&self, what: &str, why: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let before = match told.get_mut(what) {
-            Some((at, more)) if now.duration_since(*at) < TOLD => {
-                *more += 1;
-                return;
+fn remember<'a>(resolved: &Mutex<Resolved>, rules: impl Iterator<Item = &'a Rule>, name: &str, addresses: &[IpAddr]) {
+    let mut resolved = resolved.lock().unwrap_or_else(PoisonError::into_inner);
+    for rule in rules {
+        if let Rule::Reach { protocol, target: Target::Name(pattern), ports } = rule
+            && pattern.matches(name)
+        {
+            for address in addresses {
+                let new = (*address, *protocol, ports.clone());
+                resolved.retain(|old| *old != new);
+                resolved.push_back(new);
             }
-            Some((_, more)) => std::mem::take(more),
-            None => 0,
-        };
-        told.retain(|_, (at, _)| now.duration_since(*at) < TOLD);
-        if told.len() >= MOST_TOLD {
-            return;
-        }
-        told.insert(what.to_owned(), (now, 0));
-        drop(told);
-        let again = if before > 0 { format!(" ({before} more in the meantime)") } else { String::new() };
-        tracing::warn!(container = self.container, "network: {what} denied: {why}{again}");
-        if let Some(log) = &self.log {
-            log.note(&format!("[akri-krustlet] network: {what} denied: {why}{again}"));
         }
     }
+    let surplus = resolved.len().saturating_sub(MOST_RESOLVED);
+    resolved.drain(..surplus);
 }
 
 /// A host named in details.
@@ -360,13 +340,17 @@ pub(super) fn host_rule(protocol: Protocol, host: &str, port: u16) -> Option<Rul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::denials::MOST_TOLD;
+
+    impl NetworkAccess {
+        fn looks_up(&self, name: &str) -> bool {
+            self.look_up_denied(name).is_none()
+        }
+    }
 
     fn access(rules: &str, node: NodeNetwork, details: &str) -> Arc<NetworkAccess> {
-        let grant = NetworkGrant {
-            rules: Arc::new(rules.parse().unwrap()),
-            node: Arc::new(node),
-            denials: Denials::new("default/pod/main", None),
-        };
+        let denials = Denials::new("default/pod/main", None);
+        let grant = NetworkGrant::new(Arc::new(rules.parse().unwrap()), Arc::new(node), denials);
         NetworkAccess::new(grant, details)
     }
 
@@ -401,13 +385,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn this_machines_own_addresses_are_known_without_a_packet() {
-        // Loopback is the one address that every machine has.
-        assert!(is_own("127.0.0.1:80".parse().unwrap()));
-        assert!(!is_own("192.0.2.1:80".parse().unwrap()) && !is_own("239.255.255.250:3702".parse().unwrap()));
-    }
-
-    #[tokio::test]
     async fn answers_to_a_group_come_from_private_addresses_and_others_from_whom_was_asked() {
         let receives =
             |access: &NetworkAccess, place: &str| access.permits(place.parse().unwrap(), SocketAddrUse::UdpReceive);
@@ -432,8 +409,8 @@ mod tests {
     async fn a_name_opens_where_it_leads_unless_that_is_special() {
         let access = access("tcp *.plant.example:80\ndns other.example\ntcp 127.0.0.1:1\n", NodeNetwork::default(), "");
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(access.may_look_up("A.plant.example.") && access.may_look_up("other.example"));
-        assert!(!access.may_look_up("plant.example") && !access.may_look_up("x.other.example"));
+        assert!(access.looks_up("A.plant.example.") && access.looks_up("other.example"));
+        assert!(!access.looks_up("plant.example") && !access.looks_up("x.other.example"));
         assert!(!tcp(&access, "203.0.113.1:80"));
         let all =
             vec![ip("203.0.113.1"), ip("169.254.169.254"), ip("::1"), ip("::ffff:169.254.169.254"), ip("0.0.0.0")];
@@ -467,7 +444,7 @@ mod tests {
                 && !tcp(&access_denied, "192.0.2.1:22")
                 && tcp(&access_denied, "192.0.2.1:80")
         );
-        assert!(!access_denied.may_look_up("a.corp.example") && access_denied.may_look_up("a.example"));
+        assert!(!access_denied.looks_up("a.corp.example") && access_denied.looks_up("a.example"));
         let only = NodeNetwork::new("tcp 192.0.2.0/24:80\nlisten tcp 80".parse().unwrap());
         let access_only = access(all, only, "");
         assert!(
@@ -477,7 +454,7 @@ mod tests {
         );
         assert!(access_only.permits("0.0.0.0:80".parse().unwrap(), SocketAddrUse::TcpBind));
         assert!(!access_only.permits("0.0.0.0:81".parse().unwrap(), SocketAddrUse::TcpBind));
-        assert!(!access_only.may_look_up("a.example"));
+        assert!(!access_only.looks_up("a.example"));
     }
 
     #[tokio::test]
@@ -493,11 +470,11 @@ mod tests {
         for place in ["192.0.2.1:80", "203.0.113.1:80", "10.0.0.1:80", "127.0.0.1:4840"] {
             assert!(!tcp(&by_details, place), "{place}");
         }
-        assert!(by_details.may_look_up("lds.plant.example") && !by_details.may_look_up("plant.example"));
+        assert!(by_details.looks_up("lds.plant.example") && !by_details.looks_up("plant.example"));
         let lds = by_details.resolved("lds.plant.example", vec!["192.0.2.50".parse().unwrap()]);
         assert!(lds.len() == 1 && tcp(&by_details, "192.0.2.50:4840") && !tcp(&by_details, "192.0.2.50:4841"));
         let without = access("tcp 198.51.100.1:1", NodeNetwork::default(), details);
-        assert!(!tcp(&without, "192.0.2.1:4840") && !without.may_look_up("lds.plant.example"));
+        assert!(!tcp(&without, "192.0.2.1:4840") && !without.looks_up("lds.plant.example"));
     }
 
     #[tokio::test]
@@ -512,5 +489,59 @@ mod tests {
         assert_eq!(access.grant.node.denials(), 1999);
         let told = access.grant.denials.told.lock().unwrap();
         assert!(told.len() <= MOST_TOLD && told["tcp connection to 192.0.2.2:80"].1 == 999);
+    }
+
+    #[tokio::test]
+    async fn a_server_answers_who_has_asked_and_sends_to_nobody_else() {
+        let node = NodeNetwork::new("deny 203.0.113.0/24".parse().unwrap());
+        let server = access("listen udp 5000\nlisten tcp 80", node, "");
+        let use_of = |place: &str, how| server.permits(place.parse().unwrap(), how);
+        assert!(!use_of("198.51.100.1:99", SocketAddrUse::UdpSend), "nobody has asked");
+        assert!(
+            use_of("198.51.100.1:99", SocketAddrUse::UdpReceive) && use_of("198.51.100.1:99", SocketAddrUse::UdpSend)
+        );
+        assert!(
+            !use_of("198.51.100.1:98", SocketAddrUse::UdpSend) && !use_of("198.51.100.2:99", SocketAddrUse::UdpSend)
+        );
+        // What the operator denies neither asks nor is answered.
+        assert!(
+            !use_of("203.0.113.7:99", SocketAddrUse::UdpReceive) && !use_of("203.0.113.7:99", SocketAddrUse::UdpSend)
+        );
+        assert!(
+            !use_of("203.0.113.7:99", SocketAddrUse::TcpAccept) && use_of("198.51.100.1:1", SocketAddrUse::TcpAccept)
+        );
+        let silent = access("listen udp 5000", NodeNetwork::new("deny listen".parse().unwrap()), "");
+        assert!(!silent.permits("0.0.0.0:5000".parse().unwrap(), SocketAddrUse::UdpBind));
+    }
+
+    #[tokio::test]
+    async fn a_ceiling_of_names_gives_what_they_lead_to() {
+        let node = NodeNetwork::new("tcp *.plant.example:4840".parse().unwrap());
+        let access = access("tcp 0.0.0.0/0:1-65535\ndns *.example", node, "");
+        assert!(access.looks_up("a.plant.example") && !access.looks_up("a.example"));
+        assert!(!tcp(&access, "203.0.113.5:4840"));
+        access.resolved("a.plant.example", vec!["203.0.113.5".parse().unwrap()]);
+        assert!(tcp(&access, "203.0.113.5:4840") && !tcp(&access, "203.0.113.5:80"));
+    }
+
+    #[tokio::test]
+    async fn a_denial_says_whose_it_is() {
+        let told = |access: &NetworkAccess| {
+            let told = access.grant.denials.told.lock().unwrap();
+            told.keys().cloned().collect::<Vec<_>>().join("; ")
+        };
+        let connect = SocketAddrUse::TcpConnect;
+        let node = NodeNetwork::new("deny 203.0.113.1".parse().unwrap());
+        let some = access("tcp 203.0.113.1:80\nlisten tcp 80", node, "");
+        let reason = |place: &str, how| some.reason(place.parse().unwrap(), how);
+        assert_eq!(reason("203.0.113.1:80", connect), CEILING);
+        assert_eq!(reason("127.0.0.1:80", connect), SPECIAL);
+        assert!(reason("203.0.113.2:80", connect).starts_with("no rule of its pod"));
+        assert!(reason("0.0.0.0:81", SocketAddrUse::TcpBind).contains("`listen`"));
+        let none = access("", NodeNetwork::default(), "");
+        assert!(!tcp(&none, "203.0.113.2:80") && !none.permits("0.0.0.0:0".parse().unwrap(), SocketAddrUse::UdpBind));
+        assert_eq!(none.reason("203.0.113.2:80".parse().unwrap(), connect), NO_RULES);
+        assert_eq!(none.look_up_denied("a.example"), Some(NO_RULES));
+        assert!(told(&none).contains("tcp connection to 203.0.113.2:80"));
     }
 }

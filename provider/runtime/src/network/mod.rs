@@ -3,12 +3,16 @@
 //! # Flow
 //! A pod's rules ([`rules`]) become a [`NetworkGrant`] of its container, and with a request's details a [`NetworkAccess`] of each
 //! guest ([`access`]). The sockets that the guest makes ask it for every address that they bind, connect to, send to and receive from;
-//! names are looked up for it ([`sockets`]).
+//! names are looked up for it (`sockets`, `names`).
 
 mod access;
+mod denials;
 mod details;
+mod names;
 pub mod rules;
 pub(crate) mod sockets;
+mod special;
 
-pub use access::{Denials, NetworkAccess, NetworkGrant, NodeNetwork};
+pub use access::{NetworkAccess, NetworkGrant, NodeNetwork};
+pub use denials::Denials;
 pub use rules::{NetworkCeiling, NetworkRules};

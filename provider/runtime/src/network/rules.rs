@@ -186,7 +186,7 @@ fn rule(line: &str) -> Result<Rule, String> {
         ["listen", "udp", listed] => Ok(Rule::Listen { protocol: Protocol::Udp, ports: ports(listed)? }),
         ["http" | "join", ..] => Err(format!("this version of the node has no `{}` rules yet", words[0])),
         _ => Err(
-            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `dns NAME` or `listen tcp|udp PORTS`, with one space between the words"
+            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `dns NAME` or `listen tcp|udp PORTS`"
                 .to_owned(),
         ),
     }
@@ -247,11 +247,12 @@ fn ports(listed: &str) -> Result<Ports, String> {
 
 /// What no guest is given, whatever its pod's rules are: a file of the operator.
 ///
-/// Lines `deny ADDRESS`, `deny ADDRESS:PORTS` and `deny NAME` take away; the other lines are rules as a pod's, and if there are any,
-/// nothing but what they give can be had.
+/// Lines `deny ADDRESS`, `deny ADDRESS:PORTS`, `deny NAME` and `deny listen` take away; the other lines are rules as a pod's, and if
+/// there are any, nothing but what they give can be had.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkCeiling {
     pub(super) denied: Vec<(Target, Option<Ports>)>,
+    pub(super) denies_listening: bool,
     pub(super) allowed: Option<NetworkRules>,
 }
 
@@ -262,9 +263,14 @@ impl FromStr for NetworkCeiling {
         let mut ceiling = Self::default();
         for (number, line) in lines(text) {
             let failed = |what| RuleError { line: number, text: line.to_owned(), what };
-            match line.strip_prefix("deny ") {
-                Some(place) => ceiling.denied.push(denied(place.trim()).map_err(failed)?),
-                None => match rule(line).map_err(failed)? {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["deny", "listen"] => ceiling.denies_listening = true,
+                ["deny", place] => ceiling.denied.push(denied(place).map_err(failed)?),
+                ["deny", ..] => {
+                    let what = "expected `deny ADDRESS`, `deny ADDRESS:PORTS`, `deny NAME` or `deny listen`";
+                    return Err(failed(what.to_owned()));
+                }
+                _ => match rule(line).map_err(failed)? {
                     Rule::Details(_) => return Err(failed("a ceiling is about places, not about details".to_owned())),
                     rule => ceiling.allowed.get_or_insert_default().0.push(rule),
                 },
@@ -275,12 +281,20 @@ impl FromStr for NetworkCeiling {
 }
 
 fn denied(place: &str) -> Result<(Target, Option<Ports>), String> {
-    if let Ok(whole) = target(place, place.contains(':')) {
-        return Ok((whole, None));
-    }
-    match reach(Protocol::Tcp, place)? {
-        Rule::Reach { target, ports, .. } => Ok((target, Some(ports))),
-        _ => Err(format!("{place:?} is no place")),
+    let whole = match place.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => Some(target(inner, true)?),
+        None if !place.contains(':') => Some(target(place, false)?),
+        None if !place.starts_with('[') && place.matches(':').count() > 1 => {
+            return Err("IPv6 addresses are in brackets: [fd00::/8] or [fd00::1]:22".to_owned());
+        }
+        None => None,
+    };
+    match whole {
+        Some(target) => Ok((target, None)),
+        None => match reach(Protocol::Tcp, place)? {
+            Rule::Reach { target, ports, .. } => Ok((target, Some(ports))),
+            _ => Err(format!("{place:?} is no place")),
+        },
     }
 }
 
@@ -353,14 +367,23 @@ mod tests {
 
     #[test]
     fn a_ceiling_takes_away_or_is_all_there_is() {
-        let ceiling: NetworkCeiling =
-            "deny 10.0.0.0/8\ndeny [fd00::1]:22\ndeny fe80::/10\ndeny *.corp.example\n".parse().unwrap();
-        assert_eq!((ceiling.denied.len(), &ceiling.allowed), (4, &None));
+        let ceiling = "deny 10.0.0.0/8\ndeny\t[fd00::1]:22\ndeny [fe80::/10]\ndeny *.corp.example\ndeny listen\n";
+        let ceiling: NetworkCeiling = ceiling.parse().unwrap();
+        assert_eq!((ceiling.denied.len(), &ceiling.allowed, ceiling.denies_listening), (4, &None, true));
         assert!(ceiling.denied[1].1.is_some() && ceiling.denied[2].1.is_none());
         let ceiling: NetworkCeiling = "tcp 192.168.0.0/16:80\n".parse().unwrap();
         assert_eq!(ceiling.allowed.unwrap().0.len(), 1);
         assert!("deny everything".parse::<NetworkCeiling>().is_ok(), "a host may be called so");
-        assert!("deny 10.0.0.1:x".parse::<NetworkCeiling>().is_err());
-        assert!("tcp details".parse::<NetworkCeiling>().is_err());
+        for line in [
+            "deny 10.0.0.1:x",
+            "deny fd00::1",
+            "deny 2001:db8::1:22",
+            "deny",
+            "deny tcp 10.0.0.1",
+            "tcp details",
+            "allow x",
+        ] {
+            assert!(line.parse::<NetworkCeiling>().is_err(), "{line}");
+        }
     }
 }

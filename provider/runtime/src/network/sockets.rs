@@ -5,35 +5,26 @@
 
 use super::access::NetworkAccess;
 use crate::component::ComponentState;
-use std::future::Future;
-use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
-use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceType};
+use wasmtime::component::{Linker, LinkerInstance, Resource};
 use wasmtime::{Result, StoreContextMut};
 use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, IpAddressFamily};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily};
 use wasmtime_wasi::p2::bindings::sockets::{tcp, tcp_create_socket, udp, udp_create_socket};
 use wasmtime_wasi::p2::{
-    DynInputStream, DynOutputStream, DynPollable, Network, OutputStream, Pollable, SocketError, SocketResult,
-    StreamError, TcpSocket, UdpSocket, subscribe,
+    DynInputStream, DynOutputStream, OutputStream, Pollable, SocketResult, StreamError, TcpSocket, UdpSocket,
 };
 use wasmtime_wasi::sockets::WasiSocketsView as _;
 
 /// Sockets that one guest may have at once.
 const SOCKETS: usize = 32;
-/// What a datagram counts for besides its bytes: the headers that it is sent with.
-const DATAGRAM: usize = 64;
-/// Names that are looked up at once, for all guests: each takes a thread until the resolver answers.
-static LOOK_UPS: Semaphore = Semaphore::const_new(8);
-/// How long a look-up may take.
-const LOOK_UP: Duration = Duration::from_secs(5);
-/// Addresses of one name that a guest is told.
-const MOST_ADDRESSES: usize = 32;
+/// The least that a datagram counts for, in bytes, and what a new connection does: each costs the machine a place in its tables.
+const DATAGRAM: usize = 4 << 10;
+const CONNECTION: usize = 64 << 10;
+/// Largest buffer of a socket in the kernel, in bytes, and most connections that wait to be accepted.
+const BUFFER: u64 = 256 << 10;
+const BACKLOG: u64 = 64;
 
 /// The version of WASI whose interfaces are stood before; components of older ones are given it, too.
 const VERSION: &str = "0.2.12";
@@ -50,19 +41,22 @@ pub(crate) fn restrict(wasi: &mut WasiCtxBuilder, access: Option<&Arc<NetworkAcc
     });
 }
 
-type Store<'a> = StoreContextMut<'a, ComponentState>;
+pub(super) type Store<'a> = StoreContextMut<'a, ComponentState>;
 /// What a function of WASI's sockets returns.
-type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
+pub(super) type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
 
 /// Puts the functions of this module before wasmtime-wasi's.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
     linker.allow_shadowing(true);
     let mut create = linker.instance(&format!("wasi:sockets/tcp-create-socket@{VERSION}"))?;
-    create.func_wrap("create-tcp-socket", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
-        returned(
-            check_sockets(&mut store)
-                .and_then(|()| tcp_create_socket::Host::create_tcp_socket(&mut store.data_mut().sockets(), family)),
-        )
+    create.func_wrap_async("create-tcp-socket", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
+        Box::new(async move {
+            if let Err(error) = check_sockets(&mut store) {
+                return returned(Err(error));
+            }
+            paid(store.data().network().cloned(), CONNECTION).await;
+            returned(tcp_create_socket::Host::create_tcp_socket(&mut store.data_mut().sockets(), family))
+        })
     })?;
     let mut create = linker.instance(&format!("wasi:sockets/udp-create-socket@{VERSION}"))?;
     create.func_wrap_async("create-udp-socket", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
@@ -75,13 +69,21 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
     })?;
     add_tcp(&mut linker.instance(&format!("wasi:sockets/tcp@{VERSION}"))?)?;
     add_udp(&mut linker.instance(&format!("wasi:sockets/udp@{VERSION}"))?)?;
-    add_names(&mut linker.instance(&format!("wasi:sockets/ip-name-lookup@{VERSION}"))?)?;
+    super::names::add_to_linker(&mut linker.instance(&format!("wasi:sockets/ip-name-lookup@{VERSION}"))?)?;
     linker.allow_shadowing(false);
     Ok(())
 }
 
+/// Counts bytes as sent, and waits until more may be: whoever floods waits here, in its own step.
+async fn paid(access: Option<Arc<NetworkAccess>>, bytes: usize) {
+    let free = access.map(|access| access.sends(bytes));
+    if let Some(free) = free.filter(|free| *free > Instant::now()) {
+        tokio::time::sleep_until(free).await;
+    }
+}
+
 /// A trap is the guest's end, an error code is its affair.
-fn returned<T>(result: SocketResult<T>) -> Returned<T> {
+pub(super) fn returned<T>(result: SocketResult<T>) -> Returned<T> {
     match result {
         Ok(value) => Ok((Ok(value),)),
         Err(error) => Ok((Err(error.downcast()?),)),
@@ -95,6 +97,19 @@ fn check_sockets(store: &mut Store<'_>) -> SocketResult<()> {
 }
 
 fn add_tcp(tcp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    type Size = (Resource<TcpSocket>, u64);
+    tcp.func_wrap("[method]tcp-socket.set-receive-buffer-size", |mut store: Store<'_>, (socket, size): Size| {
+        let size = size.min(BUFFER);
+        returned(tcp::HostTcpSocket::set_receive_buffer_size(&mut store.data_mut().sockets(), socket, size))
+    })?;
+    tcp.func_wrap("[method]tcp-socket.set-send-buffer-size", |mut store: Store<'_>, (socket, size): Size| {
+        let size = size.min(BUFFER);
+        returned(tcp::HostTcpSocket::set_send_buffer_size(&mut store.data_mut().sockets(), socket, size))
+    })?;
+    tcp.func_wrap("[method]tcp-socket.set-listen-backlog-size", |mut store: Store<'_>, (socket, size): Size| {
+        let size = size.min(BACKLOG);
+        returned(tcp::HostTcpSocket::set_listen_backlog_size(&mut store.data_mut().sockets(), socket, size))
+    })?;
     type Streams = (Resource<DynInputStream>, Resource<DynOutputStream>);
     tcp.func_wrap("[method]tcp-socket.finish-connect", |mut store: Store<'_>, (socket,): (Resource<TcpSocket>,)| {
         let connected = tcp::HostTcpSocket::finish_connect(&mut store.data_mut().sockets(), socket);
@@ -119,7 +134,7 @@ fn pace(store: &mut Store<'_>, output: &Resource<DynOutputStream>) -> SocketResu
     let Some(access) = store.data().network().cloned() else { return Ok(()) };
     let stream = store.data_mut().table().get_mut(output)?;
     let inner = std::mem::replace(stream, Box::new(wasmtime_wasi::p2::pipe::SinkOutputStream));
-    *stream = Box::new(PacedStream { inner, access, free: Instant::now() });
+    *stream = Box::new(PacedStream { inner, access });
     Ok(())
 }
 
@@ -127,15 +142,15 @@ fn pace(store: &mut Store<'_>, output: &Resource<DynOutputStream>) -> SocketResu
 struct PacedStream {
     inner: DynOutputStream,
     access: Arc<NetworkAccess>,
-    /// When more may be sent.
-    free: Instant,
 }
 
 #[async_trait::async_trait]
 impl Pollable for PacedStream {
     async fn ready(&mut self) {
-        if self.free > Instant::now() {
-            tokio::time::sleep_until(self.free).await;
+        let mut free = self.access.sends(0);
+        while free > Instant::now() {
+            tokio::time::sleep_until(free).await;
+            free = self.access.sends(0);
         }
         self.inner.ready().await;
     }
@@ -144,7 +159,7 @@ impl Pollable for PacedStream {
 #[async_trait::async_trait]
 impl OutputStream for PacedStream {
     fn write(&mut self, bytes: bytes::Bytes) -> std::result::Result<(), StreamError> {
-        self.free = self.access.sends(bytes.len());
+        self.access.sends(bytes.len());
         self.inner.write(bytes)
     }
 
@@ -153,7 +168,7 @@ impl OutputStream for PacedStream {
     }
 
     fn check_write(&mut self) -> std::result::Result<usize, StreamError> {
-        if self.free > Instant::now() { Ok(0) } else { self.inner.check_write() }
+        if self.access.sends(0) > Instant::now() { Ok(0) } else { self.inner.check_write() }
     }
 
     async fn cancel(&mut self) {
@@ -162,119 +177,24 @@ impl OutputStream for PacedStream {
 }
 
 fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    type Size = (Resource<UdpSocket>, u64);
+    udp.func_wrap("[method]udp-socket.set-receive-buffer-size", |mut store: Store<'_>, (socket, size): Size| {
+        let size = size.min(BUFFER);
+        returned(udp::HostUdpSocket::set_receive_buffer_size(&mut store.data_mut().sockets(), socket, size))
+    })?;
+    udp.func_wrap("[method]udp-socket.set-send-buffer-size", |mut store: Store<'_>, (socket, size): Size| {
+        let size = size.min(BUFFER);
+        returned(udp::HostUdpSocket::set_send_buffer_size(&mut store.data_mut().sockets(), socket, size))
+    })?;
     type Arguments = (Resource<udp::OutgoingDatagramStream>, Vec<udp::OutgoingDatagram>);
     udp.func_wrap_async(
         "[method]outgoing-datagram-stream.send",
         |mut store: Store<'_>, (stream, datagrams): Arguments| {
             Box::new(async move {
-                let bytes = datagrams.iter().map(|datagram| datagram.data.len() + DATAGRAM).sum();
-                let free = store.data().network().map(|access| access.sends(bytes));
-                // Whoever floods waits here, in its own step.
-                if let Some(free) = free.filter(|free| *free > Instant::now()) {
-                    tokio::time::sleep_until(free).await;
-                }
+                let bytes = datagrams.iter().map(|datagram| datagram.data.len().max(DATAGRAM)).sum();
+                paid(store.data().network().cloned(), bytes).await;
                 returned(udp::HostOutgoingDatagramStream::send(&mut store.data_mut().sockets(), stream, datagrams))
             })
         },
     )
-}
-
-/// The addresses of a name, one after the other.
-enum Addresses {
-    Awaited(AbortOnDropHandle<std::result::Result<Vec<IpAddr>, ErrorCode>>),
-    Found(std::vec::IntoIter<IpAddr>),
-    Failed(ErrorCode),
-}
-
-#[async_trait::async_trait]
-impl Pollable for Addresses {
-    async fn ready(&mut self) {
-        if let Self::Awaited(look_up) = self {
-            *self = match look_up.await {
-                Ok(Ok(addresses)) => Self::Found(addresses.into_iter()),
-                Ok(Err(error)) => Self::Failed(error),
-                Err(_) => Self::Failed(ErrorCode::PermanentResolverFailure),
-            };
-        }
-    }
-}
-
-fn add_names(names: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
-    names.resource("resolve-address-stream", ResourceType::host::<Addresses>(), |mut store, stream| {
-        store.data_mut().table().delete(Resource::<Addresses>::new_own(stream))?;
-        Ok(())
-    })?;
-    names.func_wrap("resolve-addresses", |mut store: Store<'_>, (_, name): (Resource<Network>, String)| {
-        returned(match addresses(store.data().network(), name) {
-            Ok(addresses) => store.data_mut().table().push(addresses).map_err(SocketError::from),
-            Err(error) => Err(error.into()),
-        })
-    })?;
-    names.func_wrap_async(
-        "[method]resolve-address-stream.resolve-next-address",
-        |mut store: Store<'_>, (stream,): (Resource<Addresses>,)| {
-            Box::new(async move {
-                let stream = store.data_mut().table().get_mut(&stream)?;
-                let next: std::result::Result<Option<IpAddress>, ErrorCode> = match stream {
-                    Addresses::Awaited(look_up) if !look_up.is_finished() => Err(ErrorCode::WouldBlock),
-                    _ => {
-                        stream.ready().await;
-                        match stream {
-                            Addresses::Found(addresses) => Ok(addresses.next().map(IpAddress::from)),
-                            Addresses::Failed(error) => Err(*error),
-                            Addresses::Awaited(_) => Err(ErrorCode::WouldBlock),
-                        }
-                    }
-                };
-                Ok((next,))
-            })
-        },
-    )?;
-    names.func_wrap(
-        "[method]resolve-address-stream.subscribe",
-        |mut store: Store<'_>, (stream,): (Resource<Addresses>,)| -> Result<(Resource<DynPollable>,)> {
-            Ok((subscribe(store.data_mut().table(), stream)?,))
-        },
-    )
-}
-
-/// Begins to look a name up, if the guest may.
-fn addresses(access: Option<&Arc<NetworkAccess>>, name: String) -> std::result::Result<Addresses, ErrorCode> {
-    let Some(access) = access.cloned() else { return Err(ErrorCode::AccessDenied) };
-    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
-    if let Ok(address) = bare.parse::<IpAddr>() {
-        return Ok(Addresses::Found(vec![address].into_iter()));
-    }
-    if name.is_empty() || name.len() > 254 {
-        return Err(ErrorCode::InvalidArgument);
-    }
-    if !access.may_look_up(&name) {
-        access.deny(&format!("look-up of {name:?}"), "no rule gives it");
-        return Err(ErrorCode::AccessDenied);
-    }
-    Ok(Addresses::Awaited(AbortOnDropHandle::new(tokio::spawn(async move {
-        let found = tokio::time::timeout(LOOK_UP, look_up(name.clone())).await;
-        let found = found.map_err(|_| ErrorCode::TemporaryResolverFailure)??;
-        let all = found.len();
-        let told = access.resolved(&name, found);
-        if told.is_empty() && all > 0 { Err(ErrorCode::AccessDenied) } else { Ok(told) }
-    }))))
-}
-
-type LookedUp = std::result::Result<Vec<IpAddr>, ErrorCode>;
-
-fn look_up(name: String) -> Pin<Box<dyn Future<Output = LookedUp> + Send>> {
-    Box::pin(async move {
-        let turn = LOOK_UPS.acquire().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
-        // The resolver cannot be interrupted: it keeps its place until it returns, also when nobody waits any more.
-        let asked = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), 0))
-        });
-        let found = asked.await.map_err(|_| ErrorCode::PermanentResolverFailure)?;
-        let found = found.map_err(|_| ErrorCode::NameUnresolvable)?;
-        let mut addresses: Vec<_> = found.map(|address| address.ip()).take(MOST_ADDRESSES).collect();
-        addresses.dedup();
-        Ok(addresses)
-    })
 }

@@ -4,10 +4,10 @@ use super::bindings::{self, DiscoveryHandlerPre};
 use super::schema::DetailsSchema;
 use super::{EXPORT, ended_as};
 use crate::settings;
-use akri_krustlet_runtime::{ComponentSpec, ComponentState, ContainerLimits, Digest, Interface, Program, Runtime};
+use akri_krustlet_runtime::{ComponentSpec, ComponentState, ContainerLimits, Digest, Program, Runtime};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What an image says of the handler in it: the defaults of its containers.
 #[derive(Debug)]
@@ -25,10 +25,17 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Memory for it, whatever its container has later, in bytes: enough for an interpreter.
 const MEMORY: usize = 128 << 20;
 
+/// How long a component that could not say what it is is not asked again.
+const REFUSAL_KEPT: Duration = Duration::from_secs(300);
+/// Refusals that are kept.
+const MOST_REFUSED: usize = 256;
+
 /// One at a time, and each image once.
 #[derive(Debug, Default)]
 pub struct Descriptions {
     known: Mutex<HashMap<Digest, Weak<HandlerInfo>>>,
+    /// Why, and until when.
+    refused: Mutex<HashMap<Digest, (String, Instant)>>,
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -39,22 +46,38 @@ impl Descriptions {
         if !is_handler(runtime, program)? {
             return Ok(None);
         }
-        if let Some(known) = self.known(program) {
+        if let Some(known) = self.known(program)? {
             return Ok(Some(known));
         }
         let _turn = self.turn.lock().await;
-        if let Some(known) = self.known(program) {
+        if let Some(known) = self.known(program)? {
             return Ok(Some(known));
         }
-        let info = Arc::new(describe(runtime, program).await?);
+        let described = describe(runtime, program).await;
+        if let Err(reason) = &described {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            if refused.len() >= MOST_REFUSED {
+                refused.clear();
+            }
+            refused.insert(program.digest(), (reason.clone(), Instant::now() + REFUSAL_KEPT));
+        }
+        let info = Arc::new(described?);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, info| info.strong_count() > 0);
         known.insert(program.digest(), Arc::downgrade(&info));
         Ok(Some(info))
     }
 
-    fn known(&self, program: &Program) -> Option<Arc<HandlerInfo>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&program.digest()).and_then(Weak::upgrade)
+    /// What was found out lately.
+    fn known(&self, program: &Program) -> Result<Option<Arc<HandlerInfo>>, String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match refused.get(&program.digest()) {
+            Some((reason, until)) if *until > Instant::now() => return Err(reason.clone()),
+            _ => drop(refused),
+        }
+        let known =
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&program.digest()).and_then(Weak::upgrade);
+        Ok(known)
     }
 }
 
@@ -71,11 +94,9 @@ fn is_handler(runtime: &Runtime, program: &Program) -> Result<bool, String> {
 
 /// Asks a new instance, which has been granted nothing.
 async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, String> {
-    // Whatever it imports is there, and denies what was not granted.
-    let all = Interface::ALL.into_iter().collect();
-    let instance = runtime.link(program, &all).map_err(|error| error.to_string())?;
+    let instance = runtime.link(program).map_err(|error| error.to_string())?;
     let handler = DiscoveryHandlerPre::new(instance).map_err(|error| super::not_a_handler(&error))?;
-    let limits = ContainerLimits { memory: MEMORY, ..ContainerLimits::default() }.share();
+    let limits = ContainerLimits { memory: MEMORY, cpu_millis: Some(500), ..ContainerLimits::default() }.share();
     let spec = ComponentSpec {
         name: "describe".to_owned(),
         args: Vec::new(),
@@ -101,7 +122,9 @@ async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, S
             ));
         }
     };
-    HandlerInfo::of(info)
+    // Patterns are compiled, which may take long.
+    let read = tokio::task::spawn_blocking(move || HandlerInfo::of(info)).await;
+    read.unwrap_or_else(|error| Err(format!("describe: {error}")))
 }
 
 impl HandlerInfo {

@@ -17,13 +17,13 @@ use crate::device::{MOST_DEVICES, Said};
 use akri_krustlet_host::BackOff;
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
-use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Interfaces, Outcome, Runtime};
+use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Outcome, Runtime};
 use akri_proto::v0::{Device, DeviceSpec, Mount};
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Store;
 
@@ -81,7 +81,7 @@ fn not_a_handler(error: &wasmtime::Error) -> String {
 impl Component {
     pub(crate) fn start(runtime: Arc<Runtime>, spec: Arc<ContainerSpec>) -> Result<Arc<Self>, ContainerError> {
         let refused = |what: String| ContainerError::Component(what);
-        let instance = runtime.link(&spec.program, &Interfaces::new()).map_err(|error| refused(error.to_string()))?;
+        let instance = runtime.link(&spec.program).map_err(|error| refused(error.to_string()))?;
         let handler = DiscoveryHandlerPre::new(instance).map_err(|error| refused(not_a_handler(&error)))?;
         let exchange = spec.exchange_is_mounted.then_some(&spec.settings.exchange_directory);
         if let Some(mounted) = spec.preopens.iter().map(|preopen| &preopen.guest).chain(exchange).next() {
@@ -120,8 +120,8 @@ impl Component {
             told.say(Said::InvalidDetails(reason));
             return std::future::pending().await;
         }
-        let network = self.spec.network.clone().map(|grant| NetworkAccess::new(grant, &request.details));
-        let (mut store, handler) = (self.runtime.component_store(&self.instance, network), self.handler.clone());
+        let network = NetworkAccess::new(self.spec.network.clone(), &request.details);
+        let (mut store, handler) = (self.runtime.component_store(&self.instance, Some(network)), self.handler.clone());
         let first = self.call(Some(INLINE), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
@@ -243,21 +243,20 @@ fn as_wit(request: &DiscoveryRequest) -> types::Request {
     }
 }
 
-/// Longest details that are checked on the thread of the call, in bytes.
-const QUICKLY_CHECKED: usize = 4 << 10;
+/// Long checks, for all handlers: one after the other.
+static CHECKS: Semaphore = Semaphore::const_new(1);
 
 /// Checks the details by what the handler's author says of them.
 async fn check_details(info: Arc<HandlerInfo>, request: &Arc<DiscoveryRequest>) -> Result<(), String> {
-    let check = {
-        let request = request.clone();
-        move || info.schema.as_ref().map_or(Ok(()), |schema| schema.check(&request.details))
-    };
-    if request.details.len() <= QUICKLY_CHECKED {
-        return check();
+    let Some(schema) = &info.schema else { return Ok(()) };
+    if schema.is_quick(&request.details) {
+        return schema.check(&request.details);
     }
-    tokio::task::spawn_blocking(check)
-        .await
-        .unwrap_or_else(|error| Err(format!("discovery details cannot be checked: {error}")))
+    let (info, request) = (info.clone(), request.clone());
+    let failed = |error: &dyn std::fmt::Display| format!("discovery details cannot be checked: {error}");
+    let _turn = CHECKS.acquire().await.map_err(|error| failed(&error))?;
+    let check = move || info.schema.as_ref().map_or(Ok(()), |schema| schema.check(&request.details));
+    tokio::task::spawn_blocking(check).await.unwrap_or_else(|error| Err(failed(&error)))
 }
 
 /// How much there is of a list, whatever is in it.

@@ -5,7 +5,7 @@
 //! read: references stay in the document and do not come back to themselves, patterns are regular expressions without look-around,
 //! which take time by the length of a text only.
 
-use jsonschema::{PatternOptions, Validator};
+use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::Value;
 use std::fmt;
 
@@ -20,7 +20,11 @@ const MOST_PATTERNS: usize = 256;
 /// Largest compiled pattern, in bytes.
 const PATTERN_BYTES: usize = 256 << 10;
 /// Most work that a check may be: values of the schema by bytes of the details.
-const MOST_WORK: usize = 200_000_000;
+const MOST_WORK: usize = 20_000_000;
+/// Most work of a check that may be done on the thread of a call.
+const QUICK_WORK: usize = 500_000;
+/// What a schema may call itself.
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
 /// A schema that can be used.
 pub struct DetailsSchema {
@@ -68,7 +72,8 @@ impl DetailsSchema {
         walk.visit(&schema, true, 0).map_err(SchemaError::Refused)?;
         let values = walk.values;
         let patterns = PatternOptions::regex().size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES);
-        let validator = jsonschema::options().with_pattern_options(patterns).offline().build(&schema);
+        let options = jsonschema::options().with_draft(Draft::Draft202012).with_pattern_options(patterns).offline();
+        let validator = options.build(&schema);
         let validator = validator.map_err(|error| SchemaError::Invalid {
             path: error.instance_path().to_string(),
             what: error.to_string(),
@@ -79,6 +84,11 @@ impl DetailsSchema {
     /// As the author wrote it.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether checking these details takes next to no time.
+    pub(super) fn is_quick(&self, details: &str) -> bool {
+        details.len().saturating_mul(self.values) <= QUICK_WORK
     }
 
     /// Checks details, which are JSON. An error names the place and the rule.
@@ -92,7 +102,8 @@ impl DetailsSchema {
         }
         let details: Value =
             serde_json::from_str(details).map_err(|error| format!("discovery details cannot be checked: {error}"))?;
-        let Some(error) = self.validator.iter_errors(&details).next() else { return Ok(()) };
+        // The first error only: all of them could be more than there is memory for.
+        let Err(error) = self.validator.validate(&details) else { return Ok(()) };
         let (place, rule) = (error.instance_path().to_string(), error.schema_path().to_string());
         let place = if place.is_empty() { "/".to_owned() } else { place };
         Err(format!("discovery details at {place}: {error} (by {rule} of the handler's schema)"))
@@ -139,10 +150,13 @@ impl<'a> Walk<'a> {
         }
         match (name, value) {
             ("$ref", Value::String(reference)) => {
-                let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
+                let target = reference
+                    .strip_prefix('#')
+                    .filter(|pointer| !pointer.contains('%'))
+                    .and_then(|pointer| self.root.pointer(pointer));
                 let Some(target) = target else {
                     return Err(format!(
-                        "has the reference {reference:?}: only places in itself are taken, as #/$defs/name"
+                        "has the reference {reference:?}: only places in itself are taken, as #/$defs/name, without %"
                     ));
                 };
                 self.visit(target, std::ptr::eq(target, self.root), depth + 1)
@@ -150,8 +164,16 @@ impl<'a> Walk<'a> {
             ("$dynamicRef" | "$recursiveRef", Value::String(_)) => {
                 Err(format!("has {name}, which is not taken; use $ref"))
             }
+            ("$schema", Value::String(draft)) if draft.trim_end_matches('#') != DRAFT => {
+                Err(format!("has the $schema {draft:?}; expected {DRAFT}"))
+            }
             ("$id", Value::String(_)) if !is_root => Err("has an $id in its midst, which is not taken".to_owned()),
-            // They are what they are, whatever is in them; and definitions count where they are referred to.
+            // Schemas by names of the author's.
+            (
+                "properties" | "patternProperties" | "$defs" | "definitions" | "dependentSchemas",
+                Value::Object(schemas),
+            ) => schemas.values().try_for_each(|schema| self.visit(schema, false, depth + 1)),
+            // They are what they are, whatever is in them.
             ("enum" | "const" | "default" | "examples", _) => Ok(()),
             _ => self.visit(value, false, depth + 1),
         }
@@ -197,6 +219,9 @@ mod tests {
         assert!(refused(r#"{"pattern": "(?=a)b"}"#).contains("/pattern"));
         assert!(refused(r#"{"$ref": "https://example.com/schema"}"#).contains("only places in itself"));
         assert!(refused(r##"{"$ref": "#/$defs/none"}"##).contains("only places in itself"));
+        assert!(refused(r##"{"$ref": "#/$defs/%61", "$defs": {"%61": true, "a": {}}}"##).contains("without %"));
+        assert!(refused(r#"{"$schema": "http://json-schema.org/draft-04/schema#"}"#).contains("$schema"));
+        assert!(DetailsSchema::read(&format!(r#"{{"$schema": "{DRAFT}"}}"#)).is_ok());
     }
 
     #[test]
@@ -216,6 +241,13 @@ mod tests {
         let patterns = (0..300).map(|number| format!("\"^a{number}\": {{}}")).collect::<Vec<_>>().join(",");
         assert!(refused(&format!("{{\"patternProperties\": {{{patterns}}}}}")).contains("patterns"));
         assert!(refused(r#"{"pattern": "(a{1000}){1000}"}"#).contains("pattern"));
+        // A property may be called as a keyword is.
+        for name in ["default", "enum", "const", "examples"] {
+            let hidden = |schema: &str| format!("{{\"properties\": {{\"{name}\": {schema}}}}}");
+            assert!(refused(&hidden(&bomb)).contains("only places in itself"), "its references begin at the root");
+            assert!(refused(&hidden(&format!("{{\"patternProperties\": {{{patterns}}}}}"))).contains("patterns"));
+            assert!(refused(&hidden(r##"{"$ref": "#"}"##)).contains("refers to itself"));
+        }
         let schema = DetailsSchema::read(&format!(
             r#"{{"enum": [1], "allOf": [{}]}}"#,
             vec!["{\"type\":\"array\"}"; 400].join(",")

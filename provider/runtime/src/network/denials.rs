@@ -1,0 +1,50 @@
+//! What guests were denied, told in the container's log and the node's.
+
+use crate::log::ContainerLog;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A denial is told once in this time.
+const TOLD: Duration = Duration::from_secs(60);
+/// Different denials that are told of one container in that time.
+pub(super) const MOST_TOLD: usize = 32;
+
+/// Tells of denials: each once in a while, in the container's log and the node's.
+#[derive(Debug)]
+pub struct Denials {
+    container: String,
+    log: Option<Arc<ContainerLog>>,
+    pub(super) told: Mutex<HashMap<String, (Instant, u64)>>,
+}
+
+impl Denials {
+    /// Of a container, `namespace/pod/container`.
+    pub fn new(container: &str, log: Option<Arc<ContainerLog>>) -> Arc<Self> {
+        Arc::new(Self { container: container.to_owned(), log, told: Mutex::default() })
+    }
+
+    pub(super) fn tell(&self, what: &str, why: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let before = match told.get_mut(what) {
+            Some((at, more)) if now.duration_since(*at) < TOLD => {
+                *more += 1;
+                return;
+            }
+            Some((_, more)) => std::mem::take(more),
+            None => 0,
+        };
+        told.retain(|_, (at, _)| now.duration_since(*at) < TOLD);
+        if told.len() >= MOST_TOLD {
+            return;
+        }
+        told.insert(what.to_owned(), (now, 0));
+        drop(told);
+        let again = if before > 0 { format!(" ({before} more in the meantime)") } else { String::new() };
+        tracing::warn!(container = self.container, "network: {what} denied: {why}{again}");
+        if let Some(log) = &self.log {
+            log.note(&format!("[akri-krustlet] network: {what} denied: {why}{again}"));
+        }
+    }
+}
