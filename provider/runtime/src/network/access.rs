@@ -106,6 +106,15 @@ impl NetworkAccess {
         })
     }
 
+    /// Whether there is anything to reach; if not, the attempt is counted and told.
+    pub(super) fn is_granted(&self) -> bool {
+        let is_granted = !self.grant.rules.0.is_empty();
+        if !is_granted {
+            self.deny("a socket", NO_RULES);
+        }
+        is_granted
+    }
+
     fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.grant.rules.0.iter().chain(&self.details)
     }

@@ -91,6 +91,11 @@ pub(super) fn returned<T>(result: SocketResult<T>) -> Returned<T> {
 }
 
 fn check_sockets(store: &mut Store<'_>) -> SocketResult<()> {
+    if let Some(access) = store.data().network()
+        && !access.is_granted()
+    {
+        return Err(ErrorCode::AccessDenied.into());
+    }
     let is_socket = |entry: &dyn std::any::Any| entry.is::<TcpSocket>() || entry.is::<UdpSocket>();
     let sockets = store.data_mut().table().iter_mut().filter(|entry| is_socket(&**entry)).count();
     if sockets < SOCKETS { Ok(()) } else { Err(ErrorCode::NewSocketLimit.into()) }
