@@ -2,7 +2,7 @@
 //!
 //! # Flow
 //! A pod's rules ([`rules`]) become a [`NetworkGrant`] of its container, and with a request's details a [`NetworkAccess`] of each
-//! guest ([`access`]). The sockets that the guest makes ask it for every address that they bind, connect to, send to and receive from;
+//! guest. The sockets that the guest makes ask it for every address that they bind, connect to, send to and receive from;
 //! names are looked up for it (`sockets`, `names`).
 
 mod access;
