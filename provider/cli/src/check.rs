@@ -95,22 +95,23 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!("size          {} bytes", module.bytes);
     println!("compiled in   {} ms", module.compiled_in.as_millis());
     println!("kind          {}", module.kind());
-    if module.program.kind() == ModuleKind::Component && module.info.is_none() {
-        anyhow::bail!("{} would not run: {}", path.display(), no_use(&module.exports));
-    }
-    println!("imports       all provided");
+    let provided = "imports       all provided";
     match (module.program.kind(), &module.info) {
         (ModuleKind::Module, _) => {
+            println!("{provided}");
             println!(
                 "runs as       a container; with DISCOVERY_HANDLER_NAME in its environment as a discovery handler"
             );
             println!("              by the exchange contract (request in in.in, answer in out.out)");
         }
         (ModuleKind::Component, Some(info)) => {
+            println!("{provided}");
             println!("runs as       the discovery handler {} (DISCOVERY_HANDLER_NAME names another)", info.name);
             print_details(&module, info);
         }
-        (ModuleKind::Component, None) => {}
+        (ModuleKind::Component, None) => {
+            anyhow::bail!("{} would not run: {}", path.display(), no_use(&module.exports))
+        }
     }
     Ok(())
 }

@@ -140,7 +140,7 @@ async fn sockets_and_what_is_sent_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_black_hole_ends_with_the_step_and_no_grant_is_no_network() {
+async fn no_grant_is_no_network_and_a_bad_grant_is_no_pod() {
     let mut node = node("none", None, &[]);
     let tries = texts(&["tcp 192.0.2.1:80", "udp 192.0.2.1:80", "name localhost", "listen 0.0.0.0:0", "sockets 1"]);
     let found = outcomes(&node, "none", &tries).await;

@@ -313,8 +313,7 @@ impl Session {
         };
         match outcome {
             Outcome::Interrupted => Turn::Replaced,
-            Outcome::Exited(code) => Turn::Failed(format!("the guest of a stream exited with code {code}")),
-            Outcome::Trapped(report) => Turn::Failed(format!("the guest of a stream trapped: {report}")),
+            Outcome::Exited(_) | Outcome::Trapped(_) => Turn::Failed(format!("the guest of a stream {outcome}")),
             Outcome::OutOfMemory { limit } => {
                 let reason = format!(
                     "no memory for the guest of a stream: all guests of the container share resources.limits.memory ({} MiB); raise it",

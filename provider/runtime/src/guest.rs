@@ -119,6 +119,18 @@ pub enum Outcome {
     Interrupted,
 }
 
+impl fmt::Display for Outcome {
+    /// As a sentence goes on that names the guest.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with code {code}"),
+            Self::Trapped(report) => write!(f, "trapped: {report}"),
+            Self::OutOfMemory { limit } => write!(f, "needs more than {} MiB of memory", limit >> 20),
+            Self::Interrupted => f.write_str("was interrupted"),
+        }
+    }
+}
+
 /// Where and why a guest trapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrapReport {

@@ -16,36 +16,36 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub async fn protect_api_server(network: Arc<NodeNetwork>, server: (String, u16), client: Client) {
     let first = look_up(&server).await;
     network.protect(first.clone().unwrap_or_default());
-    tokio::spawn(follow(network, server, client, first.unwrap_or_default()));
+    tokio::spawn(follow(network, server, client, first));
 }
 
-async fn follow(network: Arc<NodeNetwork>, server: (String, u16), client: Client, mut own: Vec<IpAddr>) {
-    let services: Api<Service> = Api::namespaced(client.clone(), "default");
-    let endpoints: Api<Endpoints> = Api::namespaced(client, "default");
-    let mut of_service = Vec::new();
+/// What cannot be found out now is as it was before.
+async fn follow(network: Arc<NodeNetwork>, server: (String, u16), client: Client, first: Option<Vec<IpAddr>>) {
+    let (mut own, mut of_service) = (Vec::new(), Vec::new());
+    let mut looked_up = first;
     loop {
-        let found = services.get("kubernetes").await;
-        let known = match &found {
-            Ok(service) => {
-                of_service = addresses(service);
-                // All API servers of the cluster; a node may have no right to see them.
-                match endpoints.get("kubernetes").await {
-                    Ok(found) => of_service.extend(behind(&found)),
-                    Err(error) => tracing::debug!(%error, "the API servers behind the Service cannot be read"),
-                }
-                true
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the Service of the API server cannot be read");
-                false
-            }
-        };
-        let looked_up = look_up(&server).await;
-        let pause = if known && looked_up.is_some() { LOOK_UP } else { AGAIN };
+        let service = addresses_of_service(&client).await;
+        let pause = if looked_up.is_some() && service.is_some() { LOOK_UP } else { AGAIN };
         own = looked_up.unwrap_or(own);
+        of_service = service.unwrap_or(of_service);
         network.protect([&own[..], &of_service[..]].concat());
         tokio::time::sleep(pause).await;
+        looked_up = look_up(&server).await;
     }
+}
+
+/// Those of the Service, and of all API servers behind it if the node has the right to see them.
+async fn addresses_of_service(client: &Client) -> Option<Vec<IpAddr>> {
+    let services: Api<Service> = Api::namespaced(client.clone(), "default");
+    let endpoints: Api<Endpoints> = Api::namespaced(client.clone(), "default");
+    let service = services.get("kubernetes").await;
+    let service = service.inspect_err(|error| tracing::debug!(%error, "the Service of the API server cannot be read"));
+    let mut found = addresses(&service.ok()?);
+    match endpoints.get("kubernetes").await {
+        Ok(endpoints) => found.extend(behind(&endpoints)),
+        Err(error) => tracing::debug!(%error, "the API servers behind the Service cannot be read"),
+    }
+    Some(found)
 }
 
 async fn look_up((host, port): &(String, u16)) -> Option<Vec<IpAddr>> {

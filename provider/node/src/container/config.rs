@@ -28,44 +28,30 @@ pub enum HandlerError {
     Foreign(#[from] ForeignName),
 }
 
-/// A container's claim on the name of its handler. It lasts as long as the pod, over all restarts of the container.
-pub fn claim_handler(
+/// The settings of the handler in a container, if it is one, and its claim on the name, which lasts as long as the pod, over all
+/// restarts of the container. An image that is known may say another name than it did before.
+pub fn renew_claim(
     context: &PodContext,
     kind: ContainerKind,
     container: &Container,
     image: Option<&LoadedImage>,
     scope: Scope<'_>,
-) -> Result<Option<HandlerClaim>, HandlerError> {
+    claim: &mut Option<HandlerClaim>,
+) -> Result<Option<HandlerSettings>, HandlerError> {
     if kind == ContainerKind::Init {
         return Ok(None);
     }
-    let Some(settings) = handler_settings(context, container, image, scope)? else { return Ok(None) };
-    Ok(Some(context.services.handlers.claim(&settings.name, context.pod.namespace())?))
-}
-
-/// Makes sure that a container has the claim on its handler's name, if it is one: by now its image is known, which may say another
-/// name than it did before.
-pub fn renew_claim(
-    context: &PodContext,
-    kind: ContainerKind,
-    container: &Container,
-    image: &LoadedImage,
-    sources: &Sources,
-    claim: &mut Option<HandlerClaim>,
-) -> Result<(), HandlerError> {
-    if kind == ContainerKind::Init {
-        return Ok(());
+    let settings = handler_settings(context, container, image, scope)?;
+    let name = settings.as_ref().map(|settings| settings.name.as_str());
+    if name != claim.as_ref().map(HandlerClaim::name) {
+        let handlers = &context.services.handlers;
+        *claim = name.map(|name| handlers.claim(name, context.pod.namespace())).transpose()?;
     }
-    let scope = Scope::All(sources);
-    let name = handler_settings(context, container, Some(image), scope)?.map(|settings| settings.name);
-    if name.as_deref() != claim.as_ref().map(HandlerClaim::name) {
-        *claim = claim_handler(context, kind, container, Some(image), scope)?;
-    }
-    Ok(())
+    Ok(settings)
 }
 
 /// The handler in a container, if there is one.
-pub fn handler_settings(
+fn handler_settings(
     context: &PodContext,
     container: &Container,
     image: Option<&LoadedImage>,

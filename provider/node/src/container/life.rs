@@ -1,7 +1,6 @@
 //! One life of a container, from what it is made of to its end.
 
 use super::command::{arguments, run_command, with_images};
-use super::config::handler_settings;
 use super::handler::run_handler;
 use crate::admission;
 use crate::context::PodContext;
@@ -12,7 +11,7 @@ use crate::status::ContainerKind;
 use crate::termination_message::TerminationMessage;
 use crate::volume::files::Private;
 use crate::volume::{self, Volumes};
-use akri_krustlet_discovery::HandlerClaim;
+use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
@@ -22,14 +21,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 /// What one life of a container has that the next one may have otherwise.
-#[derive(Clone, Copy)]
 pub struct Life<'a> {
     /// How many there were before.
     pub restart: u32,
     /// Of its variables.
     pub sources: &'a Sources,
-    /// Its handler's name, if it is one.
-    pub claim: Option<&'a HandlerClaim>,
+    /// The claim on its handler's name and its settings, if it is one.
+    pub handler: Option<(&'a HandlerClaim, HandlerSettings)>,
 }
 
 /// One life of the container. An error means that it was not started.
@@ -39,16 +37,10 @@ pub async fn run_once(
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
-    Life { restart, sources, claim }: Life<'_>,
+    Life { restart, sources, handler }: Life<'_>,
 ) -> Result<Outcome, String> {
     let services = &context.services;
     let scope = Scope::All(sources);
-    let handler = match claim {
-        Some(claim) => handler_settings(context, container, Some(image), scope)
-            .map_err(|error| error.to_string())?
-            .map(|settings| (claim, settings)),
-        None => None,
-    };
     let devices = device::access(context, kind, &container.name).await?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
     let shared = Arc::downgrade(&limits);

@@ -16,7 +16,7 @@ use crate::pod::RestartPolicy;
 use crate::status::{self, ContainerKind};
 use crate::volume::Volumes;
 use akri_krustlet_runtime::Outcome;
-use config::{CONFIG_RETRY, claim_handler, obtain_sources, renew_claim, tell_config_error};
+use config::{CONFIG_RETRY, obtain_sources, renew_claim, tell_config_error};
 use image::ImageFailure;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use life::{Life, last_words, run_once};
@@ -51,26 +51,31 @@ pub async fn supervise(
         restart = u32::try_from(earlier.restart_count).unwrap_or(0) + 1;
     }
     // As early as its name is known, so that streams outlive a slow start. A name that it may not have is told below.
-    let mut claim = claim_handler(context, kind, &container, None, Scope::OfPod).ok().flatten();
+    let mut claim = None;
+    let _ = renew_claim(context, kind, &container, None, Scope::OfPod, &mut claim);
     let (mut back_off, mut told) = (BackOff::default(), String::new());
     loop {
         let image = obtain_image(context, kind, &mut container).await;
         let mut sources = obtain_sources(context, kind, &container).await;
-        if let Err(error) = renew_claim(context, kind, &container, &image, &sources, &mut claim) {
-            tell_config_error(context, kind, &container, error.to_string(), &mut told);
-            tokio::select! {
-                () = sources.changed() => {}
-                () = context.image_changed(kind, &container) => {}
-                () = tokio::time::sleep(CONFIG_RETRY) => {}
+        let settings = match renew_claim(context, kind, &container, Some(&image), Scope::All(&sources), &mut claim) {
+            Ok(settings) => settings,
+            Err(error) => {
+                tell_config_error(context, kind, &container, error.to_string(), &mut told);
+                tokio::select! {
+                    () = sources.changed() => {}
+                    () = context.image_changed(kind, &container) => {}
+                    () = tokio::time::sleep(CONFIG_RETRY) => {}
+                }
+                if let Some(latest) = find(&context.latest(), kind, name) {
+                    container.clone_from(latest);
+                }
+                continue;
             }
-            if let Some(latest) = find(&context.latest(), kind, name) {
-                container.clone_from(latest);
-            }
-            continue;
-        }
+        };
+        told.clear();
         let started = Instant::now();
         let running = context.termination.enter();
-        let life = Life { restart, sources: &sources, claim: claim.as_ref() };
+        let life = Life { restart, sources: &sources, handler: claim.as_ref().zip(settings) };
         let run = run_once(context, volumes, kind, &container, &image, life);
         let succeeded = match run.await {
             Ok(outcome) => {

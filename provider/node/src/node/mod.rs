@@ -20,7 +20,7 @@ use crate::source::{PodEvent, PodSource};
 use crate::status::{self, StatusSink};
 use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
-use akri_krustlet_discovery::{Handlers, HandlersConfig, registration};
+use akri_krustlet_discovery::{Descriptions, Handlers, HandlersConfig, registration};
 use akri_krustlet_host::file::remove_tree;
 use akri_krustlet_host::{DirectoryWatcher, until};
 use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
@@ -189,7 +189,7 @@ impl Node {
             events: events.unwrap_or_default(),
             cluster,
             images: crate::loaded_image::LoadedImages::default(),
-            descriptions: akri_krustlet_discovery::Descriptions::default(),
+            descriptions: Descriptions::default(),
             handlers,
             network: config.network,
             devices,

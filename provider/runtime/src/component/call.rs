@@ -5,6 +5,7 @@ use crate::guest::{Outcome, catch_host_panic, classify};
 use crate::limits::SharedLimits;
 use crate::network::NetworkAccess;
 use crate::runtime::Runtime;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -18,6 +19,16 @@ pub enum CallError {
     Deadline(Duration),
     /// It trapped, exited, or ran out of memory.
     Ended(Outcome),
+}
+
+impl fmt::Display for CallError {
+    /// As a sentence goes on that names the call.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deadline(time) => write!(f, "took longer than {} s", time.as_secs_f32()),
+            Self::Ended(outcome) => outcome.fmt(f),
+        }
+    }
 }
 
 /// Calls that are on the thread that asks.

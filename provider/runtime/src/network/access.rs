@@ -106,13 +106,13 @@ impl NetworkAccess {
         })
     }
 
-    /// Whether there is anything to reach; if not, the attempt is counted and told.
-    pub(super) fn is_granted(&self) -> bool {
-        let is_granted = !self.grant.rules.0.is_empty();
-        if !is_granted {
+    /// Whether there is nothing to reach; then the attempt to make a socket is counted and told.
+    pub(super) fn denies_sockets(&self) -> bool {
+        let denies = self.grant.rules.0.is_empty();
+        if denies {
             self.deny("a socket", NO_RULES);
         }
-        is_granted
+        denies
     }
 
     fn rules(&self) -> impl Iterator<Item = &Rule> {
@@ -335,15 +335,6 @@ fn remember<'a>(resolved: &Mutex<Resolved>, rules: impl Iterator<Item = &'a Rule
     }
     let surplus = resolved.len().saturating_sub(MOST_RESOLVED);
     resolved.drain(..surplus);
-}
-
-/// A host named in details.
-pub(super) fn host_rule(protocol: Protocol, host: &str, port: u16) -> Option<Rule> {
-    let target = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-        Ok(address) => Target::Net(address.to_canonical().into()),
-        Err(_) => Target::Name(NamePattern::host(host)?),
-    };
-    Some(Rule::Reach { protocol, target, ports: Ports::one(port) })
 }
 
 #[cfg(test)]

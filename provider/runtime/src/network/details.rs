@@ -1,8 +1,8 @@
 //! The places that a request's details name by URLs.
 
-use super::access::host_rule;
-use super::rules::{Protocol, Rule};
+use super::rules::{NamePattern, Ports, Protocol, Rule, Target};
 use serde_json::Value;
+use std::net::IpAddr;
 use url::Url;
 
 /// Most places of one request.
@@ -43,5 +43,10 @@ fn place(text: &str, protocol: Protocol) -> Option<Rule> {
     let url = Url::parse(text.trim()).ok()?;
     let by_scheme = || PORTS.iter().find(|(scheme, _)| *scheme == url.scheme()).map(|(_, port)| *port);
     let port = url.port_or_known_default().or_else(by_scheme)?;
-    host_rule(protocol, url.host_str().filter(|host| !host.is_empty())?, port)
+    let host = url.host_str().filter(|host| !host.is_empty())?;
+    let target = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        Ok(address) => Target::Net(address.to_canonical().into()),
+        Err(_) => Target::Name(NamePattern::host(host)?),
+    };
+    Some(Rule::Reach { protocol, target, ports: Ports::one(port) })
 }

@@ -3,9 +3,7 @@
 use super::access::NetworkAccess;
 use super::sockets::{Store, returned};
 use crate::component::ComponentState;
-use std::future::Future;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -104,22 +102,18 @@ fn addresses(access: Option<&Arc<NetworkAccess>>, name: String) -> std::result::
     }))))
 }
 
-type LookedUp = std::result::Result<Vec<IpAddr>, ErrorCode>;
-
-fn look_up(name: String, of_guest: Arc<Semaphore>) -> Pin<Box<dyn Future<Output = LookedUp> + Send>> {
-    Box::pin(async move {
-        let own = of_guest.acquire_owned().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
-        let turn = LOOK_UPS.acquire().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
-        // The resolver cannot be interrupted: it keeps its place until it returns, also when nobody waits any more.
-        let asked = tokio::task::spawn_blocking(move || {
-            let _turns = (own, turn);
-            std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), 0))
-        });
-        let asked = tokio::time::timeout(LOOK_UP, asked).await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
-        let found = asked.map_err(|_| ErrorCode::PermanentResolverFailure)?;
-        let found = found.map_err(|_| ErrorCode::NameUnresolvable)?;
-        let mut addresses: Vec<_> = found.map(|address| address.ip()).take(MOST_ADDRESSES).collect();
-        addresses.dedup();
-        Ok(addresses)
-    })
+async fn look_up(name: String, of_guest: Arc<Semaphore>) -> std::result::Result<Vec<IpAddr>, ErrorCode> {
+    let own = of_guest.acquire_owned().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
+    let turn = LOOK_UPS.acquire().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
+    // The resolver cannot be interrupted: it keeps its place until it returns, also when nobody waits any more.
+    let asked = tokio::task::spawn_blocking(move || {
+        let _turns = (own, turn);
+        std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), 0))
+    });
+    let asked = tokio::time::timeout(LOOK_UP, asked).await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
+    let found = asked.map_err(|_| ErrorCode::PermanentResolverFailure)?;
+    let found = found.map_err(|_| ErrorCode::NameUnresolvable)?;
+    let mut addresses: Vec<_> = found.map(|address| address.ip()).take(MOST_ADDRESSES).collect();
+    addresses.dedup();
+    Ok(addresses)
 }

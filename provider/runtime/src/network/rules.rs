@@ -196,15 +196,20 @@ fn no_name(name: &str) -> String {
     format!("{name:?} is no host's name; expected one as camera.plant.example, or *.plant.example for all in a domain")
 }
 
-fn reach(protocol: Protocol, place: &str) -> Result<Rule, String> {
+fn reach(protocol: Protocol, text: &str) -> Result<Rule, String> {
+    let (target, ports) = place(text)?;
+    Ok(Rule::Reach { protocol, target, ports })
+}
+
+/// A place with its ports.
+fn place(place: &str) -> Result<(Target, Ports), String> {
     let (host, listed) = match place.strip_prefix('[') {
         Some(rest) => {
             rest.split_once("]:").ok_or("expected an IPv6 address in brackets, a colon and ports, as [fd00::1]:80")?
         }
         None => place.rsplit_once(':').ok_or("it has no ports: expected ADDRESS:PORTS, as 10.0.0.0/8:80,8000-8999")?,
     };
-    let target = target(host, place.starts_with('['))?;
-    Ok(Rule::Reach { protocol, target, ports: ports(listed)? })
+    Ok((target(host, place.starts_with('['))?, ports(listed)?))
 }
 
 fn target(host: &str, in_brackets: bool) -> Result<Target, String> {
@@ -280,21 +285,16 @@ impl FromStr for NetworkCeiling {
     }
 }
 
-fn denied(place: &str) -> Result<(Target, Option<Ports>), String> {
-    let whole = match place.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(inner) => Some(target(inner, true)?),
-        None if !place.contains(':') => Some(target(place, false)?),
-        None if !place.starts_with('[') && place.matches(':').count() > 1 => {
-            return Err("IPv6 addresses are in brackets: [fd00::/8] or [fd00::1]:22".to_owned());
+fn denied(text: &str) -> Result<(Target, Option<Ports>), String> {
+    if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return Ok((target(inner, true)?, None));
+    }
+    match text.matches(':').count() {
+        0 => Ok((target(text, false)?, None)),
+        more if more > 1 && !text.starts_with('[') => {
+            Err("IPv6 addresses are in brackets: [fd00::/8] or [fd00::1]:22".to_owned())
         }
-        None => None,
-    };
-    match whole {
-        Some(target) => Ok((target, None)),
-        None => match reach(Protocol::Tcp, place)? {
-            Rule::Reach { target, ports, .. } => Ok((target, Some(ports))),
-            _ => Err(format!("{place:?} is no place")),
-        },
+        _ => place(text).map(|(target, ports)| (target, Some(ports))),
     }
 }
 

@@ -54,17 +54,19 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
             if let Err(error) = check_sockets(&mut store) {
                 return returned(Err(error));
             }
-            paid(store.data().network().cloned(), CONNECTION).await;
+            if let Some(access) = store.data().network().cloned() {
+                paid(&access, CONNECTION).await;
+            }
             returned(tcp_create_socket::Host::create_tcp_socket(&mut store.data_mut().sockets(), family))
         })
     })?;
     let mut create = linker.instance(&format!("wasi:sockets/udp-create-socket@{VERSION}"))?;
     create.func_wrap_async("create-udp-socket", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
         Box::new(async move {
-            returned(match check_sockets(&mut store) {
-                Ok(()) => udp_create_socket::Host::create_udp_socket(&mut store.data_mut().sockets(), family).await,
-                Err(error) => Err(error),
-            })
+            if let Err(error) = check_sockets(&mut store) {
+                return returned(Err(error));
+            }
+            returned(udp_create_socket::Host::create_udp_socket(&mut store.data_mut().sockets(), family).await)
         })
     })?;
     add_tcp(&mut linker.instance(&format!("wasi:sockets/tcp@{VERSION}"))?)?;
@@ -75,10 +77,11 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
 }
 
 /// Counts bytes as sent, and waits until more may be: whoever floods waits here, in its own step.
-async fn paid(access: Option<Arc<NetworkAccess>>, bytes: usize) {
-    let free = access.map(|access| access.sends(bytes));
-    if let Some(free) = free.filter(|free| *free > Instant::now()) {
+async fn paid(access: &NetworkAccess, bytes: usize) {
+    let mut free = access.sends(bytes);
+    while free > Instant::now() {
         tokio::time::sleep_until(free).await;
+        free = access.sends(0);
     }
 }
 
@@ -92,7 +95,7 @@ pub(super) fn returned<T>(result: SocketResult<T>) -> Returned<T> {
 
 fn check_sockets(store: &mut Store<'_>) -> SocketResult<()> {
     if let Some(access) = store.data().network()
-        && !access.is_granted()
+        && access.denies_sockets()
     {
         return Err(ErrorCode::AccessDenied.into());
     }
@@ -152,11 +155,7 @@ struct PacedStream {
 #[async_trait::async_trait]
 impl Pollable for PacedStream {
     async fn ready(&mut self) {
-        let mut free = self.access.sends(0);
-        while free > Instant::now() {
-            tokio::time::sleep_until(free).await;
-            free = self.access.sends(0);
-        }
+        paid(&self.access, 0).await;
         self.inner.ready().await;
     }
 }
@@ -197,7 +196,9 @@ fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         |mut store: Store<'_>, (stream, datagrams): Arguments| {
             Box::new(async move {
                 let bytes = datagrams.iter().map(|datagram| datagram.data.len().max(DATAGRAM)).sum();
-                paid(store.data().network().cloned(), bytes).await;
+                if let Some(access) = store.data().network().cloned() {
+                    paid(&access, bytes).await;
+                }
                 returned(udp::HostOutgoingDatagramStream::send(&mut store.data_mut().sockets(), stream, datagrams))
             })
         },

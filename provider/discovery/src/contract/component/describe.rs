@@ -1,8 +1,8 @@
 //! What a component says of itself, before it is anybody's handler.
 
+use super::EXPORT;
 use super::bindings::{self, DiscoveryHandlerPre};
 use super::schema::DetailsSchema;
-use super::{EXPORT, ended_as};
 use crate::settings;
 use akri_krustlet_runtime::{ComponentSpec, ComponentState, ContainerLimits, Digest, Program, Runtime};
 use std::collections::HashMap;
@@ -33,51 +33,65 @@ const MOST_REFUSED: usize = 256;
 /// One at a time, and each image once.
 #[derive(Debug, Default)]
 pub struct Descriptions {
-    known: Mutex<HashMap<Digest, Weak<HandlerInfo>>>,
-    /// Why, and until when.
-    refused: Mutex<HashMap<Digest, (String, Instant)>>,
+    known: Mutex<HashMap<Digest, Known>>,
     turn: tokio::sync::Mutex<()>,
+}
+
+/// What became of asking an image.
+#[derive(Debug)]
+enum Known {
+    /// It said what it is; kept as long as something runs it.
+    Described(Weak<HandlerInfo>),
+    /// It could not, for this reason; not asked again before this time.
+    Refused(String, Instant),
+}
+
+impl Known {
+    fn is_current(&self) -> bool {
+        match self {
+            Self::Described(info) => info.strong_count() > 0,
+            Self::Refused(_, until) => *until > Instant::now(),
+        }
+    }
 }
 
 impl Descriptions {
     /// What a program says of itself: nothing, if it is no discovery handler by the component contract. An error says what is
     /// wrong with it.
     pub async fn of(&self, runtime: &Runtime, program: &Program) -> Result<Option<Arc<HandlerInfo>>, String> {
-        if !is_handler(runtime, program)? {
-            return Ok(None);
-        }
         if let Some(known) = self.known(program)? {
             return Ok(Some(known));
+        }
+        if !is_handler(runtime, program)? {
+            return Ok(None);
         }
         let _turn = self.turn.lock().await;
         if let Some(known) = self.known(program)? {
             return Ok(Some(known));
         }
-        let described = describe(runtime, program).await;
-        if let Err(reason) = &described {
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            if refused.len() >= MOST_REFUSED {
-                refused.clear();
-            }
-            refused.insert(program.digest(), (reason.clone(), Instant::now() + REFUSAL_KEPT));
-        }
-        let info = Arc::new(described?);
+        let described = describe(runtime, program).await.map(Arc::new);
+        let new = match &described {
+            Ok(info) => Known::Described(Arc::downgrade(info)),
+            Err(reason) => Known::Refused(reason.clone(), Instant::now() + REFUSAL_KEPT),
+        };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, info| info.strong_count() > 0);
-        known.insert(program.digest(), Arc::downgrade(&info));
-        Ok(Some(info))
+        known.retain(|_, known| known.is_current());
+        let is_refusal = |known: &Known| matches!(known, Known::Refused(..));
+        if known.values().filter(|known| is_refusal(known)).count() >= MOST_REFUSED {
+            known.retain(|_, known| !is_refusal(known));
+        }
+        known.insert(program.digest(), new);
+        drop(known);
+        described.map(Some)
     }
 
     /// What was found out lately.
     fn known(&self, program: &Program) -> Result<Option<Arc<HandlerInfo>>, String> {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match refused.get(&program.digest()) {
-            Some((reason, until)) if *until > Instant::now() => return Err(reason.clone()),
-            _ => drop(refused),
+        match self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&program.digest()) {
+            Some(Known::Described(info)) => Ok(info.upgrade()),
+            Some(known @ Known::Refused(reason, _)) if known.is_current() => Err(reason.clone()),
+            _ => Ok(None),
         }
-        let known =
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&program.digest()).and_then(Weak::upgrade);
-        Ok(known)
     }
 }
 
@@ -113,15 +127,9 @@ async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, S
         let result = result.await;
         (store, result)
     });
-    let info = match call.await {
-        Ok((_, info)) => info,
-        Err(error) => {
-            return Err(format!(
-                "describe {}: it is called without any grant and has to answer from what the image holds",
-                ended_as(error)
-            ));
-        }
-    };
+    let (_, info) = call.await.map_err(|error| {
+        format!("describe {error}: it is called without any grant and has to answer from what the image holds")
+    })?;
     // Patterns are compiled, which may take long.
     let read = tokio::task::spawn_blocking(move || HandlerInfo::of(info)).await;
     read.unwrap_or_else(|error| Err(format!("describe: {error}")))

@@ -209,22 +209,10 @@ fn jittered(milliseconds: u32) -> Duration {
     pause.clamp(PAUSES.0, PAUSES.1).mul_f64(part).max(PAUSES.0)
 }
 
-/// What became of a call, in a sentence that names it first.
-fn ended_as(error: CallError) -> String {
-    match error {
-        CallError::Deadline(time) => format!("took longer than {} s", time.as_secs_f32()),
-        CallError::Ended(Outcome::Exited(code)) => format!("exited with code {code}"),
-        CallError::Ended(Outcome::Trapped(report)) => format!("trapped: {report}"),
-        CallError::Ended(Outcome::OutOfMemory { limit }) => format!("needs more than {} MiB of memory", limit >> 20),
-        CallError::Ended(Outcome::Interrupted) => "was interrupted".to_owned(),
-    }
-}
-
 fn ended(error: CallError) -> Ended {
     match error {
-        CallError::Deadline(time) => Ended::Failed(format!(
-            "a step of the guest of a stream took longer than {} s; it was ended (annotation akri-krustlet/step-deadline)",
-            time.as_secs_f32()
+        CallError::Deadline(_) => Ended::Failed(format!(
+            "a step of the guest of a stream {error}; it was ended (annotation akri-krustlet/step-deadline)"
         )),
         CallError::Ended(outcome) => Ended::Guest(outcome),
     }

@@ -88,12 +88,16 @@ impl DetailsSchema {
 
     /// Whether checking these details takes next to no time.
     pub(super) fn is_quick(&self, details: &str) -> bool {
-        details.len().saturating_mul(self.values) <= QUICK_WORK
+        self.work(details) <= QUICK_WORK
+    }
+
+    fn work(&self, details: &str) -> usize {
+        details.len().saturating_mul(self.values)
     }
 
     /// Checks details, which are JSON. An error names the place and the rule.
     pub fn check(&self, details: &str) -> Result<(), String> {
-        if details.len().saturating_mul(self.values) > MOST_WORK {
+        if self.work(details) > MOST_WORK {
             return Err(format!(
                 "discovery details of {} bytes are too long to be checked by the handler's schema, which has {} values",
                 details.len(),
