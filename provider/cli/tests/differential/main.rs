@@ -17,13 +17,23 @@ use futures::StreamExt as _;
 use observation::Recorder;
 use side::Kind;
 use spec::Spec;
+use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Specs under way at a time: two cores start some containers a second.
 const CONCURRENT: usize = 24;
 
+/// All of it, several times over: 11 minutes on two cores.
+const AT_MOST: Duration = Duration::from_secs(40 * 60);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_kinds_of_node_do_the_same_but_for_what_is_written_down() {
+    let compared = tokio::time::timeout(AT_MOST, compare_nodes()).await;
+    assert!(compared.is_ok(), "not done after {} s; the last spec that was done is above", AT_MOST.as_secs());
+}
+
+async fn compare_nodes() {
     let Some(scene) = side::scene().await else { return };
     let scene = Arc::new(scene);
     let recorder = Recorder::start(&scene.client);
@@ -116,6 +126,8 @@ async fn run(
         futures::join!(spec.run(scene, recorder, Kind::Linux, name), spec.run(scene, recorder, Kind::Wasm, name));
     let differences = compare(&spec.name, &linux, &wasm);
     let took = started.elapsed().as_secs_f64();
-    eprintln!("{name}: {} facts, {} differences, {took:.1} s", linux.len().max(wasm.len()), differences.len());
+    let facts = linux.len().max(wasm.len());
+    // Not by a macro, whose output is kept until the test has ended: where it hangs, this says after what.
+    let _ = writeln!(std::io::stderr(), "{name}: {facts} facts, {} differences, {took:.1} s", differences.len());
     (differences, wasm)
 }

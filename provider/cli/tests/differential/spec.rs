@@ -11,6 +11,9 @@ use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// No spec takes so long.
+const AT_MOST: Duration = Duration::from_secs(600);
+
 type Scenario = Box<dyn Fn(Arc<Run>) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 pub struct Spec {
@@ -108,7 +111,8 @@ impl Spec {
     pub async fn run(&self, scene: &Arc<Scene>, recorder: &Recorder, kind: Kind, name: &str) -> Facts {
         let (name, spec, facts) = (name.to_owned(), self.name.clone(), Mutex::default());
         let run = Arc::new(Run { scene: scene.clone(), recorder: recorder.clone(), kind, name, spec, facts });
-        if let Err(what) = (self.scenario)(run.clone()).await {
+        let done = tokio::time::timeout(AT_MOST, (self.scenario)(run.clone())).await;
+        if let Err(what) = done.unwrap_or_else(|_| Err(format!("an end after {} s", AT_MOST.as_secs()))) {
             run.fact(crate::differences::NOT_DONE, what);
         }
         if !run.recorder.history(kind, &run.name).versions.is_empty() {
@@ -251,7 +255,7 @@ impl Run {
     pub async fn kubectl(&self, arguments: &[&str]) -> Output {
         let mut command = self.scene.cluster.kubectl_command(&["-n", self.kind.name()]);
         command.args(arguments).stdin(Stdio::null());
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+        tokio::task::spawn_blocking(move || crate::fixture::output(&mut command)).await.unwrap()
     }
 
     /// What kubectl prints, as a fact.

@@ -64,7 +64,11 @@ pub fn specs() -> Vec<Spec> {
                 Kind::Linux => {
                     let before = run.scene.cluster.pid("kubelet");
                     kill_process(before, Signal::KILL).unwrap();
+                    let deadline = Instant::now() + crate::fixture::DEADLINE;
                     while run.scene.cluster.pid("kubelet") == before {
+                        if Instant::now() > deadline {
+                            return Err("another kubelet".to_owned());
+                        }
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 }
