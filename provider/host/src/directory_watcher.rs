@@ -72,6 +72,11 @@ impl FinishedFiles {
         self.changes.changed().await
     }
 
+    /// Where they are, for whoever takes them elsewhere than where it waits.
+    pub fn finished(&self) -> Arc<Mutex<Finished>> {
+        self.finished.clone()
+    }
+
     /// What was finished since it was taken last.
     pub fn take(&self) -> Finished {
         std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner))

@@ -1,0 +1,160 @@
+//! Where events wait for their owner.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Events that wait for one owner, of all its subscriptions together.
+pub const MOST_EVENTS: usize = 256;
+/// Their bytes.
+pub const MOST_BYTES: usize = 256 << 10;
+
+/// What waits for one owner, and how it hears of it.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    arrived: Notify,
+    used: Mutex<Used>,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    events: usize,
+    bytes: usize,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Resolves when something has come, or was lost, since this resolved last.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    pub(crate) fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    fn take_room(&self, bytes: usize) -> bool {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = used.events < MOST_EVENTS && used.bytes + bytes <= MOST_BYTES;
+        if has_room {
+            used.events += 1;
+            used.bytes += bytes;
+        }
+        has_room
+    }
+
+    fn give_room(&self, events: usize, bytes: usize) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.events -= events;
+        used.bytes -= bytes;
+    }
+}
+
+/// The events of one subscription.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    inbox: Arc<Inbox>,
+    waiting: Mutex<Waiting<T>>,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    /// With the bytes of each.
+    events: VecDeque<(T, usize)>,
+    lost: u32,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
+        Self { inbox, waiting: Mutex::new(Waiting { events: VecDeque::new(), lost: 0 }) }
+    }
+
+    pub(crate) fn push(&self, event: T, bytes: usize) {
+        let mut waiting = self.waiting();
+        // Nothing comes behind a gap that the owner does not know of.
+        if waiting.lost == 0 && self.inbox.take_room(bytes) {
+            waiting.events.push_back((event, bytes));
+        } else {
+            waiting.lost = waiting.lost.saturating_add(1);
+        }
+        drop(waiting);
+        self.inbox.wake();
+    }
+
+    /// Somebody else has lost events that may have been for this one.
+    pub(crate) fn lose(&self) {
+        let mut waiting = self.waiting();
+        waiting.lost = waiting.lost.saturating_add(1);
+        drop(waiting);
+        self.inbox.wake();
+    }
+
+    /// At most `most` events, in their order, and if those were all, how many were lost after them.
+    pub(crate) fn take(&self, most: usize) -> (Vec<T>, u32) {
+        let mut waiting = self.waiting();
+        let count = waiting.events.len().min(most);
+        let taken: Vec<_> = waiting.events.drain(..count).collect();
+        let lost = match waiting.events.is_empty() {
+            true => std::mem::take(&mut waiting.lost),
+            false => 0,
+        };
+        if waiting.events.is_empty() {
+            // A burst's room is not kept.
+            waiting.events.shrink_to(4);
+        }
+        drop(waiting);
+        self.inbox.give_room(taken.len(), taken.iter().map(|(_, bytes)| bytes).sum());
+        (taken.into_iter().map(|(event, _)| event).collect(), lost)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting<T>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Drop for Queue<T> {
+    fn drop(&mut self) {
+        let waiting = self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let bytes = waiting.events.iter().map(|(_, bytes)| bytes).sum();
+        self.inbox.give_room(waiting.events.len(), bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_no_room_is_counted_and_taken_after_what_had() {
+        let inbox = Inbox::new();
+        let (one, two) = (Queue::new(inbox.clone()), Queue::new(inbox.clone()));
+        for number in 0..300 {
+            one.push(number, 10);
+        }
+        two.push(0, 10);
+        inbox.arrived().await;
+        assert_eq!(two.take(10), (vec![], 1));
+        assert_eq!(one.take(100), ((0..100).collect(), 0));
+        one.push(300, 10);
+        assert_eq!(one.take(1000), ((100..256).collect(), 45));
+        one.push(301, MOST_BYTES);
+        assert_eq!(one.take(1000), (vec![301], 0));
+        one.push(302, MOST_BYTES + 1);
+        assert_eq!(one.take(1000), (vec![], 1));
+    }
+
+    #[test]
+    fn the_room_of_what_nobody_took_is_given_back() {
+        let inbox = Inbox::new();
+        let queue = Queue::new(inbox.clone());
+        (0..300).for_each(|number| queue.push(number, 1));
+        drop(queue);
+        let queue = Queue::new(inbox);
+        queue.push(1, MOST_BYTES);
+        assert_eq!(queue.take(1), (vec![1], 0));
+    }
+}

@@ -1,0 +1,111 @@
+//! All sources of a process, and the thread that reads them.
+
+use crate::directories::DirectoryChanges;
+use crate::inbox::Inbox;
+use crate::links::{self, LinkChanges, LinkNames};
+use crate::multicast::{Multicast, MulticastError, MulticastListener, SourceFilter};
+use crate::uevents::{Subsystems, UeventMonitor, Uevents};
+use akri_krustlet_host::DirectoryWatcher;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// Several changes of links come together: a link, its addresses, its routes.
+const LINKS_SETTLE: Duration = Duration::from_millis(50);
+
+/// The event sources of this machine. Made once per process; it opens what somebody asks for.
+#[derive(Default)]
+pub struct EventSources {
+    thread: Mutex<Option<Thread>>,
+    uevents: Arc<Uevents>,
+    multicast: Arc<Multicast>,
+}
+
+impl fmt::Debug for EventSources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventSources").finish_non_exhaustive()
+    }
+}
+
+/// The thread that reads all sources. Dropping it ends it.
+struct Thread {
+    handle: Handle,
+    watcher: DirectoryWatcher,
+    _end: oneshot::Sender<()>,
+}
+
+impl EventSources {
+    /// With nothing open.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Follows uevents of the kernel.
+    pub fn uevents(&self, subsystems: Subsystems, inbox: Arc<Inbox>) -> io::Result<Arc<UeventMonitor>> {
+        self.with_thread(|thread| self.uevents.open(&thread.handle, subsystems, inbox))?
+    }
+
+    /// Listens to a multicast group, on the links of these names that carry it, those that come later included.
+    pub fn join(
+        &self,
+        place: SocketAddr,
+        links: LinkNames,
+        from: SourceFilter,
+        inbox: Arc<Inbox>,
+    ) -> Result<Arc<MulticastListener>, MulticastError> {
+        self.with_thread(|thread| self.multicast.join(&thread.handle, place, links, from, inbox))?
+    }
+
+    /// Follows the changes of what is in a directory.
+    pub fn directory(&self, directory: &Path, inbox: Arc<Inbox>) -> io::Result<DirectoryChanges> {
+        self.with_thread(|thread| DirectoryChanges::follow(&thread.watcher, &thread.handle, directory, inbox))?
+    }
+
+    /// The thread is started when it is needed first.
+    fn with_thread<T>(&self, work: impl FnOnce(&Thread) -> T) -> io::Result<T> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = match thread.take() {
+            Some(running) => running,
+            None => Thread::start(Arc::downgrade(&self.multicast))?,
+        };
+        Ok(work(thread.insert(running)))
+    }
+}
+
+impl Thread {
+    fn start(multicast: Weak<Multicast>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (watcher, changes) = {
+            let _in_thread = handle.enter();
+            (DirectoryWatcher::start()?, LinkChanges::follow()?)
+        };
+        handle.spawn(follow_links(changes, multicast));
+        let (end, ended) = oneshot::channel();
+        std::thread::Builder::new().name("events".to_owned()).spawn(move || {
+            // Until the sources are dropped.
+            let _ = runtime.block_on(ended);
+        })?;
+        Ok(Self { handle, watcher, _end: end })
+    }
+}
+
+async fn follow_links(changes: LinkChanges, multicast: Weak<Multicast>) {
+    loop {
+        if let Err(error) = changes.changed().await {
+            tracing::error!(%error, "network links are not followed any more");
+            return;
+        }
+        tokio::time::sleep(LINKS_SETTLE).await;
+        let Some(multicast) = multicast.upgrade() else { return };
+        match links::list() {
+            Ok(links) => multicast.follow(&links),
+            Err(error) => tracing::warn!(%error, "network links cannot be listed"),
+        }
+    }
+}
