@@ -3,7 +3,6 @@
 use crate::output::spinner;
 use akri_krustlet_discovery::{Descriptions, HandlerInfo};
 use akri_krustlet_node::container::image::no_use;
-use akri_krustlet_node::grants::manifest_lines;
 use akri_krustlet_runtime::{Item, ModuleKind, Program, Runtime, RuntimeConfig};
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -78,7 +77,7 @@ impl Inspected {
     /// What its pod has to say so that it may use what it imports, each once.
     fn grants(&self) -> Vec<&'static str> {
         let mut lines = Vec::new();
-        for line in self.imports.iter().flat_map(manifest_lines) {
+        for line in self.imports.iter().flat_map(Item::grant_lines) {
             if !lines.contains(line) {
                 lines.push(*line);
             }

@@ -193,14 +193,6 @@ async fn a_component_has_neither_network_nor_files_and_its_log_is_bounded() {
 fn what_cannot_be_a_typed_handler_is_refused_in_words() {
     let node = Node::prepare();
     let mut node = node;
-    let mut with_volume: serde_json::Value =
-        serde_json::from_str(&HandlerPod::typed("volume", "withVolume", "debug-echo-typed").manifest()).unwrap();
-    with_volume["spec"]["containers"][0]["volumeMounts"] =
-        serde_json::json!([{"name": "exchange", "mountPath": "/data"}]);
-    node.write_manifest("volume.yaml", &with_volume.to_string());
-    with_volume["metadata"]["name"] = serde_json::json!("exchange");
-    with_volume["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = serde_json::json!("/tmp/wde-dir");
-    node.write_manifest("exchange.yaml", &with_volume.to_string());
     let empty = node.path("empty.wasm");
     std::fs::write(&empty, b"\0asm\x0d\0\x01\0").unwrap();
     node.add(&HandlerPod {
@@ -212,8 +204,6 @@ fn what_cannot_be_a_typed_handler_is_refused_in_words() {
     node.add(&deadline);
     node.run();
     for (pod, message) in [
-        ("volume", "components are given no volumes yet"),
-        ("exchange", "mounted at /tmp/wde-dir: components are given no volumes yet"),
         ("empty", "it exports nothing; a component is a discovery handler by exporting akri:discovery/handler@0.1.0"),
         ("deadline", "expected whole seconds"),
     ] {

@@ -11,7 +11,7 @@ use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::guest::StartError;
 use akri_krustlet_runtime::log::ContainerLog;
 use akri_krustlet_runtime::network::NetworkGrant;
-use akri_krustlet_runtime::{Outcome, Preopen, Program, Runtime, SharedLimits};
+use akri_krustlet_runtime::{EventGrant, Outcome, Preopen, Program, Runtime, SharedLimits};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +37,8 @@ pub struct ContainerSpec {
     pub preopens: Vec<Preopen>,
     /// The network that its pod grants it; only components can use one.
     pub network: NetworkGrant,
+    /// What of the machine's events its pod grants it; only components can follow them.
+    pub events: EventGrant,
     /// Limits of all guests together.
     pub limits: Arc<SharedLimits>,
     /// The container's log.

@@ -1,6 +1,6 @@
 //! Changes of directories.
 
-use crate::inbox::Inbox;
+use crate::inbox::{Flag, Inbox};
 use akri_krustlet_host::{DirectoryWatcher, Finished};
 use std::io;
 use std::path::Path;
@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 #[derive(Debug)]
 pub struct DirectoryChanges {
     finished: Arc<Mutex<Finished>>,
+    has_changed: Arc<Flag>,
     is_gone: Arc<AtomicBool>,
     _follower: AbortOnDropHandle<()>,
 }
@@ -27,20 +28,22 @@ impl DirectoryChanges {
         let mut files = watcher.watch_finished(directory)?;
         let finished = files.finished();
         let is_gone = Arc::new(AtomicBool::new(false));
-        let gone = is_gone.clone();
+        let has_changed = Arc::new(Flag::new(inbox));
+        let (gone, changed) = (is_gone.clone(), has_changed.clone());
         let follower = thread.spawn(async move {
             while files.changed().await.is_ok() {
-                inbox.wake();
+                changed.raise();
             }
             gone.store(true, Ordering::Relaxed);
-            inbox.wake();
+            changed.raise();
         });
-        Ok(Self { finished, is_gone, _follower: AbortOnDropHandle::new(follower) })
+        Ok(Self { finished, has_changed, is_gone, _follower: AbortOnDropHandle::new(follower) })
     }
 
     /// The names that changed since this was called last, and whether there were more. A directory that is gone has more
     /// for ever.
     pub fn take(&self) -> (Vec<String>, bool) {
+        self.has_changed.lower();
         let finished = std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner));
         let names = finished.names.union(&finished.created);
         let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();

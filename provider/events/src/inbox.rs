@@ -1,6 +1,8 @@
 //! Where events wait for their owner.
 
+use futures::FutureExt as _;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -20,6 +22,8 @@ pub struct Inbox {
 struct Used {
     events: usize,
     bytes: usize,
+    /// Flags that are raised.
+    flags: usize,
 }
 
 impl Inbox {
@@ -28,29 +32,73 @@ impl Inbox {
         Arc::default()
     }
 
-    /// Resolves when something has come, or was lost, since this resolved last.
+    /// Resolves when something has come, or was lost, that was not taken meanwhile. What stays untaken does not resolve it again.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
-    pub(crate) fn wake(&self) {
-        self.arrived.notify_one();
-    }
-
     fn take_room(&self, bytes: usize) -> bool {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = self.used();
         let has_room = used.events < MOST_EVENTS && used.bytes + bytes <= MOST_BYTES;
         if has_room {
             used.events += 1;
             used.bytes += bytes;
+            self.arrived.notify_one();
         }
         has_room
     }
 
     fn give_room(&self, events: usize, bytes: usize) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = self.used();
         used.events -= events;
         used.bytes -= bytes;
+        self.settle(&used);
+    }
+
+    /// An owner that has taken all is not woken for it.
+    fn settle(&self, used: &Used) {
+        if used.events == 0 && used.flags == 0 {
+            let _ = self.arrived.notified().now_or_never();
+        }
+    }
+
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something that its owner is to look at, however often it happened.
+#[derive(Debug)]
+pub(crate) struct Flag {
+    inbox: Arc<Inbox>,
+    is_raised: AtomicBool,
+}
+
+impl Flag {
+    pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
+        Self { inbox, is_raised: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn raise(&self) {
+        let mut used = self.inbox.used();
+        if !self.is_raised.swap(true, Ordering::Relaxed) {
+            used.flags += 1;
+        }
+        self.inbox.arrived.notify_one();
+    }
+
+    pub(crate) fn lower(&self) {
+        let mut used = self.inbox.used();
+        if self.is_raised.swap(false, Ordering::Relaxed) {
+            used.flags -= 1;
+        }
+        self.inbox.settle(&used);
+    }
+}
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.lower();
     }
 }
 
@@ -59,6 +107,7 @@ impl Inbox {
 pub(crate) struct Queue<T> {
     inbox: Arc<Inbox>,
     waiting: Mutex<Waiting<T>>,
+    has_lost: Flag,
 }
 
 #[derive(Debug)]
@@ -70,7 +119,8 @@ struct Waiting<T> {
 
 impl<T> Queue<T> {
     pub(crate) fn new(inbox: Arc<Inbox>) -> Self {
-        Self { inbox, waiting: Mutex::new(Waiting { events: VecDeque::new(), lost: 0 }) }
+        let has_lost = Flag::new(inbox.clone());
+        Self { inbox, waiting: Mutex::new(Waiting { events: VecDeque::new(), lost: 0 }), has_lost }
     }
 
     pub(crate) fn push(&self, event: T, bytes: usize) {
@@ -79,18 +129,18 @@ impl<T> Queue<T> {
         if waiting.lost == 0 && self.inbox.take_room(bytes) {
             waiting.events.push_back((event, bytes));
         } else {
-            waiting.lost = waiting.lost.saturating_add(1);
+            self.count_lost(&mut waiting);
         }
-        drop(waiting);
-        self.inbox.wake();
     }
 
     /// Somebody else has lost events that may have been for this one.
     pub(crate) fn lose(&self) {
-        let mut waiting = self.waiting();
+        self.count_lost(&mut self.waiting());
+    }
+
+    fn count_lost(&self, waiting: &mut Waiting<T>) {
         waiting.lost = waiting.lost.saturating_add(1);
-        drop(waiting);
-        self.inbox.wake();
+        self.has_lost.raise();
     }
 
     /// At most `most` events, in their order, and if those were all, how many were lost after them.
@@ -98,13 +148,12 @@ impl<T> Queue<T> {
         let mut waiting = self.waiting();
         let count = waiting.events.len().min(most);
         let taken: Vec<_> = waiting.events.drain(..count).collect();
-        let lost = match waiting.events.is_empty() {
-            true => std::mem::take(&mut waiting.lost),
-            false => 0,
-        };
+        let mut lost = 0;
         if waiting.events.is_empty() {
             // A burst's room is not kept.
             waiting.events.shrink_to(4);
+            lost = std::mem::take(&mut waiting.lost);
+            self.has_lost.lower();
         }
         drop(waiting);
         self.inbox.give_room(taken.len(), taken.iter().map(|(_, bytes)| bytes).sum());
@@ -145,6 +194,28 @@ mod tests {
         assert_eq!(one.take(1000), (vec![301], 0));
         one.push(302, MOST_BYTES + 1);
         assert_eq!(one.take(1000), (vec![], 1));
+    }
+
+    #[test]
+    fn who_has_taken_all_is_not_woken_for_it() {
+        let inbox = Inbox::new();
+        let is_woken = || inbox.arrived().now_or_never().is_some();
+        let (one, two) = (Queue::new(inbox.clone()), Flag::new(inbox.clone()));
+        assert!(!is_woken());
+        one.push(1, 1);
+        one.take(1);
+        assert!(!is_woken());
+        one.push(1, 1);
+        two.raise();
+        one.take(1);
+        assert!(is_woken() && !is_woken(), "once, whatever stays");
+        two.lower();
+        one.push(1, MOST_BYTES + 1);
+        one.take(1);
+        assert!(!is_woken());
+        one.lose();
+        drop(one);
+        assert!(!is_woken());
     }
 
     #[test]

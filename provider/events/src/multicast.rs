@@ -83,6 +83,11 @@ impl MulticastListener {
         links.iter().try_for_each(|link| Ok(self.group.0.send(link, payload)?))
     }
 
+    /// The group and its port.
+    pub fn place(&self) -> SocketAddr {
+        self.group.0.place
+    }
+
     /// How many links it is on: what is sent goes to each.
     pub fn links(&self) -> usize {
         self.group.0.joined().values().filter(|link| self.links.contain(&link.name)).count()

@@ -1,60 +1,17 @@
 //! Real uevents, real multicast and real links, in a network namespace that each test makes for itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
 
+#[path = "../../cli/tests/fixture/namespace.rs"]
+mod namespace;
+
 use akri_krustlet_events::{EventSources, Inbox, LinkNames, MulticastError, MulticastListener, Subsystems, links};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use namespace::{group_sender, in_namespace, ip, link_pair};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const INSIDE: &str = "AKRI_KRUSTLET_TEST_NAMESPACE";
-
-/// Runs the test again in a network namespace of its own, as root or by a user namespace; true inside of it. Where there can be
-/// none it says so, and the test has nothing to do.
-fn in_namespace(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        ip("link set lo up");
-        return true;
-    }
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-    let flags: &[&str] = if is_root { &["--net", "--mount"] } else { &["--net", "--mount", "--user", "--map-root-user"] };
-    let can = Command::new("unshare").args(flags).args(["ip", "link", "set", "lo", "up"]).output();
-    if !can.as_ref().is_ok_and(|can| can.status.success()) {
-        println!("skipped: no network namespace can be made here (unshare, ip): {can:?}");
-        return false;
-    }
-    let program = std::env::current_exe().unwrap();
-    let inside = Command::new("unshare")
-        .args(flags)
-        .arg(program)
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    assert!(
-        inside.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&inside.stdout),
-        String::from_utf8_lossy(&inside.stderr)
-    );
-    let said = String::from_utf8_lossy(&inside.stdout).into_owned();
-    said.lines().filter(|line| line.contains("skipped")).for_each(|line| println!("{line}"));
-    false
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn veth(one: &str, other: &str, address: &str) {
-    ip(&format!("link add {one} type veth peer name {other}"));
-    ip(&format!("addr add {address} dev {one}"));
-    ip(&format!("link set {one} up"));
-    ip(&format!("link set {other} up"));
-}
-
 fn wait_for(condition: impl FnMut() -> bool) -> bool {
     let mut condition = condition;
     let deadline = Instant::now() + DEADLINE;
@@ -65,14 +22,6 @@ fn wait_for(condition: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
     false
-}
-
-/// A sender at this address, for groups.
-fn sender(address: &str) -> UdpSocket {
-    let socket = UdpSocket::bind((address, 0)).unwrap();
-    let address: Ipv4Addr = address.parse().unwrap();
-    socket2::SockRef::from(&socket).set_multicast_if_v4(&address).unwrap();
-    socket
 }
 
 const GROUP: &str = "239.255.255.250:3702";
@@ -151,17 +100,8 @@ fn a_group_is_heard_on_the_links_that_were_asked_for_and_on_those_that_come_back
     if !in_namespace("a_group_is_heard_on_the_links_that_were_asked_for_and_on_those_that_come_back") {
         return;
     }
-    // What is sent into one end of a pair comes out at the other.
-    veth("cam0", "far0", "10.9.0.1/24");
-    ip("addr add 10.9.0.2/24 dev far0");
-    veth("lan0", "out0", "10.8.0.1/24");
-    ip("addr add 10.8.0.2/24 dev out0");
-    // Both ends are in one namespace: the kernel would not take its own addresses from outside.
-    for link in ["all", "cam0", "lan0", "far0", "out0"] {
-        let set = |name: &str, value: &str| std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/{name}"), value);
-        set("accept_local", "1").unwrap();
-        set("rp_filter", "0").unwrap();
-    }
+    link_pair(("cam0", "10.9.0.1/24"), ("far0", "10.9.0.2/24"));
+    link_pair(("lan0", "10.8.0.1/24"), ("out0", "10.8.0.2/24"));
     let sources = EventSources::new();
     let inbox = Inbox::new();
     let camera_links = LinkNames::Named(vec!["cam*".to_owned()]);
@@ -172,7 +112,7 @@ fn a_group_is_heard_on_the_links_that_were_asked_for_and_on_those_that_come_back
     assert_eq!(listener.links(), 1);
 
     let heard = |listener: &MulticastListener, from: &str, payload: &str| {
-        let sender = sender(from);
+        let sender = group_sender(from);
         wait_for(|| {
             sender.send_to(payload.as_bytes(), GROUP).unwrap();
             std::thread::sleep(Duration::from_millis(5));
@@ -185,7 +125,7 @@ fn a_group_is_heard_on_the_links_that_were_asked_for_and_on_those_that_come_back
         })
     };
     assert!(heard(&listener, "10.9.0.2", "hello"));
-    sender("10.8.0.2").send_to(b"elsewhere", GROUP).unwrap();
+    group_sender("10.8.0.2").send_to(b"elsewhere", GROUP).unwrap();
     let at = |listener: &MulticastListener, link: &str| {
         let (datagrams, _) = listener.take(100);
         datagrams.iter().any(|datagram| &*datagram.link == link && &*datagram.payload == b"elsewhere")
@@ -197,32 +137,21 @@ fn a_group_is_heard_on_the_links_that_were_asked_for_and_on_those_that_come_back
     ip("link delete cam0");
     assert!(wait_for(|| listener.links() == 0));
     assert!(matches!(listener.send(b"x"), Err(MulticastError::NoSuchLink)));
-    veth("cam0", "far0", "10.9.0.1/24");
-    ip("addr add 10.9.0.2/24 dev far0");
-    for link in ["cam0", "far0"] {
-        std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/accept_local"), "1").unwrap();
-        std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/rp_filter"), "0").unwrap();
-    }
+    link_pair(("cam0", "10.9.0.1/24"), ("far0", "10.9.0.2/24"));
     assert!(wait_for(|| listener.links() == 1));
     assert!(heard(&listener, "10.9.0.2", "again"));
 
     // What it sends comes from the group's port.
-    let (from, _) = {
-        let receiver = UdpSocket::bind("0.0.0.0:0");
-        drop(receiver);
-        let other = join(&sources, LinkNames::Named(vec!["far0".to_owned()]), &Inbox::new()).unwrap();
-        let mut from = None;
-        assert!(wait_for(|| {
-            listener.send(b"announced").unwrap();
-            std::thread::sleep(Duration::from_millis(5));
-            let (datagrams, _) = other.take(100);
-            let announced = datagrams.iter().find(|datagram| &*datagram.payload == b"announced");
-            from = announced.map(|datagram| datagram.from);
-            from.is_some()
-        }));
-        (from.unwrap(), ())
-    };
-    assert_eq!(from, "10.9.0.1:3702".parse::<SocketAddr>().unwrap());
+    let other = join(&sources, LinkNames::Named(vec!["far0".to_owned()]), &Inbox::new()).unwrap();
+    let mut from = None;
+    assert!(wait_for(|| {
+        listener.send(b"announced").unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        let (datagrams, _) = other.take(100);
+        from = datagrams.iter().find(|datagram| &*datagram.payload == b"announced").map(|datagram| datagram.from);
+        from.is_some()
+    }));
+    assert_eq!(from, Some("10.9.0.1:3702".parse::<SocketAddr>().unwrap()));
 }
 
 #[test]
@@ -230,7 +159,7 @@ fn who_is_not_wanted_is_not_heard_and_a_flood_is_bounded() {
     if !in_namespace("who_is_not_wanted_is_not_heard_and_a_flood_is_bounded") {
         return;
     }
-    veth("cam0", "far0", "10.9.0.1/24");
+    link_pair(("cam0", "10.9.0.1/24"), ("far0", "10.9.0.2/24"));
     let sources = EventSources::new();
     let only: SocketAddr = "10.9.0.77:1".parse().unwrap();
     let filtered = sources.join(
@@ -241,7 +170,7 @@ fn who_is_not_wanted_is_not_heard_and_a_flood_is_bounded() {
     );
     let (filtered, flooded) = (filtered.unwrap(), join(&sources, LinkNames::All, &Inbox::new()).unwrap());
     // Loops back on the link that it is sent on.
-    let sender = sender("10.9.0.1");
+    let sender = group_sender("10.9.0.1");
     let mut seen = 0;
     for _ in 0..2000 {
         sender.send_to(&[7; 1000], GROUP).unwrap();
@@ -263,7 +192,7 @@ fn links_are_listed_as_they_are() {
     if !in_namespace("links_are_listed_as_they_are") {
         return;
     }
-    veth("cam0", "far0", "10.9.0.1/24");
+    link_pair(("cam0", "10.9.0.1/24"), ("far0", "10.9.0.2/24"));
     ip("link add idle0 type bridge");
     let links = links::list().unwrap();
     let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();

@@ -79,6 +79,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
     }
     volume::validate(pod)?;
     grants::network(pod)?;
+    grants::events(pod)?;
     let mut names = Vec::new();
     for container in pod.init_containers().iter().chain(&pod.spec().containers) {
         let name = &container.name;

@@ -1,13 +1,24 @@
 //! What a pod grants its containers beyond themselves, as its manifest says it.
 
 use crate::pod::PodObject;
-use akri_krustlet_runtime::Item;
+use akri_krustlet_runtime::EventGrant;
+use akri_krustlet_runtime::events::{LinkNames, Subsystems};
 use akri_krustlet_runtime::network::NetworkRules;
 use akri_krustlet_runtime::network::rules::RuleError;
 use std::sync::Arc;
 
 /// Annotation: the rules of its containers' network, one a line; without it they have none.
 pub const NETWORK: &str = "akri-krustlet/network";
+
+/// Annotation: the subsystems whose uevents its containers may follow.
+pub const UEVENTS: &str = "akri-krustlet/uevents";
+/// Annotation: the network links that its containers may list.
+pub const LINKS: &str = "akri-krustlet/links";
+
+/// Longest name of a subsystem and of a link, and most names of one annotation.
+const MOST_SUBSYSTEM: usize = 63;
+const MOST_LINK: usize = 15;
+const MOST_NAMES: usize = 64;
 
 /// A grant that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -20,12 +31,29 @@ pub enum GrantError {
         "annotation {NETWORK}: the network of a guest is the machine's; say so in the pod, with spec.hostNetwork: true"
     )]
     HostNetwork,
+    /// What an annotation lists is no name.
+    #[error(
+        "annotation {annotation}: {name:?} is no name; expected names with commas between, or `*` for all (docs/grants.md)"
+    )]
+    Name {
+        /// The annotation.
+        annotation: &'static str,
+        /// What it has.
+        name: String,
+    },
+    /// An annotation lists nothing, or too much.
+    #[error("annotation {annotation}: it has {count} names, 1 to {MOST_NAMES} can be listed; `*` stands for all")]
+    Names {
+        /// The annotation.
+        annotation: &'static str,
+        /// How many there are.
+        count: usize,
+    },
 }
 
 /// The network that a pod grants its containers.
 pub fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
-    let annotation = pod.api.metadata.annotations.as_ref().and_then(|annotations| annotations.get(NETWORK));
-    let Some(text) = annotation else { return Ok(Arc::default()) };
+    let Some(text) = annotation(pod, NETWORK) else { return Ok(Arc::default()) };
     let rules: NetworkRules = text.parse()?;
     if pod.spec().host_network != Some(true) {
         return Err(GrantError::HostNetwork);
@@ -33,12 +61,45 @@ pub fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
     Ok(Arc::new(rules))
 }
 
-/// What a manifest has to say so that a program may use what it imports: nothing for most imports.
-pub fn manifest_lines(import: &Item) -> &'static [&'static str] {
-    match import.interface().starts_with("wasi:sockets/") {
-        true => &["spec.hostNetwork: true", "annotation akri-krustlet/network: RULES (docs/grants.md)"],
-        false => &[],
+/// What of the machine's events a pod grants its containers.
+pub fn events(pod: &PodObject) -> Result<EventGrant, GrantError> {
+    let subsystems = names(pod, UEVENTS, MOST_SUBSYSTEM)?;
+    let is_all = |names: &Vec<String>| names.iter().any(|name| name == "*");
+    if let Some(name) = subsystems.iter().flatten().find(|name| name.len() > 1 && name.contains('*')) {
+        return Err(GrantError::Name { annotation: UEVENTS, name: name.clone() });
     }
+    Ok(EventGrant {
+        uevents: subsystems.map(|names| match is_all(&names) {
+            true => Subsystems::All,
+            false => Subsystems::Named(names.into_iter().collect()),
+        }),
+        links: names(pod, LINKS, MOST_LINK)?.map(|names| match is_all(&names) {
+            true => LinkNames::All,
+            false => LinkNames::Named(names),
+        }),
+    })
+}
+
+/// The names that an annotation lists, with commas or blanks between; none without it.
+fn names(pod: &PodObject, annotation: &'static str, longest: usize) -> Result<Option<Vec<String>>, GrantError> {
+    let Some(text) = self::annotation(pod, annotation) else { return Ok(None) };
+    let names = text.split([',', ' ', '\t', '\n']).filter(|name| !name.is_empty());
+    let is_name = |name: &str| {
+        let plain = name.strip_suffix('*').unwrap_or(name);
+        name.len() <= longest && plain.bytes().all(|byte| byte.is_ascii_graphic() && !b"/*\"'".contains(&byte))
+    };
+    let names: Vec<_> = names.map(str::to_owned).collect();
+    match names.iter().find(|name| !is_name(name)) {
+        Some(name) => Err(GrantError::Name { annotation, name: name.clone() }),
+        None if names.is_empty() || names.len() > MOST_NAMES => {
+            Err(GrantError::Names { annotation, count: names.len() })
+        }
+        None => Ok(Some(names)),
+    }
+}
+
+fn annotation<'a>(pod: &'a PodObject, name: &str) -> Option<&'a str> {
+    pod.api.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
 #[cfg(test)]
@@ -51,6 +112,30 @@ mod tests {
             "spec": {"hostNetwork": host_network, "containers": []}});
         let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
         network(&pod).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn events_are_granted_by_names() {
+        let of = |name: &str, value: &str| {
+            let pod = json!({"metadata": {"name": "p", "uid": "u", "annotations": {name: value}}, "spec": {"containers": []}});
+            let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
+            events(&pod).map_err(|error| error.to_string())
+        };
+        let named = of(UEVENTS, "usb, video4linux\n").unwrap().uevents.unwrap();
+        assert!(named.contain("usb") && named.contain("video4linux") && !named.contain("net"));
+        assert_eq!(of(UEVENTS, "*").unwrap(), EventGrant { uevents: Some(Subsystems::All), links: None });
+        let links = of(LINKS, "eth0,cam*").unwrap().links.unwrap();
+        assert!(links.contain("cam7") && !links.contain("eth1"));
+        for (name, value, what) in [
+            (UEVENTS, "us*", "\"us*\" is no name"),
+            (UEVENTS, "", "it has 0 names"),
+            (LINKS, "a/b", "\"a/b\" is no name"),
+            (LINKS, "a-link-with-a-long-name", "is no name"),
+        ] {
+            let error = of(name, value).unwrap_err();
+            assert!(error.contains(what) && error.contains(name), "{error}");
+        }
+        assert_eq!(of("other", "x").unwrap(), EventGrant::default());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// What the host reads at once, in bytes.
@@ -54,7 +54,61 @@ pub(crate) fn open_below(parent: &OwnedFd, path: &[u8], follows: bool) -> Option
     rustix::fs::openat2(parent, path, flags, Mode::empty(), resolve).ok().map(Arc::new)
 }
 
-/// A piece of a listing, as a guest reads it.
+/// The same directory, opened once more.
+pub(crate) fn open_again(directory: &impl AsFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, c".", flags, Mode::empty())
+}
+
+/// What is in a directory under one name.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) kind: FileType,
+    pub(crate) inode: u64,
+    /// Where the listing goes on after it.
+    pub(crate) cookie: u64,
+}
+
+/// A piece of a listing.
+#[derive(Debug, Default)]
+pub(crate) struct Entries {
+    pub(crate) entries: Vec<Entry>,
+    /// Where the next piece begins.
+    pub(crate) next: u64,
+    /// There is no next one.
+    pub(crate) is_last: bool,
+}
+
+/// What follows a cookie, 0 for the beginning; names of `room` bytes, with what preview 1 has before each, and one entry more at
+/// most. Blocks as long as what the directory is on does.
+pub(crate) fn entries(directory: &OwnedFd, cookie: u64, room: usize) -> Result<Entries, Errno> {
+    rustix::fs::seek(directory, SeekFrom::Start(cookie))?;
+    let mut buffer = [MaybeUninit::uninit(); CHUNK];
+    let mut listing = RawDir::new(directory, &mut buffer);
+    let mut piece = Entries { next: cookie, ..Entries::default() };
+    let mut bytes = 0;
+    while bytes < room {
+        let Some(entry) = listing.next() else {
+            piece.is_last = true;
+            break;
+        };
+        let entry = entry?;
+        piece.next = entry.next_entry_cookie();
+        // Names in a guest are text.
+        if let Ok(name) = entry.file_name().to_str() {
+            bytes += HEAD + name.len();
+            let (kind, inode) = (entry.file_type(), entry.ino());
+            piece.entries.push(Entry { name: name.to_owned(), kind, inode, cookie: piece.next });
+        }
+        if listing.is_buffer_empty() {
+            break;
+        }
+    }
+    Ok(piece)
+}
+
+/// A piece of a listing, as a guest of preview 1 reads it.
 #[derive(Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) bytes: Vec<u8>,
@@ -67,30 +121,16 @@ pub(crate) struct Piece {
 /// What follows a cookie, 0 for the beginning, at most `room` bytes of it; the last entry may be cut off. Blocks as long as what
 /// the directory is on does.
 pub(crate) fn read(directory: &OwnedFd, cookie: u64, room: usize) -> Result<Piece, Errno> {
-    rustix::fs::seek(directory, SeekFrom::Start(cookie))?;
-    let mut buffer = [MaybeUninit::uninit(); CHUNK];
-    let mut listing = RawDir::new(directory, &mut buffer);
-    let mut piece = Piece { next: cookie, ..Piece::default() };
-    while piece.bytes.len() < room {
-        let Some(entry) = listing.next() else {
-            piece.is_last = true;
-            break;
-        };
-        let entry = entry?;
-        piece.next = entry.next_entry_cookie();
-        // Names in a guest are text.
-        if let Ok(name) = entry.file_name().to_str() {
-            let mut head = [0; HEAD];
-            head[..8].copy_from_slice(&piece.next.to_le_bytes());
-            head[8..16].copy_from_slice(&entry.ino().to_le_bytes());
-            head[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap_or(0).to_le_bytes());
-            head[20] = kind(entry.file_type());
-            piece.bytes.extend_from_slice(&head);
-            piece.bytes.extend_from_slice(name.as_bytes());
-        }
-        if listing.is_buffer_empty() {
-            break;
-        }
+    let Entries { entries, next, is_last } = entries(directory, cookie, room)?;
+    let mut piece = Piece { bytes: Vec::new(), next, is_last };
+    for entry in entries {
+        let mut head = [0; HEAD];
+        head[..8].copy_from_slice(&entry.cookie.to_le_bytes());
+        head[8..16].copy_from_slice(&entry.inode.to_le_bytes());
+        head[16..20].copy_from_slice(&u32::try_from(entry.name.len()).unwrap_or(0).to_le_bytes());
+        head[20] = kind(entry.kind);
+        piece.bytes.extend_from_slice(&head);
+        piece.bytes.extend_from_slice(entry.name.as_bytes());
     }
     piece.bytes.truncate(room);
     Ok(piece)

@@ -5,44 +5,19 @@ use crate::directories::OpenDirectories;
 use crate::disk::{DiskBudget, OpenFiles};
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
+use crate::preopen::{Preopen, PreopenError};
 use crate::program::{LoadError, Program};
 use crate::stdin::Stdin;
 use crate::wasi::{GuestClock, GuestState, Progress, Signals};
 use futures::FutureExt as _;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fmt;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
-use wasmtime_wasi::{FsPerms, I32Exit, WasiCtxBuilder};
-
-/// A directory of the host that a guest sees.
-#[derive(Clone, Debug)]
-pub struct Preopen {
-    /// The directory on the host.
-    pub host: PathBuf,
-    /// Which directory below it, if not itself; links in it do not lead out of it.
-    pub beneath: Option<PathBuf>,
-    /// Its path in the guest, absolute.
-    pub guest: String,
-    /// The guest cannot change anything in it.
-    pub read_only: bool,
-    /// Made by the host for this guest alone. Its size is bounded, and because nobody can put a FIFO into it, file
-    /// operations need no extra thread in a guest that has only such directories.
-    pub private: bool,
-}
-
-impl Preopen {
-    /// A directory that the guest may write to.
-    pub fn new(host: impl Into<PathBuf>, guest: impl Into<String>) -> Self {
-        Self { host: host.into(), beneath: None, guest: guest.into(), read_only: false, private: false }
-    }
-}
+use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -91,16 +66,8 @@ pub enum StartError {
     #[error(transparent)]
     Program(#[from] LoadError),
     /// One of its directories cannot be opened.
-    #[error("directory {} (in the guest: {guest}): {source}", host.display())]
-    Directory {
-        /// On the host.
-        host: PathBuf,
-        /// In the guest.
-        guest: String,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Directory(#[from] PreopenError),
 }
 
 /// How a guest ended.
@@ -301,21 +268,7 @@ pub(crate) fn build_store(
     let (mut disk, mut private) = (None, None);
     let mut directories = OpenDirectories::default();
     for (preopen, descriptor) in spec.preopens.iter().zip(FIRST_PREOPEN..) {
-        let failed =
-            |source| StartError::Directory { host: preopen.host.clone(), guest: preopen.guest.clone(), source };
-        let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-        // Held until the directory is opened by its path.
-        let beneath = preopen.beneath.as_ref().map(|path| open_beneath(&preopen.host, path)).transpose();
-        let beneath = beneath.map_err(|error| failed(error.into()))?;
-        let host = match &beneath {
-            Some(directory) => format!("/proc/self/fd/{}", directory.as_raw_fd()).into(),
-            None => preopen.host.clone(),
-        };
-        wasi.preopened_dir(&host, &preopen.guest, permissions)
-            .map_err(|error| failed(std::io::Error::other(format!("{error:#}"))))?;
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&host, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-        let directory = Arc::new(directory);
+        let directory = Arc::new(preopen.give(&mut wasi)?);
         directories.insert(descriptor, directory.clone());
         if preopen.private {
             disk = Some(DiskBudget::new(directory, limits.disk, limits.disk_entries));
@@ -367,13 +320,6 @@ pub(crate) fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> 
             .collect()
     });
     Outcome::Trapped(TrapReport { message, frames })
-}
-
-/// A directory below another, wherever the links in that lead.
-fn open_beneath(directory: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(directory, flags, Mode::empty())?;
-    rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
 
 #[cfg(test)]

@@ -36,16 +36,20 @@ pub mod limits;
 pub mod log;
 pub mod module;
 pub mod network;
+mod preopen;
 pub mod program;
 mod runtime;
 pub mod stdin;
 pub mod wasi;
 
+/// What happens on the machine, for guests that may follow it.
+pub use akri_krustlet_events as events;
 pub use compile::{CompileError, CompileLimits, Compiler};
-pub use component::link::{Item, LinkError};
-pub use component::{CallError, ComponentSpec, ComponentState};
-pub use guest::{Guest, GuestSpec, Outcome, Preopen};
+pub use component::link::{Granted, Item, LinkError};
+pub use component::{CallError, ComponentSpec, ComponentState, EventGrant};
+pub use guest::{Guest, GuestSpec, Outcome};
 pub use limits::{ContainerLimits, SharedLimits};
 pub use module::{Digest, ModuleKind};
+pub use preopen::{Preopen, PreopenError};
 pub use program::{LoadError, Program};
 pub use runtime::{Runtime, RuntimeConfig, RuntimeError};

@@ -9,6 +9,7 @@ use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
 use crate::program::{LoadError, Program};
 use crate::wasi::{self, GuestState};
+use akri_krustlet_events::EventSources;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,6 +94,7 @@ pub struct Runtime {
     /// Modules that go there at once.
     takes_long: Mutex<HashSet<Digest>>,
     threads: GuestThreads,
+    event_sources: Arc<EventSources>,
     programs: Mutex<HashMap<Digest, Weak<Program>>>,
     /// Modules that were not compiled, and why: a container that is started again and again has each compiled once.
     refused: Mutex<HashMap<Digest, Refusal>>,
@@ -125,6 +127,7 @@ impl Runtime {
             long: Lane::new(config.compiler),
             takes_long: Mutex::default(),
             threads,
+            event_sources: EventSources::new(),
             programs: Mutex::default(),
             refused: Mutex::default(),
             compiled: AtomicU64::new(0),
@@ -137,6 +140,10 @@ impl Runtime {
 
     pub(crate) fn threads(&self) -> &GuestThreads {
         &self.threads
+    }
+
+    pub(crate) fn event_sources(&self) -> &Arc<EventSources> {
+        &self.event_sources
     }
 
     /// The largest module that [`Runtime::load`] takes, in bytes: read no more than this of a file.

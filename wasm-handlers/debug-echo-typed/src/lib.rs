@@ -1,15 +1,8 @@
 //! Akri's debugEcho discovery handler as a component: every description of the request is a device.
 //!
-//! The node calls `open` with the request and then `step`, once: there is nothing that could change.
+//! It says all that it knows at the first step: there is nothing that could change.
 
-use crate::akri::discovery::types::{Device, Error, Outcome, Request};
-use akri::host::log::{Level, log};
-use exports::akri::discovery::handler::{Guest, Info};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use std::sync::{Mutex, PoisonError};
-
-wit_bindgen::generate!({ path: "../../proto/wit", world: "discovery-handler", generate_all });
+use akri_handler::{Device, Error, Handler, Request, Step, Text, handler};
 
 /// The environment variable that brokers read.
 const DESCRIPTION: &str = "DEBUG_ECHO_DESCRIPTION";
@@ -21,56 +14,49 @@ const SCHEMA: &str = r#"{
     "properties": {"descriptions": {"type": "array", "items": {"type": ["string", "number", "boolean", "null"]}}}
 }"#;
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Details {
     descriptions: Vec<Text>,
 }
 
-/// A text, which need not be quoted in the Configuration: `10` is one, too.
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let written = Box::<RawValue>::deserialize(deserializer)?;
-        let written = written.get();
-        match written.as_bytes().first() {
-            Some(b'"') => serde_json::from_str(written).map(Self).map_err(serde::de::Error::custom),
-            Some(b'[' | b'{') => Err(serde::de::Error::custom(format!("{written} is no text"))),
-            _ => Ok(Self(written.to_owned())),
-        }
-    }
-}
-
 /// What the request asks for, until it was answered.
-static DESCRIPTIONS: Mutex<Option<Vec<String>>> = Mutex::new(None);
+struct DebugEcho(Option<Vec<Text>>);
 
-struct DebugEcho;
+impl Handler for DebugEcho {
+    const NAME: &'static str = "debugEcho";
+    const SHARED: bool = true;
+    type Details = Details;
 
-impl Guest for DebugEcho {
-    fn describe() -> Info {
-        Info { name: "debugEcho".to_owned(), shared: true, details_schema: Some(SCHEMA.to_owned()) }
+    fn schema() -> Option<String> {
+        Some(SCHEMA.to_owned())
     }
 
-    fn open(request: Request) -> Result<(), Error> {
-        let details: Details = serde_json::from_str(&request.details).map_err(|error| {
-            Error::InvalidDetails(format!("debugEcho needs `descriptions`, a list of strings: {error}"))
-        })?;
-        let descriptions: Vec<_> = details.descriptions.into_iter().map(|Text(description)| description).collect();
-        log(Level::Info, &format!("debugEcho: {} devices", descriptions.len()));
-        *DESCRIPTIONS.lock().unwrap_or_else(PoisonError::into_inner) = Some(descriptions);
-        Ok(())
+    fn open(request: Request<Details>) -> Result<Self, Error> {
+        log::info!("debugEcho: {} devices", request.details.descriptions.len());
+        Ok(Self(Some(request.details.descriptions)))
     }
 
-    fn step() -> Result<Outcome, Error> {
-        let descriptions = DESCRIPTIONS.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let devices = descriptions.map(|descriptions| descriptions.into_iter().map(device).collect());
-        Ok(Outcome { devices, wake_after_ms: None, note: None })
+    fn step(&mut self) -> Result<Step, Error> {
+        let device = |Text(text): Text| Device::new(&text).property(DESCRIPTION, &text);
+        Ok(Step { devices: self.0.take().map(|texts| texts.into_iter().map(device).collect()), ..Step::default() })
     }
 }
 
-fn device(description: String) -> Device {
-    let properties = vec![(DESCRIPTION.to_owned(), description.clone())];
-    Device { id: description, properties, mounts: Vec::new(), device_specs: Vec::new() }
-}
+handler!(DebugEcho);
 
-export!(DebugEcho);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use akri_handler::fake::World;
+
+    #[test]
+    fn each_description_is_a_device_once() {
+        let world = World::new();
+        let mut handler = world.open::<DebugEcho>(r#"{"descriptions": ["a", 10]}"#).unwrap();
+        let devices = handler.step().unwrap().devices.unwrap();
+        assert_eq!(devices, ["a", "10"].map(|text| Device::new(text).property(DESCRIPTION, text)));
+        assert_eq!(handler.step().unwrap(), Step::unchanged());
+        let Err(Error::InvalidDetails(what)) = world.open::<DebugEcho>("{}") else { panic!() };
+        assert!(what.contains("descriptions"), "{what}");
+    }
+}

@@ -45,11 +45,13 @@ pub async fn run_handler(
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
     let name = format!("{}/{}", context.pod.key(), container.name);
     let rules = grants::network(&context.latest()).map_err(|error| error.to_string())?;
+    let events = grants::events(&context.latest()).map_err(|error| error.to_string())?;
     let denials = Denials::new(&name, Some(log.clone()));
     let network = NetworkGrant::new(rules, services.network.clone(), denials);
     let spec = ContainerSpec {
         name,
         network,
+        events,
         settings,
         program: image.program.clone(),
         info: image.info.clone(),

@@ -4,6 +4,7 @@ use super::{ComponentSpec, ComponentState};
 use crate::guest::{Outcome, catch_host_panic, classify};
 use crate::limits::SharedLimits;
 use crate::network::NetworkAccess;
+use crate::preopen::PreopenError;
 use crate::runtime::Runtime;
 use std::fmt;
 use std::sync::Arc;
@@ -36,8 +37,12 @@ static INLINE: Semaphore = Semaphore::const_new(1);
 
 impl Runtime {
     /// A store for one instance of a component, which may reach so much; nothing by default.
-    pub fn component_store(&self, spec: &ComponentSpec, network: Option<Arc<NetworkAccess>>) -> Store<ComponentState> {
-        super::store(self.engine(), spec, network)
+    pub fn component_store(
+        &self,
+        spec: &ComponentSpec,
+        network: Option<Arc<NetworkAccess>>,
+    ) -> Result<Store<ComponentState>, PreopenError> {
+        super::store(self.engine(), self.event_sources(), spec, network)
     }
 
     /// Runs `work`, calls of an instance whose store it owns, on the guest threads, at most for `deadline`. With `inline` it begins

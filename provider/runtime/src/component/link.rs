@@ -9,7 +9,8 @@ use wasmtime::component::{Component, InstancePre, Linker};
 /// The package of the host's own interfaces, and the version that the node has.
 const PACKAGE: (&str, &str) = ("akri:host/", "0.1.0");
 /// What the node has of it.
-const OWN: [&str; 1] = ["akri:host/log"];
+const OWN: [&str; 5] =
+    ["akri:host/log", "akri:host/uevents", "akri:host/multicast", "akri:host/watch", "akri:host/links"];
 
 /// Something that a component imports or exports, or a module imports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,23 @@ impl Item {
         self.name.split_once('@').map_or(&self.name, |(interface, _)| interface)
     }
 
+    /// What a pod has to say so that a program may use this: nothing for most imports.
+    pub fn grant_lines(&self) -> &'static [&'static str] {
+        match self.interface() {
+            "akri:host/uevents" => &["annotation akri-krustlet/uevents: SUBSYSTEMS (as `usb, video4linux`, or `*`)"],
+            "akri:host/links" => &["annotation akri-krustlet/links: LINKS (as `eth0, cam*`, or `*`)"],
+            "akri:host/multicast" => &[
+                "spec.hostNetwork: true",
+                "annotation akri-krustlet/network: a rule `join GROUP:PORT` or `join GROUP:PORT on LINK` (docs/grants.md)",
+            ],
+            "akri:host/watch" => &["a volume that the container mounts (spec.volumes, volumeMounts)"],
+            interface if interface.starts_with("wasi:sockets/") => {
+                &["spec.hostNetwork: true", "annotation akri-krustlet/network: RULES (docs/grants.md)"]
+            }
+            _ => &[],
+        }
+    }
+
     fn version(&self) -> &str {
         self.name.split_once('@').map_or("", |(_, version)| version)
     }
@@ -40,11 +58,60 @@ pub enum LinkError {
     /// The host has no such interface of its own.
     #[error("it imports {0}, which the node does not have; its own interfaces are {list}", list = OWN.join(", "))]
     Unknown(String),
+    /// Its pod does not grant an interface of the host's own.
+    #[error("it imports {interface} ({functions}), which its pod does not grant; add to the pod: {lines}")]
+    NotGranted {
+        /// The interface, with its version.
+        interface: String,
+        /// What it uses of it.
+        functions: String,
+        /// What the pod has to say.
+        lines: String,
+    },
     /// It imports something that nobody provides.
     #[error(
         "it imports something that the node does not provide to components (it provides WASI 0.2 and akri:host): {0}"
     )]
     Import(String),
+}
+
+/// Which of the host's own interfaces a pod grants its containers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Granted {
+    /// `akri:host/uevents`.
+    pub uevents: bool,
+    /// `akri:host/links`.
+    pub links: bool,
+    /// `akri:host/multicast`.
+    pub multicast: bool,
+    /// `akri:host/watch`.
+    pub watch: bool,
+}
+
+impl Granted {
+    /// Everything that a program imports and that its pod has to grant is granted.
+    pub fn check(self, imports: &[Item]) -> Result<(), LinkError> {
+        let is_missing = |import: &&Item| match import.interface() {
+            "akri:host/uevents" => !self.uevents,
+            "akri:host/links" => !self.links,
+            "akri:host/multicast" => !self.multicast,
+            "akri:host/watch" => !self.watch,
+            _ => false,
+        };
+        match imports.iter().find(is_missing) {
+            None => Ok(()),
+            Some(import) => Err(LinkError::NotGranted {
+                interface: import.name.clone(),
+                functions: import.functions.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", "),
+                lines: import.grant_lines().join("; "),
+            }),
+        }
+    }
+}
+
+/// A function of a resource without what kind it is: `monitor.open` of `[static]monitor.open`.
+fn plain(function: &str) -> &str {
+    function.split_once(']').map_or(function, |(_, name)| name)
 }
 
 /// A compiled component, and what it was linked to.

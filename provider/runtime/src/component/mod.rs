@@ -5,30 +5,50 @@
 //! interfaces (`akri:host`). The bounds are those of every guest ([`crate::limits`]).
 
 mod call;
+mod events;
+mod files;
 pub mod link;
 
 use crate::limits::{GuestLimiter, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::network::{NetworkAccess, sockets};
+use crate::preopen::{Preopen, PreopenError};
+use akri_krustlet_events::{EventSources, Inbox};
 use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 pub use call::CallError;
+pub use events::EventGrant;
 
 /// The host's own interfaces, as Rust sees them; described in `proto/wit`.
 #[allow(missing_docs, reason = "generated")]
 pub mod bindings {
     wasmtime::component::bindgen!({
         path: "../../proto/wit/deps/akri-host",
-        inline: "package akri:runtime; world host { import akri:host/log@0.1.0; }",
+        inline: "package akri:runtime; world host {
+            import akri:host/log@0.1.0;
+            import akri:host/uevents@0.1.0;
+            import akri:host/multicast@0.1.0;
+            import akri:host/watch@0.1.0;
+            import akri:host/links@0.1.0;
+        }",
         imports: { default: async | trappable },
+        with: {
+            "akri:host/uevents.monitor": super::events::Monitor,
+            "akri:host/multicast.listener": super::events::Listener,
+            "akri:host/watch.watch": super::events::Watch,
+        },
     });
 }
 
 use bindings::akri::host::log::{self, Level};
+use bindings::akri::host::{links, multicast, uevents, watch};
+use events::Events;
 
+/// The version of WASI whose functions are stood before; components of older ones are given it, too.
+pub(crate) const WASI: &str = "0.2.12";
 /// Resources (streams, pollables, sockets) that one component may have at once.
 const RESOURCES: usize = 256;
 /// Bytes that a component may hand to the host in one call, as arguments and results together.
@@ -49,6 +69,10 @@ pub struct ComponentSpec {
     pub env: Vec<(String, String)>,
     /// Where its log, standard output and error go; nowhere by default.
     pub log: Option<Arc<ContainerLog>>,
+    /// Directories; none by default.
+    pub preopens: Vec<Preopen>,
+    /// What of the machine's events it may follow; nothing by default.
+    pub events: EventGrant,
     /// The container's limits.
     pub limits: Arc<SharedLimits>,
 }
@@ -61,9 +85,15 @@ pub struct ComponentState {
     log: Option<Arc<ContainerLog>>,
     level: Level,
     network: Option<Arc<NetworkAccess>>,
+    events: Events,
 }
 
 impl ComponentState {
+    /// Where what it follows arrives.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        self.events.inbox.clone()
+    }
+
     pub(crate) fn network(&self) -> Option<&Arc<NetworkAccess>> {
         self.network.as_ref()
     }
@@ -107,22 +137,31 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<ComponentState>
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     sockets::add_to_linker(&mut linker)?;
+    files::add_to_linker(&mut linker)?;
     log::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
+    uevents::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
+    multicast::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
+    watch::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
+    links::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
     Ok(linker)
 }
 
 /// Builds the store of every component: the one place where what it may use is decided.
 pub(crate) fn store(
     engine: &Engine,
+    sources: &Arc<EventSources>,
     spec: &ComponentSpec,
     network: Option<Arc<NetworkAccess>>,
-) -> Store<ComponentState> {
+) -> Result<Store<ComponentState>, PreopenError> {
     let mut wasi = WasiCtxBuilder::new();
     wasi.arg(&spec.name).args(&spec.args).envs(&spec.env).max_random_size(RANDOM_BYTES);
     sockets::restrict(&mut wasi, network.as_ref());
     if let Some(log) = &spec.log {
         wasi.stdout(log.stream(Stream::Stdout));
         wasi.stderr(log.stream(Stream::Stderr));
+    }
+    for preopen in &spec.preopens {
+        preopen.give(&mut wasi)?;
     }
     let mut table = ResourceTable::new();
     table.set_max_capacity(RESOURCES);
@@ -132,14 +171,21 @@ pub(crate) fn store(
         limiter: GuestLimiter::of_component(spec.limits.clone()),
         log: spec.log.clone(),
         level: level(&spec.env),
-        network,
+        network: network.clone(),
+        events: Events {
+            sources: sources.clone(),
+            inbox: Inbox::new(),
+            grant: spec.events.clone(),
+            network,
+            preopens: spec.preopens.clone(),
+        },
     };
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(CALL_BYTES);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Yield(1)));
-    store
+    Ok(store)
 }
 
 /// The level that the environment names; the last variable of the name counts, as in a container's environment.

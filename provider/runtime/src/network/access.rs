@@ -6,6 +6,7 @@
 use super::denials::Denials;
 use super::rules::{NamePattern, NetworkCeiling, NetworkRules, Ports, Protocol, Rule, Target};
 use super::special::{SpecialAddresses, canonical, is_private, is_single};
+use akri_krustlet_events::LinkNames;
 use akri_krustlet_host::TokenBucket;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -73,6 +74,13 @@ impl NetworkGrant {
     pub fn new(rules: Arc<NetworkRules>, node: Arc<NodeNetwork>, denials: Arc<Denials>) -> Self {
         let sent = Arc::new(Mutex::new(TokenBucket::new(SENT_BYTES, SENT_BYTES)));
         Self { rules, node, denials, sent, look_ups: Arc::new(Semaphore::new(MOST_LOOK_UPS)) }
+    }
+}
+
+impl NetworkGrant {
+    /// Whether a rule gives it a multicast group.
+    pub fn joins_groups(&self) -> bool {
+        self.rules.0.iter().any(|rule| matches!(rule, Rule::Join { .. }))
     }
 }
 
@@ -231,6 +239,35 @@ impl NetworkAccess {
         self.may_reach(Protocol::Udp, place) || is_private(place.ip()) && self.rules().any(to_many)
     }
 
+    /// On which network links a group may be listened to, of one or of all; none if it may not, which is counted and told.
+    pub(crate) fn may_join(&self, place: SocketAddr, link: Option<&str>) -> Option<LinkNames> {
+        let place = canonical(place);
+        let joined = |rules: &NetworkRules| joins(rules.0.iter(), place);
+        let (mut links, mut why) = (joins(self.rules(), place), "no rule `join` of its pod gives it");
+        if links.is_some()
+            && (self.is_denied(place) || self.ceiling().allowed.as_ref().is_some_and(|rules| joined(rules).is_none()))
+        {
+            (links, why) = (None, CEILING);
+        }
+        if let (Some(names), Some(link)) = (&links, link) {
+            links = names.contain(link).then(|| LinkNames::Named(vec![link.to_owned()]));
+        }
+        if links.is_none() {
+            let why = if self.grant.rules.0.is_empty() { NO_RULES } else { why };
+            self.deny(
+                &format!("multicast group {place}{}", link.map(|link| format!(" on {link}")).unwrap_or_default()),
+                why,
+            );
+        }
+        links
+    }
+
+    /// Whose datagrams a listener to a group is given: those of a local network, and of whom its rules name.
+    pub(crate) fn may_hear(&self, from: SocketAddr) -> bool {
+        let from = canonical(from);
+        !self.is_denied(from) && (is_private(from.ip()) || self.is_given(Protocol::Udp, from))
+    }
+
     /// A server answers who has asked it.
     fn may_answer(&self, place: SocketAddr) -> bool {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -292,6 +329,23 @@ fn gives(rule: &Rule, protocol: Protocol, place: SocketAddr, is_special: bool) -
         }
         _ => false,
     }
+}
+
+/// The links on which rules give a group.
+fn joins<'a>(rules: impl Iterator<Item = &'a Rule>, place: SocketAddr) -> Option<LinkNames> {
+    let mut named = None;
+    for rule in rules {
+        match rule {
+            Rule::Join { groups, ports, link } if groups.contains(&place.ip()) && ports.contain(place.port()) => {
+                match link {
+                    None => return Some(LinkNames::All),
+                    Some(link) => named.get_or_insert_with(Vec::new).push(link.clone()),
+                }
+            }
+            _ => {}
+        }
+    }
+    named.map(LinkNames::Named)
 }
 
 fn listens_on(rule: &Rule, protocol: Protocol, port: Option<u16>) -> bool {

@@ -8,9 +8,10 @@
 //! | `tcp details`, `udp details` | the same to the hosts and ports of the URLs in the request's details |
 //! | `dns NAME` | looking the name up |
 //! | `listen tcp PORTS`, `listen udp PORTS` | being a server there |
+//! | `join ADDRESS:PORTS`, `join ADDRESS:PORTS on LINK` | listening to a multicast group by `akri:host/multicast`, and sending to it from its port; on all links or on one |
 //!
 //! ADDRESS is an address or a network (`10.0.0.0/8`), IPv6 in brackets; NAME is a host's, or `*.` and a domain for all in it; PORTS are
-//! ports and ranges with commas between. What follows `#` is a comment.
+//! ports and ranges with commas between; LINK is a network link's name, `eth*` for all that begin so. What follows `#` is a comment.
 
 use ipnet::IpNet;
 use std::fmt;
@@ -132,6 +133,15 @@ pub enum Rule {
         /// On which ports.
         ports: Ports,
     },
+    /// Listening to multicast groups.
+    Join {
+        /// Which ones.
+        groups: IpNet,
+        /// On which ports.
+        ports: Ports,
+        /// On which network links, as [`akri_krustlet_events::LinkNames`] has them; on all without it.
+        link: Option<String>,
+    },
 }
 
 /// A line that is no rule.
@@ -184,9 +194,11 @@ fn rule(line: &str) -> Result<Rule, String> {
         ["dns", name] => NamePattern::read(name).map(Rule::Names).ok_or_else(|| no_name(name)),
         ["listen", "tcp", listed] => Ok(Rule::Listen { protocol: Protocol::Tcp, ports: ports(listed)? }),
         ["listen", "udp", listed] => Ok(Rule::Listen { protocol: Protocol::Udp, ports: ports(listed)? }),
-        ["http" | "join", ..] => Err(format!("this version of the node has no `{}` rules yet", words[0])),
+        ["join", group] => join(group, None),
+        ["join", group, "on", link] => join(group, Some(link)),
+        ["http", ..] => Err(format!("this version of the node has no `{}` rules yet", words[0])),
         _ => Err(
-            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `dns NAME` or `listen tcp|udp PORTS`"
+            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `dns NAME`, `listen tcp|udp PORTS` or `join GROUP:PORT [on LINK]`"
                 .to_owned(),
         ),
     }
@@ -199,6 +211,28 @@ fn no_name(name: &str) -> String {
 fn reach(protocol: Protocol, text: &str) -> Result<Rule, String> {
     let (target, ports) = place(text)?;
     Ok(Rule::Reach { protocol, target, ports })
+}
+
+fn join(text: &str, link: Option<&str>) -> Result<Rule, String> {
+    let (target, ports) = place(text)?;
+    let groups = match target {
+        Target::Net(net) if net.addr().is_multicast() => net,
+        _ => {
+            return Err(format!(
+                "{text:?} is no multicast group: expected one as 239.255.255.250:3702 or [ff02::fb]:5353"
+            ));
+        }
+    };
+    let is_name = |link: &str| {
+        let name = link.strip_suffix('*').unwrap_or(link);
+        name.len() <= 15
+            && !link.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'*')
+    };
+    match link {
+        Some(link) if !is_name(link) => Err(format!("{link:?} is no network link's name, as eth0 or eth*")),
+        link => Ok(Rule::Join { groups, ports, link: link.map(str::to_owned) }),
+    }
 }
 
 /// A place with its ports.
@@ -314,10 +348,12 @@ mod tests {
             tcp *.plant.example:4840\n\
             tcp details\n\
             dns LDS.plant.example.\n\
-            listen tcp 8080\n"
+            listen tcp 8080\n\
+            join 239.255.255.250:3702 on cam*\n\
+            join [ff02::fb]:5353\n"
             .parse()
             .unwrap();
-        assert_eq!(rules.0.len(), 8);
+        assert_eq!(rules.0.len(), 10);
         let Rule::Reach { target, ports, .. } = &rules.0[1] else { panic!() };
         assert_eq!(*target, Target::Net("10.0.0.0/8".parse().unwrap()));
         assert!([80, 443, 8000, 8500, 8999].iter().all(|port| ports.contain(*port)) && !ports.contain(81));
@@ -356,7 +392,12 @@ mod tests {
             ("tcp 10.0.0.1:80 please", "expected `udp"),
             ("listen tcp", "expected `udp"),
             ("listen sctp 80", "expected `udp"),
-            ("join 239.255.255.250:3702", "yet"),
+            ("join 10.0.0.1:3702", "no multicast group"),
+            ("join camera.example:3702", "no multicast group"),
+            ("join 239.255.255.250", "it has no ports"),
+            ("join 239.255.255.250:1 on", "expected `udp"),
+            ("join 239.255.255.250:1 on a/b", "no network link's name"),
+            ("http https://camera.example/", "yet"),
         ] {
             let error = format!("dns a.example\n{text}\n").parse::<NetworkRules>().unwrap_err().to_string();
             assert!(error.starts_with("line 2, ") && error.contains(what), "{text}: {error}");

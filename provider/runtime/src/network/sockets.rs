@@ -4,7 +4,7 @@
 //! its own: the number of sockets, what is sent, and the look-up of names.
 
 use super::access::NetworkAccess;
-use crate::component::ComponentState;
+use crate::component::{ComponentState, WASI};
 use std::sync::Arc;
 use tokio::time::Instant;
 use wasmtime::component::{Linker, LinkerInstance, Resource};
@@ -26,9 +26,6 @@ const CONNECTION: usize = 64 << 10;
 const BUFFER: u64 = 256 << 10;
 const BACKLOG: u64 = 64;
 
-/// The version of WASI whose interfaces are stood before; components of older ones are given it, too.
-const VERSION: &str = "0.2.12";
-
 /// Gives a guest's sockets their rules; without an access, there are no sockets.
 pub(crate) fn restrict(wasi: &mut WasiCtxBuilder, access: Option<&Arc<NetworkAccess>>) {
     let Some(access) = access.cloned() else {
@@ -48,7 +45,7 @@ pub(super) type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
 /// Puts the functions of this module before wasmtime-wasi's.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
     linker.allow_shadowing(true);
-    let mut create = linker.instance(&format!("wasi:sockets/tcp-create-socket@{VERSION}"))?;
+    let mut create = linker.instance(&format!("wasi:sockets/tcp-create-socket@{WASI}"))?;
     create.func_wrap_async("create-tcp-socket", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
         Box::new(async move {
             if let Err(error) = check_sockets(&mut store) {
@@ -60,7 +57,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
             returned(tcp_create_socket::Host::create_tcp_socket(&mut store.data_mut().sockets(), family))
         })
     })?;
-    let mut create = linker.instance(&format!("wasi:sockets/udp-create-socket@{VERSION}"))?;
+    let mut create = linker.instance(&format!("wasi:sockets/udp-create-socket@{WASI}"))?;
     create.func_wrap_async("create-udp-socket", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
         Box::new(async move {
             if let Err(error) = check_sockets(&mut store) {
@@ -69,9 +66,9 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
             returned(udp_create_socket::Host::create_udp_socket(&mut store.data_mut().sockets(), family).await)
         })
     })?;
-    add_tcp(&mut linker.instance(&format!("wasi:sockets/tcp@{VERSION}"))?)?;
-    add_udp(&mut linker.instance(&format!("wasi:sockets/udp@{VERSION}"))?)?;
-    super::names::add_to_linker(&mut linker.instance(&format!("wasi:sockets/ip-name-lookup@{VERSION}"))?)?;
+    add_tcp(&mut linker.instance(&format!("wasi:sockets/tcp@{WASI}"))?)?;
+    add_udp(&mut linker.instance(&format!("wasi:sockets/udp@{WASI}"))?)?;
+    super::names::add_to_linker(&mut linker.instance(&format!("wasi:sockets/ip-name-lookup@{WASI}"))?)?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -83,6 +80,11 @@ async fn paid(access: &NetworkAccess, bytes: usize) {
         tokio::time::sleep_until(free).await;
         free = access.sends(0);
     }
+}
+
+/// The same of a datagram that goes to so many links.
+pub(crate) async fn paid_datagrams(access: &NetworkAccess, bytes: usize, links: usize) {
+    paid(access, bytes.max(DATAGRAM) * links).await;
 }
 
 /// A trap is the guest's end, an error code is its affair.

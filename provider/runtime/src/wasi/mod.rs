@@ -38,6 +38,8 @@ mod poll;
 mod reads;
 mod writes;
 
+pub(crate) use reads::PaidCall;
+
 const MODULE: &str = "wasi_snapshot_preview1";
 
 /// Error numbers of preview 1 that the shadowed functions return themselves.

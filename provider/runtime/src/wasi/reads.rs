@@ -3,6 +3,8 @@
 use super::{GuestState, MODULE, errno, exported_memory, is_stdio, read_u32};
 use crate::cpu::thread_cpu_time;
 use crate::directories::{self, Piece};
+use crate::limits::SharedLimits;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use wasmtime::{AsContextMut as _, Caller, Linker, Result};
@@ -70,10 +72,34 @@ pub(super) fn pay(caller: &mut Caller<'_, GuestState>, time: Duration) {
     }
 }
 
-/// Charges a call that a thread did which may block: it may have waited, which is free, and has moved bytes, which is not.
+/// Charges a call that a thread did which may block.
 pub(super) fn pay_for_call(caller: &mut Caller<'_, GuestState>, started: Instant, bytes: u64) {
+    pay(caller, price(started, bytes));
+}
+
+/// It may have waited, which is free, and has moved bytes, which is not.
+fn price(started: Instant, bytes: u64) -> Duration {
     let of_bytes = Duration::from_nanos((bytes as f64 * PAID_PER_BYTE) as u64);
-    pay(caller, started.elapsed().min(PAID_AT_MOST + of_bytes));
+    started.elapsed().min(PAID_AT_MOST + of_bytes)
+}
+
+/// A call that goes on, on a thread that may block, for a guest of this container.
+pub(crate) struct PaidCall {
+    limits: Arc<SharedLimits>,
+    started: Instant,
+}
+
+impl PaidCall {
+    pub(crate) fn of(limits: Arc<SharedLimits>) -> Self {
+        Self { limits, started: Instant::now() }
+    }
+
+    /// It has moved so many bytes.
+    pub(crate) fn ended(self, bytes: usize) {
+        if let Some(share) = self.limits.cpu() {
+            share.owe(price(self.started, bytes as u64));
+        }
+    }
 }
 
 /// Charges a read or a write: it moved what it says that it has, at `count`. Standard input and output have their own

@@ -4,7 +4,7 @@ use super::EXPORT;
 use super::bindings::{self, DiscoveryHandlerPre};
 use super::schema::DetailsSchema;
 use crate::settings;
-use akri_krustlet_runtime::{ComponentSpec, ComponentState, ContainerLimits, Digest, Program, Runtime};
+use akri_krustlet_runtime::{ComponentSpec, ComponentState, ContainerLimits, Digest, EventGrant, Program, Runtime};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -116,9 +116,12 @@ async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, S
         args: Vec::new(),
         env: Vec::new(),
         log: None,
+        preopens: Vec::new(),
+        events: EventGrant::default(),
         limits: limits.clone(),
     };
-    let mut store: wasmtime::Store<ComponentState> = runtime.component_store(&spec, None);
+    let mut store: wasmtime::Store<ComponentState> =
+        runtime.component_store(&spec, None).map_err(|error| error.to_string())?;
     let call = runtime.call(&limits, "describe", None, DEADLINE, async move {
         let result = async {
             let handler = handler.instantiate_async(&mut store).await?;

@@ -4,7 +4,7 @@
 //! # Flow
 //! 1. A Discover stream makes an instance. `open` and the first `step` begin on the thread that took the call, so that a guest that
 //!    knows its devices at once answers at once; one that needs longer goes to the guest threads.
-//! 2. Later steps run on the guest threads, after the time that the guest asked for.
+//! 2. Later steps run on the guest threads, after the time that the guest asked for, or when something has come that it follows.
 //! 3. A step that takes longer than the deadline, traps or exits is the instance's end; the session makes another one.
 
 mod describe;
@@ -14,10 +14,10 @@ use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
-use akri_krustlet_host::BackOff;
+use akri_krustlet_host::{BackOff, TokenBucket};
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
-use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Outcome, Runtime};
+use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Granted, Outcome, Preopen, Runtime};
 use akri_proto::v0::{Device, DeviceSpec, Mount};
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
@@ -48,6 +48,8 @@ use bindings::akri::discovery::types;
 const INLINE: Duration = Duration::from_millis(2);
 /// The least and the longest pause between two steps.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
+/// Steps that events may cause: at once, and each second.
+const EVENT_STEPS: (f64, f64) = (20.0, 50.0);
 /// Most parts of one list: devices, their properties, mounts and device specs.
 const MOST_PARTS: usize = 16 * MOST_DEVICES;
 /// Longest text that a guest says besides its devices, in bytes.
@@ -83,17 +85,25 @@ impl Component {
         let refused = |what: String| ContainerError::Component(what);
         let instance = runtime.link(&spec.program).map_err(|error| refused(error.to_string()))?;
         let handler = DiscoveryHandlerPre::new(instance).map_err(|error| refused(not_a_handler(&error)))?;
-        let exchange = spec.exchange_is_mounted.then_some(&spec.settings.exchange_directory);
-        if let Some(mounted) = spec.preopens.iter().map(|preopen| &preopen.guest).chain(exchange).next() {
-            return Err(refused(format!(
-                "a volume is mounted at {mounted}: components are given no volumes yet; leave it out, or use a module (wasm32-wasip1)"
-            )));
+        let mut preopens = spec.preopens.clone();
+        if spec.exchange_is_mounted {
+            // A directory like others, here.
+            preopens.push(Preopen::new(&spec.exchange_volume, &*spec.settings.exchange_directory));
         }
+        let granted = Granted {
+            uevents: spec.events.uevents.is_some(),
+            links: spec.events.links.is_some(),
+            multicast: spec.network.joins_groups(),
+            watch: !preopens.is_empty(),
+        };
+        granted.check(&runtime.imports(&spec.program)).map_err(|error| refused(error.to_string()))?;
         let instance = ComponentSpec {
             name: spec.name.clone(),
             args: spec.args.clone(),
             env: spec.env.clone(),
             log: Some(spec.log.clone()),
+            preopens,
+            events: spec.events.clone(),
             limits: spec.limits.clone(),
         };
         Ok(Arc::new(Self { spec, runtime, handler, instance }))
@@ -101,6 +111,19 @@ impl Component {
 
     pub(crate) fn guest(self: &Arc<Self>) -> ComponentGuest {
         ComponentGuest { component: self.clone(), told: Arc::default(), task: Mutex::default() }
+    }
+
+    /// What an instance runs in. Its directories may be on something that hangs.
+    async fn store(self: Arc<Self>, request: &DiscoveryRequest) -> Result<Store<ComponentState>, String> {
+        let network = NetworkAccess::new(self.spec.network.clone(), &request.details);
+        if self.instance.preopens.is_empty() {
+            return self.runtime.component_store(&self.instance, Some(network)).map_err(|error| error.to_string());
+        }
+        let made = tokio::task::spawn_blocking(move || self.runtime.component_store(&self.instance, Some(network)));
+        match made.await {
+            Ok(made) => made.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     async fn call<T: Send + 'static>(
@@ -120,8 +143,11 @@ impl Component {
             told.say(Said::InvalidDetails(reason));
             return std::future::pending().await;
         }
-        let network = NetworkAccess::new(self.spec.network.clone(), &request.details);
-        let (mut store, handler) = (self.runtime.component_store(&self.instance, Some(network)), self.handler.clone());
+        let mut store = match self.clone().store(&request).await {
+            Ok(store) => store,
+            Err(reason) => return Ended::Failed(reason),
+        };
+        let (handler, inbox) = (self.handler.clone(), store.data().inbox());
         let first = self.call(Some(INLINE), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
@@ -151,6 +177,7 @@ impl Component {
             }
         };
         let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
+        let mut event_steps = TokenBucket::new(EVENT_STEPS.0, EVENT_STEPS.1);
         loop {
             let (said, pause) = match outcome {
                 Ok(types::Outcome { devices, wake_after_ms, note }) => {
@@ -160,8 +187,14 @@ impl Component {
                 Err(error) => (trouble(error), Some(back_off.pause())),
             };
             told.say(said);
-            let Some(pause) = pause else { return std::future::pending().await };
-            tokio::time::sleep(pause).await;
+            let event = async {
+                inbox.arrived().await;
+                tokio::time::sleep_until(event_steps.when(1.0)).await;
+            };
+            tokio::select! {
+                () = until(pause) => {}
+                () = event => event_steps.spend(1.0),
+            }
             let step = self.call(None, async move {
                 let result = handler.akri_discovery_handler().call_step(&mut store).await;
                 (store, result.map(|outcome| (handler, outcome)))
@@ -171,6 +204,14 @@ impl Component {
                 Err(error) => return ended(error),
             };
         }
+    }
+}
+
+/// After a pause, or never.
+async fn until(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,0 +1,293 @@
+//! The host's own interfaces that tell what happens on the machine (`akri:host/uevents`, `multicast`, `watch`, `links`): what an
+//! instance opened of them, held to what its pod grants.
+
+use super::ComponentState;
+use super::bindings::akri::host::{links, multicast, uevents, watch};
+use crate::network::NetworkAccess;
+use crate::preopen::{Preopen, descriptor_path};
+use akri_krustlet_events::{
+    DirectoryChanges, EventSources, Inbox, LinkNames, MulticastError, MulticastListener, Subsystems, UeventMonitor,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use wasmtime::component::Resource;
+
+/// Subscriptions of each kind that one instance may have at once.
+const MONITORS: usize = 8;
+const LISTENERS: usize = 16;
+const WATCHES: usize = 64;
+
+/// What of the machine's events a container may follow; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventGrant {
+    /// Uevents of which subsystems.
+    pub uevents: Option<Subsystems>,
+    /// Which network links it may list.
+    pub links: Option<LinkNames>,
+}
+
+/// What one instance has of the machine's events.
+pub(super) struct Events {
+    pub(super) sources: Arc<EventSources>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) grant: EventGrant,
+    pub(super) network: Option<Arc<NetworkAccess>>,
+    pub(super) preopens: Vec<Preopen>,
+}
+
+impl Events {
+    /// The preopened directory that a path of the guest is in, and the rest of the path.
+    fn preopen(&self, path: &str) -> Option<(&Preopen, PathBuf)> {
+        let path = plain(Path::new(path))?;
+        let here = self.preopens.iter().filter_map(|preopen| {
+            let rest = path.strip_prefix(plain(Path::new(&preopen.guest))?).ok()?;
+            Some((preopen, rest.to_owned()))
+        });
+        here.min_by_key(|(_, rest)| rest.components().count())
+    }
+}
+
+/// An absolute path without its root; not one that goes up.
+fn plain(path: &Path) -> Option<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(plain)
+}
+
+/// A subscription to uevents, as a guest holds it.
+#[derive(Debug)]
+pub struct Monitor(Arc<UeventMonitor>);
+
+/// A group that a guest listens to.
+#[derive(Debug)]
+pub struct Listener(Arc<MulticastListener>);
+
+/// A directory that a guest follows.
+#[derive(Debug)]
+pub struct Watch(DirectoryChanges);
+
+impl ComponentState {
+    fn has_room<T: 'static>(&mut self, most: usize) -> bool {
+        self.table.iter_mut().filter(|entry| entry.is::<T>()).count() < most
+    }
+}
+
+impl uevents::Host for ComponentState {}
+
+impl uevents::HostMonitor for ComponentState {
+    async fn open(&mut self, subsystems: Vec<String>) -> wasmtime::Result<Result<Resource<Monitor>, uevents::Denied>> {
+        let Some(granted) = self.events.grant.uevents.clone() else { return Ok(Err(uevents::Denied::NotGranted)) };
+        let wanted = match subsystems.is_empty() {
+            true => granted,
+            false if subsystems.iter().all(|subsystem| granted.contain(subsystem)) => {
+                Subsystems::Named(subsystems.into_iter().collect())
+            }
+            false => return Ok(Err(uevents::Denied::NotGranted)),
+        };
+        if !self.has_room::<Monitor>(MONITORS) {
+            return Ok(Err(uevents::Denied::TooMany));
+        }
+        match self.events.sources.uevents(wanted, self.events.inbox.clone()) {
+            Ok(monitor) => Ok(Ok(self.table.push(Monitor(monitor))?)),
+            Err(error) => {
+                tracing::error!(%error, "uevents of the kernel cannot be followed");
+                Ok(Err(uevents::Denied::Unavailable))
+            }
+        }
+    }
+
+    async fn take(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<(Vec<uevents::Uevent>, u32)> {
+        let (events, lost) = self.table.get(&monitor)?.0.take();
+        let as_wit = |uevent: Arc<akri_krustlet_events::Uevent>| {
+            let akri_krustlet_events::Uevent { action, devpath, subsystem, properties } = Arc::unwrap_or_clone(uevent);
+            uevents::Uevent { action, devpath, subsystem, properties }
+        };
+        Ok((events.into_iter().map(as_wit).collect(), lost))
+    }
+
+    async fn drop(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<()> {
+        self.table.delete(monitor).map(drop)?;
+        Ok(())
+    }
+}
+
+impl multicast::Host for ComponentState {}
+
+impl multicast::HostListener for ComponentState {
+    async fn join(
+        &mut self,
+        group: multicast::IpAddress,
+        port: u16,
+        link: Option<String>,
+    ) -> wasmtime::Result<Result<Resource<Listener>, multicast::Denied>> {
+        let place = SocketAddr::new(ip_address(&group), port);
+        if !place.ip().is_multicast() {
+            return Ok(Err(multicast::Denied::NotMulticast));
+        }
+        let Some(network) = self.events.network.clone() else { return Ok(Err(multicast::Denied::NotGranted)) };
+        let Some(links) = network.may_join(place, link.as_deref()) else {
+            return Ok(Err(multicast::Denied::NotGranted));
+        };
+        if !self.has_room::<Listener>(LISTENERS) {
+            return Ok(Err(multicast::Denied::TooMany));
+        }
+        let hears = Arc::new(move |from| network.may_hear(from));
+        match self.events.sources.join(place, links, hears, self.events.inbox.clone()) {
+            Ok(listener) => Ok(Ok(self.table.push(Listener(listener))?)),
+            Err(error) => Ok(Err(denied(place, error))),
+        }
+    }
+
+    async fn take(
+        &mut self,
+        listener: Resource<Listener>,
+        most: u32,
+    ) -> wasmtime::Result<(Vec<multicast::Datagram>, u32)> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let (datagrams, lost) = self.table.get(&listener)?.0.take(most);
+        let as_wit = |datagram: akri_krustlet_events::Datagram| multicast::Datagram {
+            from: as_wit(datagram.from.ip()),
+            from_port: datagram.from.port(),
+            link: datagram.link.to_string(),
+            payload: datagram.payload.to_vec(),
+        };
+        Ok((datagrams.into_iter().map(as_wit).collect(), lost))
+    }
+
+    async fn send(
+        &mut self,
+        listener: Resource<Listener>,
+        payload: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), multicast::Denied>> {
+        let listener = self.table.get(&listener)?.0.clone();
+        if let Some(network) = self.events.network.clone() {
+            crate::network::sockets::paid_datagrams(&network, payload.len(), listener.links()).await;
+        }
+        Ok(listener.send(&payload).map_err(|error| denied(listener.place(), error)))
+    }
+
+    async fn drop(&mut self, listener: Resource<Listener>) -> wasmtime::Result<()> {
+        self.table.delete(listener).map(drop)?;
+        Ok(())
+    }
+}
+
+fn denied(place: SocketAddr, error: MulticastError) -> multicast::Denied {
+    match error {
+        MulticastError::NotMulticast(_) => multicast::Denied::NotMulticast,
+        MulticastError::NoSuchLink => multicast::Denied::NoSuchLink,
+        MulticastError::Io(error) => {
+            tracing::warn!(
+                group = %place,
+                "a multicast group cannot be used: {error}{}",
+                match error.kind() {
+                    std::io::ErrorKind::AddrInUse => "; another program has its port for itself (it binds without SO_REUSEADDR)",
+                    _ => "",
+                }
+            );
+            multicast::Denied::Unavailable
+        }
+    }
+}
+
+impl watch::Host for ComponentState {}
+
+impl watch::HostWatch for ComponentState {
+    async fn open(&mut self, path: String) -> wasmtime::Result<Result<Resource<Watch>, watch::Denied>> {
+        let Some((preopen, rest)) = self.events.preopen(&path) else { return Ok(Err(watch::Denied::NotPreopened)) };
+        let preopen = preopen.clone();
+        if !self.has_room::<Watch>(WATCHES) {
+            return Ok(Err(watch::Denied::TooMany));
+        }
+        let (sources, inbox) = (self.events.sources.clone(), self.events.inbox.clone());
+        let open = move || {
+            let directory = preopen.open_below(&rest).map_err(|error| match error {
+                rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR => watch::Denied::NotADirectory,
+                _ => watch::Denied::NotPreopened,
+            })?;
+            sources.directory(&descriptor_path(&directory), inbox).map_err(|error| {
+                // The user's watches are used up, most likely.
+                tracing::warn!(directory = path, %error, "a directory cannot be followed");
+                watch::Denied::Unavailable
+            })
+        };
+        match tokio::task::spawn_blocking(open).await? {
+            Ok(changes) => Ok(Ok(self.table.push(Watch(changes))?)),
+            Err(denied) => Ok(Err(denied)),
+        }
+    }
+
+    async fn take(&mut self, watch: Resource<Watch>) -> wasmtime::Result<(Vec<String>, u32)> {
+        let (names, lost) = self.table.get(&watch)?.0.take();
+        Ok((names, lost.into()))
+    }
+
+    async fn drop(&mut self, watch: Resource<Watch>) -> wasmtime::Result<()> {
+        self.table.delete(watch).map(drop)?;
+        Ok(())
+    }
+}
+
+impl links::Host for ComponentState {
+    async fn list(&mut self) -> wasmtime::Result<Vec<links::Link>> {
+        let Some(granted) = &self.events.grant.links else { return Ok(Vec::new()) };
+        let listed = akri_krustlet_events::links::list().unwrap_or_else(|error| {
+            tracing::warn!(%error, "network links cannot be listed");
+            Vec::new()
+        });
+        let granted = listed.into_iter().filter(|link| granted.contain(&link.name));
+        let as_wit = |link: akri_krustlet_events::Link| links::Link {
+            name: link.name,
+            addresses: link.addresses.into_iter().map(|(address, prefix)| (as_wit(address), prefix)).collect(),
+            multicast: link.multicast,
+            loopback: link.loopback,
+        };
+        Ok(granted.map(as_wit).collect())
+    }
+}
+
+fn ip_address(address: &multicast::IpAddress) -> IpAddr {
+    match *address {
+        multicast::IpAddress::Ipv4((a, b, c, d)) => Ipv4Addr::new(a, b, c, d).into(),
+        multicast::IpAddress::Ipv6((a, b, c, d, e, f, g, h)) => Ipv6Addr::new(a, b, c, d, e, f, g, h).into(),
+    }
+}
+
+fn as_wit(address: IpAddr) -> multicast::IpAddress {
+    match address {
+        IpAddr::V4(address) => multicast::IpAddress::Ipv4(address.octets().into()),
+        IpAddr::V6(address) => multicast::IpAddress::Ipv6(address.segments().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_in_the_innermost_directory_that_has_it() {
+        let events = Events {
+            sources: EventSources::new(),
+            inbox: Inbox::new(),
+            grant: EventGrant::default(),
+            network: None,
+            preopens: vec![Preopen::new("/a", "/data"), Preopen::new("/b", "/data/inner/")],
+        };
+        let found = |path: &str| {
+            let (preopen, rest) = events.preopen(path)?;
+            Some((preopen.host.display().to_string(), rest.display().to_string()))
+        };
+        assert_eq!(found("/data"), Some(("/a".to_owned(), String::new())));
+        assert_eq!(found("/data/x/./y"), Some(("/a".to_owned(), "x/y".to_owned())));
+        assert_eq!(found("/data/inner/z"), Some(("/b".to_owned(), "z".to_owned())));
+        assert_eq!(found("/data/../etc"), None);
+        assert_eq!(found("/database"), None);
+    }
+}

@@ -1,0 +1,316 @@
+//! The files of components, in the directories that they are given: wasmtime-wasi's, with what it leaves unbounded bounded here.
+//!
+//! - A listing is read a piece at a time, where wasmtime-wasi's own takes a directory of any size into the host's memory.
+//! - What is done on threads that may block is paid by the guest: opening, reading, writing, looking.
+
+use super::{ComponentState, WASI};
+use crate::cpu::thread_cpu_time;
+use crate::directories::{self, Entry};
+use crate::wasi::PaidCall;
+use rustix::fs::FileType;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceType};
+use wasmtime::{Result, StoreContextMut};
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
+use wasmtime_wasi::p2::bindings::filesystem::types::{
+    DescriptorFlags, DescriptorStat, DescriptorType, DirectoryEntry, DirectoryEntryStream, ErrorCode, HostDescriptor,
+    OpenFlags, PathFlags,
+};
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsResult, InputStream, OutputStream, Pollable, StreamError};
+
+type Store<'a> = StoreContextMut<'a, ComponentState>;
+type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
+
+/// A trap is the guest's end, an error code is its affair.
+fn returned<T>(result: FsResult<T>) -> Returned<T> {
+    match result {
+        Ok(value) => Ok((Ok(value),)),
+        Err(error) => Ok((Err(error.downcast()?),)),
+    }
+}
+
+/// Puts the functions of this module before wasmtime-wasi's.
+pub(super) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
+    linker.allow_shadowing(true);
+    let mut types = linker.instance(&format!("wasi:filesystem/types@{WASI}"))?;
+    add_listings(&mut types)?;
+    add_calls(&mut types)?;
+    add_streams(&mut types)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// A directory that is being listed. It stands in the guest's table where wasmtime-wasi's iterator would.
+struct Listing {
+    directory: Arc<OwnedFd>,
+    /// Where the next piece begins.
+    cookie: u64,
+    entries: VecDeque<Entry>,
+    is_last: bool,
+}
+
+/// What is read of a directory at once, in bytes.
+const PIECE: usize = 16 << 10;
+
+fn add_listings(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    let listing = ResourceType::host::<DirectoryEntryStream>();
+    types.resource("directory-entry-stream", listing, |mut store, number| {
+        store.data_mut().table.delete(Resource::<Listing>::new_own(number))?;
+        Ok(())
+    })?;
+    types.func_wrap_async(
+        "[method]descriptor.read-directory",
+        |mut store: Store<'_>, (directory,): (Resource<Descriptor>,)| {
+            Box::new(async move {
+                let directory = match store.data_mut().table.get(&directory)? {
+                    Descriptor::Dir(directory) => directory.dir.clone(),
+                    Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
+                };
+                // Of its own, for it has a place in the listing.
+                let opened = blocking(&mut store, move || directories::open_again(&directory)).await?;
+                let listing = match opened {
+                    Ok(directory) => {
+                        Listing { directory: Arc::new(directory), cookie: 0, entries: VecDeque::new(), is_last: false }
+                    }
+                    Err(error) => return Ok((Err(error_code(error)),)),
+                };
+                let number = store.data_mut().table.push(listing)?.rep();
+                Ok((Ok(Resource::<DirectoryEntryStream>::new_own(number)),))
+            })
+        },
+    )?;
+    types.func_wrap_async(
+        "[method]directory-entry-stream.read-directory-entry",
+        |mut store: Store<'_>, (stream,): (Resource<DirectoryEntryStream>,)| {
+            Box::new(async move {
+                let listing = Resource::<Listing>::new_borrow(stream.rep());
+                loop {
+                    let of_guest = store.data_mut().table.get_mut(&listing)?;
+                    if let Some(entry) = of_guest.entries.pop_front() {
+                        return Ok((Ok(Some(as_wit(entry))),));
+                    }
+                    if of_guest.is_last {
+                        return Ok((Ok(None),));
+                    }
+                    let (directory, cookie) = (of_guest.directory.clone(), of_guest.cookie);
+                    let piece = blocking(&mut store, move || directories::entries(&directory, cookie, PIECE)).await?;
+                    let piece = match piece {
+                        Ok(piece) => piece,
+                        Err(error) => return Ok((Err(error_code(error)),)),
+                    };
+                    let of_guest = store.data_mut().table.get_mut(&listing)?;
+                    of_guest.cookie = piece.next;
+                    of_guest.is_last = piece.is_last;
+                    of_guest.entries.extend(piece.entries.into_iter().filter(|entry| !is_dots(&entry.name)));
+                }
+            })
+        },
+    )
+}
+
+fn is_dots(name: &str) -> bool {
+    matches!(name, "." | "..")
+}
+
+/// Work on a thread that may block, whose CPU time the guest pays.
+async fn blocking<T: Send + 'static>(store: &mut Store<'_>, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let timed = move || {
+        let before = thread_cpu_time();
+        (work(), thread_cpu_time().saturating_sub(before))
+    };
+    let (result, time) = tokio::task::spawn_blocking(timed).await?;
+    if let Some(share) = store.data().limiter.container().cpu() {
+        share.owe(time);
+    }
+    Ok(result)
+}
+
+fn as_wit(entry: Entry) -> DirectoryEntry {
+    let type_ = match entry.kind {
+        FileType::RegularFile => DescriptorType::RegularFile,
+        FileType::Directory => DescriptorType::Directory,
+        FileType::Symlink => DescriptorType::SymbolicLink,
+        FileType::Fifo => DescriptorType::Fifo,
+        FileType::Socket => DescriptorType::Socket,
+        FileType::CharacterDevice => DescriptorType::CharacterDevice,
+        FileType::BlockDevice => DescriptorType::BlockDevice,
+        FileType::Unknown => DescriptorType::Unknown,
+    };
+    DirectoryEntry { type_, name: entry.name }
+}
+
+fn error_code(error: rustix::io::Errno) -> ErrorCode {
+    match error {
+        rustix::io::Errno::NOENT => ErrorCode::NoEntry,
+        rustix::io::Errno::ACCESS => ErrorCode::Access,
+        rustix::io::Errno::INVAL => ErrorCode::Invalid,
+        _ => ErrorCode::Io,
+    }
+}
+
+fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    types.func_wrap_async(
+        "[method]descriptor.read",
+        |mut store: Store<'_>, (file, length, offset): (Resource<Descriptor>, u64, u64)| {
+            Box::new(async move {
+                let call = paid(&store);
+                let read = HostDescriptor::read(&mut store.data_mut().filesystem(), file, length, offset).await;
+                call.ended(read.as_ref().map_or(0, |(bytes, _)| bytes.len()));
+                returned(read)
+            })
+        },
+    )?;
+    types.func_wrap_async(
+        "[method]descriptor.write",
+        |mut store: Store<'_>, (file, bytes, offset): (Resource<Descriptor>, Vec<u8>, u64)| {
+            Box::new(async move {
+                let (call, length) = (paid(&store), bytes.len());
+                let written = HostDescriptor::write(&mut store.data_mut().filesystem(), file, bytes, offset).await;
+                call.ended(length);
+                returned(written)
+            })
+        },
+    )?;
+    types.func_wrap_async(
+        "[method]descriptor.stat-at",
+        |mut store: Store<'_>, (directory, flags, path): (Resource<Descriptor>, PathFlags, String)| {
+            Box::new(async move {
+                let call = paid(&store);
+                let stat = HostDescriptor::stat_at(&mut store.data_mut().filesystem(), directory, flags, path).await;
+                call.ended(0);
+                returned::<DescriptorStat>(stat)
+            })
+        },
+    )?;
+    types.func_wrap_async(
+        "[method]descriptor.readlink-at",
+        |mut store: Store<'_>, (directory, path): (Resource<Descriptor>, String)| {
+            Box::new(async move {
+                let call = paid(&store);
+                let link = HostDescriptor::readlink_at(&mut store.data_mut().filesystem(), directory, path).await;
+                call.ended(0);
+                returned(link)
+            })
+        },
+    )?;
+    type Open = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
+    types.func_wrap_async(
+        "[method]descriptor.open-at",
+        |mut store: Store<'_>, (directory, flags, path, how, mode): Open| {
+            Box::new(async move {
+                let call = paid(&store);
+                let mut files = store.data_mut().filesystem();
+                let opened = HostDescriptor::open_at(&mut files, directory, flags, path, how, mode).await;
+                call.ended(0);
+                returned(opened)
+            })
+        },
+    )
+}
+
+fn paid(store: &Store<'_>) -> PaidCall {
+    PaidCall::of(store.data().limiter.container().clone())
+}
+
+fn add_streams(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    types.func_wrap(
+        "[method]descriptor.read-via-stream",
+        |mut store: Store<'_>, (file, offset): (Resource<Descriptor>, u64)| {
+            let opened = HostDescriptor::read_via_stream(&mut store.data_mut().filesystem(), file, offset);
+            returned(opened.and_then(|stream| -> FsResult<Resource<DynInputStream>> {
+                let limits = store.data().limiter.container().clone();
+                let inner = store.data_mut().table.get_mut(&stream)?;
+                let file = std::mem::replace(inner, Box::new(wasmtime_wasi::p2::pipe::ClosedInputStream));
+                *inner = Box::new(PaidStream { inner: file, limits });
+                Ok(stream)
+            }))
+        },
+    )?;
+    types.func_wrap(
+        "[method]descriptor.write-via-stream",
+        |mut store: Store<'_>, (file, offset): (Resource<Descriptor>, u64)| {
+            let opened = HostDescriptor::write_via_stream(&mut store.data_mut().filesystem(), file, offset);
+            returned(opened.and_then(|stream| paid_output(&mut store, stream)))
+        },
+    )?;
+    types.func_wrap("[method]descriptor.append-via-stream", |mut store: Store<'_>, (file,): (Resource<Descriptor>,)| {
+        let opened = HostDescriptor::append_via_stream(&mut store.data_mut().filesystem(), file);
+        returned(opened.and_then(|stream| paid_output(&mut store, stream)))
+    })
+}
+
+fn paid_output(store: &mut Store<'_>, stream: Resource<DynOutputStream>) -> FsResult<Resource<DynOutputStream>> {
+    let limits = store.data().limiter.container().clone();
+    let inner = store.data_mut().table.get_mut(&stream)?;
+    let file = std::mem::replace(inner, Box::new(wasmtime_wasi::p2::pipe::SinkOutputStream));
+    *inner = Box::new(PaidStream { inner: file, limits });
+    Ok(stream)
+}
+
+/// A stream of a file, whose guest pays for what is read and written.
+struct PaidStream<S> {
+    inner: S,
+    limits: Arc<crate::limits::SharedLimits>,
+}
+
+impl<S> PaidStream<S> {
+    fn call(&self) -> PaidCall {
+        PaidCall::of(self.limits.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for PaidStream<DynInputStream> {
+    async fn ready(&mut self) {
+        let call = self.call();
+        self.inner.ready().await;
+        call.ended(0);
+    }
+}
+
+#[async_trait::async_trait]
+impl InputStream for PaidStream<DynInputStream> {
+    fn read(&mut self, size: usize) -> std::result::Result<bytes::Bytes, StreamError> {
+        let call = self.call();
+        let read = self.inner.read(size);
+        call.ended(read.as_ref().map_or(0, bytes::Bytes::len));
+        read
+    }
+
+    async fn cancel(&mut self) {
+        self.inner.cancel().await;
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for PaidStream<DynOutputStream> {
+    async fn ready(&mut self) {
+        let call = self.call();
+        self.inner.ready().await;
+        call.ended(0);
+    }
+}
+
+#[async_trait::async_trait]
+impl OutputStream for PaidStream<DynOutputStream> {
+    fn write(&mut self, bytes: bytes::Bytes) -> std::result::Result<(), StreamError> {
+        let (call, length) = (self.call(), bytes.len());
+        let written = self.inner.write(bytes);
+        call.ended(length);
+        written
+    }
+
+    fn flush(&mut self) -> std::result::Result<(), StreamError> {
+        self.inner.flush()
+    }
+
+    fn check_write(&mut self) -> std::result::Result<usize, StreamError> {
+        self.inner.check_write()
+    }
+
+    async fn cancel(&mut self) {
+        self.inner.cancel().await;
+    }
+}

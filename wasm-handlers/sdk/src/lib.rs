@@ -1,0 +1,232 @@
+//! For authors of discovery handlers: implement [`Handler`], name it to [`handler!`], build for `wasm32-wasip2`.
+//!
+//! ```
+//! use akri_handler::{Device, Error, Handler, Request, Step, Text, handler};
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Details {
+//!     descriptions: Vec<Text>,
+//! }
+//!
+//! struct Echo(Vec<Text>);
+//!
+//! impl Handler for Echo {
+//!     const NAME: &'static str = "echo";
+//!     const SHARED: bool = true;
+//!     type Details = Details;
+//!
+//!     fn open(request: Request<Details>) -> Result<Self, Error> {
+//!         Ok(Self(request.details.descriptions))
+//!     }
+//!
+//!     fn step(&mut self) -> Result<Step, Error> {
+//!         let device = |text: &Text| Device::new(&text.0).property("DESCRIPTION", &text.0);
+//!         Ok(Step::devices(self.0.iter().map(device).collect()))
+//!     }
+//! }
+//!
+//! handler!(Echo);
+//! ```
+//!
+//! # What calls what
+//! The node makes one instance for each Discover stream: [`Handler::open`] with the request, then [`Handler::step`] at once, after
+//! [`Step::wake_after`], and whenever something has come to a source that the handler opened ([`uevents`], [`multicast`],
+//! [`watch`]). Between two steps nothing of the handler runs.
+//!
+//! # Tests
+//! On any other target than Wasm the same handler runs against a faked world: files below a directory of the test, uevents,
+//! links and datagrams that the test makes. See [`fake`].
+
+#[cfg(not(target_family = "wasm"))]
+pub mod fake;
+
+pub mod fs;
+pub mod links;
+pub mod multicast;
+pub mod uevents;
+pub mod watch;
+
+mod details;
+mod device;
+mod logger;
+
+/// What the WIT of `proto/wit` generates.
+#[doc(hidden)]
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "../../proto/wit",
+        world: "discovery-handler-all",
+        pub_export_macro: true,
+        default_bindings_module: "akri_handler::bindings",
+        generate_all,
+    });
+}
+
+pub use details::{Properties, Text};
+pub use device::{Device, Permissions};
+#[doc(hidden)]
+pub use logger::start as start_logger;
+
+use bindings::akri::discovery::types;
+use std::fmt;
+use std::time::Duration;
+
+/// A discovery handler: one value for each Discover stream.
+pub trait Handler: Sized + 'static {
+    /// What Configurations call it (`discoveryHandler.name`), unless its pod says another name.
+    const NAME: &'static str;
+    /// Whether other nodes see the same devices.
+    const SHARED: bool;
+    /// What Configurations say to it (`discoveryHandler.discoveryDetails`).
+    type Details: serde::de::DeserializeOwned;
+
+    /// A JSON Schema of the details, which the node checks before it asks.
+    fn schema() -> Option<String> {
+        None
+    }
+
+    /// Takes a request. What the user must change is [`Error::InvalidDetails`].
+    fn open(request: Request<Self::Details>) -> Result<Self, Error>;
+
+    /// Says what there is now, and when to be asked again.
+    fn step(&mut self) -> Result<Step, Error>;
+}
+
+/// What is asked of a handler.
+#[derive(Debug)]
+pub struct Request<D> {
+    /// What the Configuration says.
+    pub details: D,
+    /// Values of the Configuration, its Secrets and ConfigMaps (`discoveryProperties`).
+    pub properties: Properties,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The user must change the Configuration; says what.
+    InvalidDetails(String),
+    /// It cannot be found out now; the last list stays.
+    Unavailable(String),
+    /// The handler has a fault.
+    Internal(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::InvalidDetails(text) | Self::Unavailable(text) | Self::Internal(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<Error> for types::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::InvalidDetails(text) => Self::InvalidDetails(text),
+            Error::Unavailable(text) => Self::Unavailable(text),
+            Error::Internal(text) => Self::Internal(text),
+        }
+    }
+}
+
+/// What a step found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// All devices that there are; `None`: as before.
+    pub devices: Option<Vec<Device>>,
+    /// The next step comes after that time; without it, when a source has something.
+    pub wake_after: Option<Duration>,
+    /// What the operator should know, in the pod's condition.
+    pub note: Option<String>,
+}
+
+impl Step {
+    /// Nothing new.
+    pub fn unchanged() -> Self {
+        Self::default()
+    }
+
+    /// All devices that there are.
+    pub fn devices(devices: Vec<Device>) -> Self {
+        Self { devices: Some(devices), ..Self::default() }
+    }
+
+    /// To be asked again after that time.
+    #[must_use]
+    pub fn wake_after(self, time: Duration) -> Self {
+        Self { wake_after: Some(time), ..self }
+    }
+
+    /// With something that the operator should know.
+    #[must_use]
+    pub fn note(self, note: impl Into<String>) -> Self {
+        Self { note: Some(note.into()), ..self }
+    }
+}
+
+#[doc(hidden)]
+pub fn read_request<D: serde::de::DeserializeOwned>(request: types::Request) -> Result<Request<D>, Error> {
+    let details = serde_json::from_str(&request.details).map_err(|error| Error::InvalidDetails(error.to_string()))?;
+    Ok(Request { details, properties: request.properties.into_iter().map(|of| (of.name, of.value)).collect() })
+}
+
+#[doc(hidden)]
+pub fn as_outcome(step: Step) -> types::Outcome {
+    types::Outcome {
+        devices: step.devices.map(|devices| devices.into_iter().map(Into::into).collect()),
+        wake_after_ms: step.wake_after.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
+        note: step.note,
+    }
+}
+
+/// Makes a type that implements [`Handler`] the handler of this component.
+#[macro_export]
+macro_rules! handler {
+    ($handler:ty) => {
+        const _: () = {
+            use $crate::bindings::akri::discovery::types;
+            use $crate::bindings::exports::akri::discovery::handler::{Guest, Info};
+
+            struct Exported;
+
+            std::thread_local! {
+                static OPENED: std::cell::RefCell<Option<$handler>> = const { std::cell::RefCell::new(None) };
+            }
+
+            impl Guest for Exported {
+                fn describe() -> Info {
+                    Info {
+                        name: <$handler as $crate::Handler>::NAME.to_owned(),
+                        shared: <$handler as $crate::Handler>::SHARED,
+                        details_schema: <$handler as $crate::Handler>::schema(),
+                    }
+                }
+
+                fn open(request: types::Request) -> Result<(), types::Error> {
+                    $crate::start_logger();
+                    let opened = $crate::read_request(request).and_then(<$handler as $crate::Handler>::open)?;
+                    OPENED.with_borrow_mut(|handler| *handler = Some(opened));
+                    Ok(())
+                }
+
+                fn step() -> Result<types::Outcome, types::Error> {
+                    OPENED.with_borrow_mut(|handler| match handler {
+                        Some(handler) => Ok($crate::as_outcome($crate::Handler::step(handler)?)),
+                        None => Err(types::Error::Internal("step before open".to_owned())),
+                    })
+                }
+            }
+
+    $crate::bindings::export!(Exported with_types_in $crate::bindings);
+        };
+    };
+}
