@@ -55,7 +55,11 @@ impl Device {
     /// value.
     #[must_use]
     pub fn property(mut self, name: &str, value: impl Into<String>) -> Self {
-        let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '_' { letter } else { '_' };
+        // As the node takes them.
+        let plain = |letter: char| match letter {
+            letter if letter.is_ascii_alphanumeric() || "_-.".contains(letter) => letter,
+            _ => '_',
+        };
         let mut name: String = name.chars().map(plain).collect();
         if name.is_empty() || name.starts_with(|letter: char| letter.is_ascii_digit()) {
             name.insert(0, '_');
@@ -108,8 +112,8 @@ mod tests {
 
     #[test]
     fn names_of_properties_can_be_variables() {
-        let device = Device::new("a").property("ID_PATH-1", "x").property("1", "y").property("ID_PATH-1", "z");
-        let expected = [("ID_PATH_1", "z"), ("_1", "y")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let device = Device::new("a").property("ID=PATH-1", "x").property("1", "y").property("ID PATH-1", "z");
+        let expected = [("ID_PATH-1", "z"), ("_1", "y")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(device.properties, expected);
     }
 

@@ -39,6 +39,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 /// What the machine of a test has. One at a time on each thread: the handler finds the newest.
 #[derive(Debug)]
@@ -48,6 +49,7 @@ pub struct World(Rc<RefCell<State>>);
 struct State {
     root: PathBuf,
     owns_root: bool,
+    now: Duration,
     links: Vec<Link>,
     monitors: Vec<Source<Uevent, Vec<String>>>,
     listeners: Vec<Source<Datagram, (SocketAddr, Option<String>)>>,
@@ -162,6 +164,11 @@ impl World {
         state.watches.iter().filter(|of| of.of == Path::new(directory)).for_each(|of| of.push(&name.to_owned()));
     }
 
+    /// Lets time pass.
+    pub fn advance(&self, time: Duration) {
+        self.0.borrow_mut().now += time;
+    }
+
     /// What the handler has sent to groups.
     pub fn sent(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         std::mem::take(&mut self.0.borrow_mut().sent)
@@ -225,6 +232,10 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 
 pub(crate) fn place(path: &Path) -> PathBuf {
     here(|state| below(&state.root, path))
+}
+
+pub(crate) fn now() -> Duration {
+    here(|state| state.now)
 }
 
 pub(crate) fn links() -> Vec<Link> {

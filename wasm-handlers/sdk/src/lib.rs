@@ -43,6 +43,7 @@ pub mod fake;
 pub mod fs;
 pub mod links;
 pub mod multicast;
+pub mod time;
 pub mod uevents;
 pub mod watch;
 

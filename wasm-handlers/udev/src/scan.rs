@@ -1,0 +1,124 @@
+//! Which devices match.
+
+use crate::Matching;
+use crate::rule::{Field, Match, Rule};
+use crate::sysfs::{Device, Devices};
+use akri_handler::Error;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// What a rule found: a device that has a file in /dev, or has none above it that has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Found {
+    pub(crate) devpath: String,
+    pub(crate) devnode: Option<String>,
+}
+
+/// What all rules find, by path.
+pub(crate) fn find(rules: &[Rule], matching: Matching) -> Result<BTreeSet<Found>, Error> {
+    let devices = Devices::default();
+    let mut lists = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for rule in rules {
+        let wanted = match rule.subsystems(matching) {
+            Some(names) => names.into_iter().map(Some).collect(),
+            None => vec![None],
+        };
+        for subsystem in wanted {
+            if !lists.contains_key(&subsystem) {
+                let listed = devices.of(subsystem);
+                let listed = listed.map_err(|error| Error::Unavailable(format!("/sys cannot be read: {error}")))?;
+                lists.insert(subsystem, listed);
+            }
+            for device in &lists[&subsystem] {
+                if matches(rule, device, &devices, matching) {
+                    found.insert(with_devnode(device, &devices));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A device without a file in /dev is the nearest one above that has one.
+fn with_devnode(device: &Rc<Device>, devices: &Devices) -> Found {
+    let mut next = Some(device.clone());
+    while let Some(device) = next {
+        if let Some(devnode) = device.devnode() {
+            return Found { devpath: device.devpath.clone(), devnode: Some(devnode.to_owned()) };
+        }
+        next = devices.parent(&device);
+    }
+    Found { devpath: device.devpath.clone(), devnode: None }
+}
+
+fn matches(rule: &Rule, device: &Rc<Device>, devices: &Devices, matching: Matching) -> bool {
+    match matching {
+        Matching::Udev => matches_udev(rule, device, devices),
+        Matching::Native => matches_native(rule, device, devices),
+    }
+}
+
+/// All matches hold; those of devices above hold for one and the same, the device itself included. A match with `!=` holds if
+/// the one with `==` does not; among devices above, for none of them.
+fn matches_udev(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
+    let holds = |of: &Match, device: &Device| values(&of.field, device).iter().any(|value| of.pattern.is_of(value));
+    let (above, own): (Vec<_>, Vec<_>) = rule.0.iter().partition(|of| of.ancestors);
+    if !own.iter().all(|of| holds(of, device) != of.negated) {
+        return false;
+    }
+    let (not, wanted): (Vec<_>, Vec<_>) = above.into_iter().partition(|of| of.negated);
+    let line = || std::iter::successors(Some(device.clone()), |device| devices.parent(device));
+    let has_one = wanted.is_empty() || line().any(|device| wanted.iter().all(|of| holds(of, &device)));
+    has_one && (not.is_empty() || line().all(|device| !not.iter().any(|of| holds(of, &device))))
+}
+
+/// As libudev's enumerator and Akri's own handler do it: of several names, subsystems and properties with `==` one is enough,
+/// those are globs without alternatives, and DEVPATH is not looked at; the others are expressions for the whole value.
+fn matches_native(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
+    let glob = |of: &Match| values(&of.field, device).iter().any(|value| of.pattern.is_single_glob_of(value));
+    let expression =
+        |of: &Match, device: &Device| values(&of.field, device).iter().any(|value| of.pattern.is_regex_of(value));
+    let any_of = |wanted: fn(&Field) -> bool| {
+        let mut same = rule.0.iter().filter(|of| !of.ancestors && !of.negated && wanted(&of.field)).peekable();
+        same.peek().is_none()
+            || same.any(|of| match &of.field {
+                // Its key is a glob, too.
+                Field::Property(key) => {
+                    let key = crate::pattern::Pattern::new(key);
+                    let mut properties = device.properties().iter();
+                    properties.any(|(name, value)| key.is_single_glob_of(name) && of.pattern.is_single_glob_of(value))
+                }
+                _ => glob(of),
+            })
+    };
+    let alternatives: [fn(&Field) -> bool; 3] = [
+        |field| *field == Field::Kernel,
+        |field| *field == Field::Subsystem,
+        |field| matches!(field, Field::Property(_)),
+    ];
+    let each = rule.0.iter().all(|of| {
+        let line = || std::iter::successors(Some(device.clone()), |device| devices.parent(device));
+        match (&of.field, of.ancestors, of.negated) {
+            (_, true, negated) => line().any(|device| expression(of, &device)) != negated,
+            (Field::Devpath | Field::Kernel | Field::Subsystem | Field::Property(_), false, false) => true,
+            (Field::Attribute(_) | Field::Tag, false, false) => glob(of),
+            (Field::Attribute(_) | Field::Subsystem, false, true) => !glob(of),
+            (_, false, negated) => expression(of, device) != negated,
+        }
+    });
+    each && alternatives.into_iter().all(any_of)
+}
+
+/// The values of a device that a match looks at; of a driver or property that is not there none.
+fn values(field: &Field, device: &Device) -> Vec<String> {
+    match field {
+        Field::Devpath => vec![device.devpath.clone()],
+        Field::Kernel => vec![device.kernel()],
+        Field::Subsystem => device.subsystem().map(str::to_owned).into_iter().collect(),
+        Field::Driver => device.driver().map(str::to_owned).into_iter().collect(),
+        Field::Tag => device.tags().to_vec(),
+        Field::Attribute(name) => device.attribute(name).into_iter().collect(),
+        Field::Property(name) => device.properties().get(name).cloned().into_iter().collect(),
+    }
+}
