@@ -345,8 +345,10 @@ fn the_manifests_of_the_handler_work_as_they_are() {
     cluster.kubectl_ok(&["wait", "--for=condition=Established", "crd/configurations.akri.sh", "--timeout=60s"]);
     assert!(wait_for(|| namespace.kubectl(&["get", "configurations.akri.sh"]).status.success()));
     manifest(&namespace, "configuration.yaml");
-    let kustomized = cluster.kubectl_ok(&["kustomize", &manifests().join("debug-echo").display().to_string()]);
-    assert!(kustomized.contains("kind: DaemonSet") && kustomized.contains("kind: Configuration"));
+    for handler in ["debug-echo", "udev"] {
+        let kustomized = cluster.kubectl_ok(&["kustomize", &manifests().join(handler).display().to_string()]);
+        assert!(kustomized.contains("kind: DaemonSet") && kustomized.contains("kind: Configuration"), "{handler}");
+    }
 }
 
 #[test]

@@ -98,7 +98,7 @@ const RULES: [&str; 64] = [
     r#"SUBSYSTEM=="tty", KERNEL=="tty[0-9]""#,
     r#"SUBSYSTEM=="tty", KERNEL=="tty[0-9]*""#,
     r#"SUBSYSTEM=="tty", KERNEL=="ttyS*""#,
-    r#"SUBSYSTEM=="tty", KERNEL!="tty[0-9]+""#,
+    r#"SUBSYSTEM=="tty", KERNEL!="tty[0-9].*""#,
     r#"SUBSYSTEM=="net""#,
     r#"SUBSYSTEM=="net", KERNEL=="lo""#,
     r#"SUBSYSTEM=="net", ATTR{ifindex}=="1""#,
@@ -141,7 +141,7 @@ const RULES: [&str; 64] = [
     r#"DRIVERS!="virtio_net", SUBSYSTEM=="net""#,
     r#"ATTRS{vendor}=="0x1af4", SUBSYSTEM=="net""#,
     r#"ATTRS{vendor}!="0x1af4", SUBSYSTEM=="mem""#,
-    r#"KERNELS=="virtio[0-9]+", SUBSYSTEM=="net""#,
+    r#"KERNELS=="virtio[0-9].*", SUBSYSTEM=="net""#,
     r#"KERNELS=="null""#,
     r#"KERNELS!="null", SUBSYSTEM=="mem""#,
     r#"SUBSYSTEM=="misc""#,
@@ -158,14 +158,15 @@ const MEANT: [(&str, &str); 4] = [
     (r#"ENV{MAJOR}=="1", ENV{MINOR}=="3""#, "both of them"),
 ];
 
-/// The first list, or nothing if none comes soon: native says nothing where it finds nothing.
-async fn first(socket: PathBuf, details: String, patience: Duration) -> Vec<Device> {
+/// The first list, or nothing if none comes soon: native says nothing where it finds nothing. `None` if the stream ends instead:
+/// native panics at some rules.
+async fn first(socket: PathBuf, details: String, patience: Duration) -> Option<Vec<Device>> {
     let request = DiscoverRequest { discovery_details: details, ..Default::default() };
     let mut stream: Streaming<DiscoverResponse> = agent::discover(socket, request).await.unwrap();
-    let list = tokio::time::timeout(patience, stream.message()).await;
-    let mut devices = list.map(|list| list.unwrap().unwrap().devices).unwrap_or_default();
+    let Ok(list) = tokio::time::timeout(patience, stream.message()).await else { return Some(Vec::new()) };
+    let mut devices = list.unwrap()?.devices;
     devices.sort_by(|one, other| one.id.cmp(&other.id));
-    devices
+    Some(devices)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,21 +177,28 @@ async fn the_same_rules_find_the_same_devices_as_akris_own_handler() {
     };
     let node = node();
     let (native, _) = NativeAlone::start_named(&program, "udev").await;
-    let (mut found, mut differences) = (0, Vec::new());
+    let (mut found, mut panics, mut differences) = (0, 0, Vec::new());
     let with = |rule: &str, more: &str| details(&[rule], more);
     let only = |rule: &str| MEANT.iter().any(|(meant, _)| *meant == rule);
     for rule in RULES.iter().copied().chain(MEANT.iter().map(|(rule, _)| *rule)) {
         let theirs = first(native.socket(), with(rule, ""), Duration::from_secs(1)).await;
+        let Some(theirs) = theirs else {
+            println!("native ends its stream: {rule}");
+            panics += 1;
+            continue;
+        };
         found += usize::from(!theirs.is_empty());
+        let theirs = Some(theirs);
         let as_native = first(node.socket("udev"), with(rule, r#", "matching": "native""#), DEADLINE).await;
         if as_native != theirs {
-            differences.push(format!("{rule} (native): theirs {theirs:#?}, ours {as_native:#?}"));
+            differences.push(format!("{rule} (native): theirs {theirs:?}, ours {as_native:?}"));
         }
         let ours = first(node.socket("udev"), with(rule, ""), DEADLINE).await;
         if (ours != theirs) != only(rule) {
-            differences.push(format!("{rule}: theirs {theirs:#?}, ours {ours:#?}"));
+            differences.push(format!("{rule}: theirs {theirs:?}, ours {ours:?}"));
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(panics < 8, "native has answered too little to say anything");
     assert!(found > 25, "{found} rules found something: too few to say anything");
 }

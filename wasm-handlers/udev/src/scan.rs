@@ -1,9 +1,11 @@
 //! Which devices match.
 
 use crate::Matching;
+use crate::pattern::Pattern;
 use crate::rule::{Field, Match, Rule};
 use crate::sysfs::{Device, Devices};
 use akri_handler::Error;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -25,12 +27,14 @@ pub(crate) fn find(rules: &[Rule], matching: Matching) -> Result<BTreeSet<Found>
             None => vec![None],
         };
         for subsystem in wanted {
-            if !lists.contains_key(&subsystem) {
-                let listed = devices.of(subsystem);
-                let listed = listed.map_err(|error| Error::Unavailable(format!("/sys cannot be read: {error}")))?;
-                lists.insert(subsystem, listed);
-            }
-            for device in &lists[&subsystem] {
+            let listed = match lists.entry(subsystem) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let listed = devices.of(subsystem);
+                    new.insert(listed.map_err(|error| Error::Unavailable(format!("/sys cannot be read: {error}")))?)
+                }
+            };
+            for device in listed.iter() {
                 if matches(rule, device, &devices, matching) {
                     found.insert(with_devnode(device, &devices));
                 }
@@ -62,7 +66,10 @@ fn matches(rule: &Rule, device: &Rc<Device>, devices: &Devices, matching: Matchi
 /// All matches hold; those of devices above hold for one and the same, the device itself included. A match with `!=` holds if
 /// the one with `==` does not; among devices above, for none of them.
 fn matches_udev(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
-    let holds = |of: &Match, device: &Device| values(&of.field, device).iter().any(|value| of.pattern.is_of(value));
+    let holds = |of: &Match, device: &Device| {
+        let is_of = if takes_expressions(of) { Pattern::is_of } else { Pattern::is_glob_of };
+        values(&of.field, device).iter().any(|value| is_of(&of.pattern, value))
+    };
     let (above, own): (Vec<_>, Vec<_>) = rule.0.iter().partition(|of| of.ancestors);
     if !own.iter().all(|of| holds(of, device) != of.negated) {
         return false;
@@ -71,6 +78,16 @@ fn matches_udev(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
     let line = || std::iter::successors(Some(device.clone()), |device| devices.parent(device));
     let has_one = wanted.is_empty() || line().any(|device| wanted.iter().all(|of| holds(of, &device)));
     has_one && (not.is_empty() || line().all(|device| !not.iter().any(|of| holds(of, &device))))
+}
+
+/// Akri's own handler takes these values for regular expressions. They are globs here, and those as well: what somebody wrote for
+/// that handler finds no less, and keeps nothing that it was to leave out.
+fn takes_expressions(of: &Match) -> bool {
+    match of.field {
+        Field::Driver => true,
+        Field::Attribute(_) | Field::Subsystem => of.ancestors,
+        Field::Devpath | Field::Kernel | Field::Tag | Field::Property(_) => of.ancestors || of.negated,
+    }
 }
 
 /// As libudev's enumerator and Akri's own handler do it: of several names, subsystems and properties with `==` one is enough,
@@ -85,7 +102,7 @@ fn matches_native(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
             || same.any(|of| match &of.field {
                 // Its key is a glob, too.
                 Field::Property(key) => {
-                    let key = crate::pattern::Pattern::new(key);
+                    let key = Pattern::new(key);
                     let mut properties = device.properties().iter();
                     properties.any(|(name, value)| key.is_single_glob_of(name) && of.pattern.is_single_glob_of(value))
                 }

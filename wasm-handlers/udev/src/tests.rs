@@ -84,6 +84,9 @@ fn rules_find_what_udev_7_says() {
         (r#"ENV{DEVLINKS}=="/dev/v4l/by-id/camera-1""#, &["video1"]),
         (r#"ATTRS{idVendor}!="046d", SUBSYSTEM=="usb""#, &["1-10", "usb1"]),
         (r#"ATTRS{idVendor}=="04?d", KERNEL=="1-1""#, &["1-1"]),
+        (r#"ATTRS{idVendor}=="04.*", KERNEL=="1-1""#, &["1-1"]),
+        (r#"KERNEL=="video.*""#, &[]),
+        (r#"SUBSYSTEM=="mem|video4linux", KERNEL!="video.*""#, &["null"]),
     ] {
         assert_eq!(found_by(rule, ""), expected, "{rule}");
     }
