@@ -32,7 +32,8 @@ impl Inbox {
         Arc::default()
     }
 
-    /// Resolves when something has come, or was lost, that was not taken meanwhile. What stays untaken does not resolve it again.
+    /// Resolves when something has come, or was lost, that was not taken meanwhile. What
+    /// stays does not resolve it again, unless a part was taken.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }
@@ -133,6 +134,11 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Whether what comes now is lost: then there is no need to make it.
+    pub(crate) fn is_losing(&self) -> bool {
+        self.waiting().lost > 0
+    }
+
     /// Somebody else has lost events that may have been for this one.
     pub(crate) fn lose(&self) {
         self.count_lost(&mut self.waiting());
@@ -155,8 +161,13 @@ impl<T> Queue<T> {
             lost = std::mem::take(&mut waiting.lost);
             self.has_lost.lower();
         }
+        let is_rest = !waiting.events.is_empty();
         drop(waiting);
         self.inbox.give_room(taken.len(), taken.iter().map(|(_, bytes)| bytes).sum());
+        if is_rest && !taken.is_empty() {
+            // Whoever takes a part is called for the rest.
+            self.inbox.arrived.notify_one();
+        }
         (taken.into_iter().map(|(event, _)| event).collect(), lost)
     }
 

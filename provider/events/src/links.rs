@@ -50,6 +50,25 @@ impl LinkNames {
             }),
         }
     }
+
+    /// Those that both have; `None` if there can be none.
+    pub fn and(self, other: Self) -> Option<Self> {
+        let (Self::Named(ours), Self::Named(theirs)) = (&self, &other) else {
+            return Some(if self == Self::All { other } else { self });
+        };
+        let is_in = |one: &str, other: &str| {
+            one == other || other.strip_suffix('*').is_some_and(|start| one.starts_with(start))
+        };
+        // Of two that begin alike, the longer one is what both have.
+        let both = |one: &String, other: &String| match () {
+            () if is_in(one, other) => Some(one.clone()),
+            () if is_in(other, one) => Some(other.clone()),
+            () => None,
+        };
+        let common: Vec<_> =
+            ours.iter().flat_map(|one| theirs.iter().filter_map(move |other| both(one, other))).collect();
+        (!common.is_empty()).then_some(Self::Named(common))
+    }
 }
 
 /// The links that are up, by name.
@@ -140,5 +159,9 @@ mod tests {
         assert!(names.contain("eth0") && names.contain("cam1") && names.contain("cam"));
         assert!(!names.contain("eth01") && !names.contain("ca"));
         assert!(LinkNames::All.contain("lo"));
+        let named = |names: &[&str]| LinkNames::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(LinkNames::All.and(named(&["a"])), Some(named(&["a"])));
+        assert_eq!(named(&["cam*", "lo"]).and(named(&["cam0", "camera*", "eth0"])), Some(named(&["cam0", "camera*"])));
+        assert_eq!(named(&["cam*"]).and(named(&["eth0"])), None);
     }
 }

@@ -157,12 +157,15 @@ impl Group {
     }
 
     /// Joins on the links that a listener wants and that are there, and forgets those that have gone.
-    fn follow(&self, wanted: &[LinkNames], links: &[Link]) {
+    fn follow(&self, links: &[Link]) {
+        // Whoever comes meanwhile follows after this. A listener that is dropped as the last of its owner needs the lock: after it.
+        let listeners;
+        let mut joined = self.joined();
+        listeners = self.listeners();
         let usable = |link: &&Link| {
             let has_family = link.addresses.iter().any(|(address, _)| address.is_ipv4() == self.place.is_ipv4());
-            link.multicast && has_family && wanted.iter().any(|names| names.contain(&link.name))
+            link.multicast && has_family && listeners.iter().any(|listener| listener.links.contain(&link.name))
         };
-        let mut joined = self.joined();
         let there: HashSet<_> = links.iter().filter(usable).map(|link| link.index).collect();
         joined.retain(|index, _| {
             let stays = there.contains(index);
@@ -189,8 +192,9 @@ impl Group {
 
     /// Leaves it on the links that no listener wants any more.
     fn leave_unwanted(&self) {
-        let listeners = self.listeners();
+        let listeners;
         let mut joined = self.joined();
+        listeners = self.listeners();
         joined.retain(|index, link| {
             let stays = listeners.iter().any(|listener| listener.links.contain(&link.name));
             if !stays {
@@ -198,7 +202,6 @@ impl Group {
             }
             stays
         });
-        drop(joined);
     }
 
     fn membership(&self, link: u32, joins: bool) -> io::Result<()> {
@@ -248,6 +251,10 @@ impl Group {
             if !listener.links.contain(&link) || !(listener.from)(received.from) {
                 continue;
             }
+            if listener.queue.is_losing() {
+                listener.queue.lose();
+                continue;
+            }
             let payload = payload.get_or_init(|| received.payload.into()).clone();
             let bytes = payload.len();
             listener.queue.push(Datagram { from: received.from, link: link.clone(), payload }, bytes);
@@ -295,7 +302,7 @@ impl Multicast {
         let listener =
             Arc::new(MulticastListener { group: group.clone(), links: names, from, queue: Queue::new(inbox) });
         group.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&listener));
-        follow(&group.0, &links);
+        group.0.follow(&links);
         match listener.links() {
             0 => Err(MulticastError::NoSuchLink),
             _ => Ok(listener),
@@ -305,17 +312,12 @@ impl Multicast {
     /// Links have changed.
     pub(crate) fn follow(&self, links: &[Link]) {
         let groups: Vec<_> = self.groups().values().filter_map(Weak::upgrade).collect();
-        groups.iter().for_each(|group| follow(&group.0, links));
+        groups.iter().for_each(|group| group.0.follow(links));
     }
 
     fn groups(&self) -> MutexGuard<'_, HashMap<SocketAddr, Weak<OpenGroup>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn follow(group: &Group, links: &[Link]) {
-    let wanted: Vec<_> = group.listeners().iter().map(|listener| listener.links.clone()).collect();
-    group.follow(&wanted, links);
 }
 
 /// Ended from outside when nobody listens to the group any more.

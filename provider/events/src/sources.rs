@@ -47,7 +47,7 @@ impl EventSources {
 
     /// Follows uevents of the kernel.
     pub fn uevents(&self, subsystems: Subsystems, inbox: Arc<Inbox>) -> io::Result<Arc<UeventMonitor>> {
-        self.with_thread(|thread| self.uevents.open(&thread.handle, subsystems, inbox))?
+        self.uevents.open(&self.thread()?.0, subsystems, inbox)
     }
 
     /// Listens to a multicast group, on the links of these names that carry it, those that come later included.
@@ -58,22 +58,24 @@ impl EventSources {
         from: SourceFilter,
         inbox: Arc<Inbox>,
     ) -> Result<Arc<MulticastListener>, MulticastError> {
-        self.with_thread(|thread| self.multicast.join(&thread.handle, place, links, from, inbox))?
+        self.multicast.join(&self.thread()?.0, place, links, from, inbox)
     }
 
     /// Follows the changes of what is in a directory.
     pub fn directory(&self, directory: &Path, inbox: Arc<Inbox>) -> io::Result<DirectoryChanges> {
-        self.with_thread(|thread| DirectoryChanges::follow(&thread.watcher, &thread.handle, directory, inbox))?
+        let (thread, watcher) = self.thread()?;
+        DirectoryChanges::follow(&watcher, &thread, directory, inbox)
     }
 
-    /// The thread is started when it is needed first.
-    fn with_thread<T>(&self, work: impl FnOnce(&Thread) -> T) -> io::Result<T> {
+    /// The thread, which is started when it is needed first. Its lock is not held while somebody waits for the system.
+    fn thread(&self) -> io::Result<(Handle, DirectoryWatcher)> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         let running = match thread.take() {
             Some(running) => running,
             None => Thread::start(Arc::downgrade(&self.multicast))?,
         };
-        Ok(work(thread.insert(running)))
+        let running = thread.insert(running);
+        Ok((running.handle.clone(), running.watcher.clone()))
     }
 }
 

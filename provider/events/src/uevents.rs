@@ -122,6 +122,7 @@ impl Uevents {
             let socket = register(open_socket()?)?;
             state.reader = Some(AbortOnDropHandle::new(thread.spawn(read(socket, Arc::downgrade(self)))));
         }
+        state.monitors.retain(|monitor| monitor.strong_count() > 0);
         state.monitors.push(Arc::downgrade(&monitor));
         Ok(monitor)
     }

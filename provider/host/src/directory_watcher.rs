@@ -62,6 +62,8 @@ impl Finished {
 /// Follows the files of a directory that are finished.
 #[derive(Debug)]
 pub struct FinishedFiles {
+    shared: Arc<Shared>,
+    descriptor: WatchDescriptor,
     changes: watch::Receiver<()>,
     finished: Arc<Mutex<Finished>>,
 }
@@ -80,6 +82,21 @@ impl FinishedFiles {
     /// What was finished since it was taken last.
     pub fn take(&self) -> Finished {
         std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for FinishedFiles {
+    fn drop(&mut self) {
+        let mut listeners = self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of_directory) = listeners.get_mut(&self.descriptor) else { return };
+        let is_this = |listener: &Listener| {
+            listener.finished.as_ref().is_some_and(|finished| Arc::ptr_eq(finished, &self.finished))
+        };
+        of_directory.retain(|listener| !is_this(listener));
+        if of_directory.is_empty() {
+            listeners.remove(&self.descriptor);
+            self.shared.unwatch(&self.descriptor);
+        }
     }
 }
 
@@ -123,11 +140,11 @@ impl DirectoryWatcher {
     pub fn watch_finished(&self, directory: &Path) -> std::io::Result<FinishedFiles> {
         let (changed, changes) = watch::channel(());
         let finished: Arc<Mutex<Finished>> = Arc::default();
-        self.listen(directory, Listener { changed, finished: Some(finished.clone()) })?;
-        Ok(FinishedFiles { changes, finished })
+        let descriptor = self.listen(directory, Listener { changed, finished: Some(finished.clone()) })?;
+        Ok(FinishedFiles { shared: self.shared.clone(), descriptor, changes, finished })
     }
 
-    fn listen(&self, directory: &Path, listener: Listener) -> std::io::Result<()> {
+    fn listen(&self, directory: &Path, listener: Listener) -> std::io::Result<WatchDescriptor> {
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::CREATE
             | WatchMask::DELETE
@@ -138,10 +155,10 @@ impl DirectoryWatcher {
         // Held over both steps, so that an event cannot come between them.
         let mut listeners = self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let descriptor = self.shared.watches.lock().unwrap_or_else(PoisonError::into_inner).add(directory, mask)?;
-        let of_directory = listeners.entry(descriptor).or_default();
+        let of_directory = listeners.entry(descriptor.clone()).or_default();
         of_directory.retain(|listener| !listener.changed.is_closed());
         of_directory.push(listener);
-        Ok(())
+        Ok(descriptor)
     }
 }
 
@@ -154,6 +171,10 @@ impl Shared {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         if mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF) {
             listeners.remove(descriptor);
+            if mask.contains(EventMask::MOVE_SELF) {
+                // It would be watched on, elsewhere.
+                self.unwatch(descriptor);
+            }
             return;
         }
         let Some(of_directory) = listeners.get_mut(descriptor) else { return };
@@ -166,8 +187,12 @@ impl Shared {
         }
         if of_directory.is_empty() {
             listeners.remove(descriptor);
-            let _ = self.watches.lock().unwrap_or_else(PoisonError::into_inner).remove(descriptor.clone());
+            self.unwatch(descriptor);
         }
+    }
+
+    fn unwatch(&self, descriptor: &WatchDescriptor) {
+        let _ = self.watches.lock().unwrap_or_else(PoisonError::into_inner).remove(descriptor.clone());
     }
 
     fn notify_all(&self) {
@@ -198,6 +223,19 @@ mod tests {
         drop(two);
         std::fs::remove_dir_all(&directory).unwrap();
         while one.changed().await.is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_nobody_follows_any_more_is_not_watched() {
+        let directory = tempfile::tempdir().unwrap();
+        let watcher = DirectoryWatcher::start().unwrap();
+        let (one, two) = (watcher.watch_finished(directory.path()).unwrap(), watcher.watch_finished(directory.path()));
+        let watched = || watcher.shared.listeners.lock().unwrap().values().map(Vec::len).sum::<usize>();
+        assert_eq!(watched(), 2);
+        drop(one);
+        assert_eq!(watched(), 1);
+        drop(two);
+        assert_eq!(watcher.shared.listeners.lock().unwrap().len(), 0);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use crate::cpu::CpuShare;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::sync::Semaphore;
 use wasmtime::ResourceLimiter;
 
 /// Limits of one container, as its pod states them.
@@ -40,13 +41,20 @@ const IN_COMPONENT: usize = 16;
 const MEMORIES_IN_COMPONENT: usize = 4;
 /// Bytes that one host call may take from a guest's memory into the host's. It has no more than its container's limit anyway.
 pub const HOSTCALL_BYTES: usize = 64 << 20;
+/// File operations that the components of one container have under way at once: a thread each. One that hangs keeps its place.
+const FILE_CALLS: usize = 8;
 /// Bytes that one `random_get` may ask for.
 pub const RANDOM_BYTES: u64 = 8 << 20;
 
 impl ContainerLimits {
     /// The limits as the guests of one container share them.
     pub fn share(self) -> Arc<SharedLimits> {
-        Arc::new(SharedLimits { limits: self, memory: AtomicUsize::new(0), cpu: self.cpu_millis.map(CpuShare::new) })
+        Arc::new(SharedLimits {
+            limits: self,
+            memory: AtomicUsize::new(0),
+            cpu: self.cpu_millis.map(CpuShare::new),
+            file_calls: Arc::new(Semaphore::new(FILE_CALLS)),
+        })
     }
 }
 
@@ -56,9 +64,15 @@ pub struct SharedLimits {
     limits: ContainerLimits,
     memory: AtomicUsize,
     cpu: Option<CpuShare>,
+    /// Places of calls on threads that may block, for the container's components.
+    file_calls: Arc<Semaphore>,
 }
 
 impl SharedLimits {
+    pub(crate) fn file_calls(&self) -> &Arc<Semaphore> {
+        &self.file_calls
+    }
+
     /// The limits themselves.
     pub fn limits(&self) -> &ContainerLimits {
         &self.limits

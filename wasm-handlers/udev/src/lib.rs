@@ -23,6 +23,9 @@ const ATTRIBUTES: Duration = Duration::from_secs(60);
 /// Where udevd keeps what it knows.
 const DATABASE: &str = "/run/udev/data";
 
+/// As Akri's own handler takes them.
+const PERMISSIONS: [&str; 7] = ["r", "w", "m", "rw", "rm", "rwm", "wm"];
+
 /// What the node checks before it asks.
 const SCHEMA: &str = r#"{
     "type": "object",
@@ -56,7 +59,7 @@ fn all_permissions() -> String {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Matching {
-    /// As udev(7) says.
+    /// As udev(7) says, but for an attribute that is not there, which `!=` matches, and `!=` of devices above.
     #[default]
     Udev,
     /// As libudev's enumerator does it for Akri's own handler.
@@ -81,12 +84,21 @@ struct Udev {
 }
 
 impl Udev {
-    /// Takes what has happened since; whether it can concern a rule.
-    fn has_changed(&self) -> bool {
+    /// Takes what has happened since; whether it may concern a rule.
+    fn has_changed(&mut self) -> bool {
         let (events, lost) = self.monitor.as_ref().map(Monitor::take).unwrap_or_default();
         let (names, more) = self.database.as_ref().map(Watch::take).unwrap_or_default();
+        if more {
+            // It may have been made anew: what is followed is the one that has gone.
+            self.database = None;
+        }
         let concerns = |subsystem: &str| self.rules.iter().any(|rule| rule.may_concern(subsystem, self.matching));
-        lost > 0 || more || !names.is_empty() || events.iter().any(|event| concerns(&event.subsystem))
+        let entry_concerns = |name: &String| {
+            // `+usb:1-1` and `n3` name their subsystems, `c81:0` and `b8:0` do not.
+            let named = name.strip_prefix('+').and_then(|rest| rest.split(':').next());
+            named.or(name.starts_with('n').then_some("net")).is_none_or(concerns)
+        };
+        lost > 0 || more || names.iter().any(entry_concerns) || events.iter().any(|event| concerns(&event.subsystem))
     }
 
     fn devices(&self) -> Result<Vec<Device>, Error> {
@@ -111,16 +123,25 @@ impl Handler for Udev {
         };
         let rules = details.udev_rules.iter().enumerate().map(rule).collect::<Result<Vec<_>, _>>()?;
         let grouping = grouping(&details, &properties)?;
-        let (monitor, trouble) = match Monitor::open(&[]) {
+        let (monitor, trouble) = match Monitor::open(&subsystems(&rules, details.matching)) {
             Ok(monitor) => (Some(monitor), None),
             Err(error) => (None, Some(format!("changes are looked for every 10 s: {error}"))),
         };
-        // Before the first scan: nothing is missed between the two.
-        let database = Watch::open(DATABASE).ok();
         log::info!("udev: {} rules", rules.len());
         let (scanned, told) = (None, None);
         let matching = details.matching;
-        Ok(Self { rules, matching, grouping, monitor, database, scanned, stale: true, unsettled: false, told, trouble })
+        Ok(Self {
+            rules,
+            matching,
+            grouping,
+            monitor,
+            database: None,
+            scanned,
+            stale: true,
+            unsettled: false,
+            told,
+            trouble,
+        })
     }
 
     fn step(&mut self) -> Result<Step, Error> {
@@ -134,6 +155,10 @@ impl Handler for Udev {
         }
         if let Some(since) = since.filter(|since| *since < SCANS) {
             return Ok(self.said(None, SCANS - since));
+        }
+        if self.database.is_none() {
+            // Before the scan, so that nothing is missed between the two. A machine without udevd has none.
+            self.database = Watch::open(DATABASE).ok();
         }
         let devices = self.devices()?;
         (self.scanned, self.unsettled) = (Some(now), self.stale && self.told.is_some());
@@ -165,18 +190,29 @@ impl Udev {
     }
 }
 
+/// What to follow: what the rules name, if they do, so that a grant without it is noticed; else all that is granted.
+fn subsystems(rules: &[Rule], matching: Matching) -> Vec<String> {
+    let of = |rule: &Rule| {
+        let named = rule.subsystems(matching).filter(|_| !rule.looks_above())?;
+        Some(named.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let named = rules.iter().map(of).collect::<Option<Vec<_>>>().unwrap_or_default();
+    let named: std::collections::BTreeSet<_> = named.into_iter().flatten().collect();
+    named.into_iter().collect()
+}
+
 fn grouping(details: &Details, properties: &Properties) -> Result<group::Grouping, Error> {
     let text = |name: &str| {
         let value = properties.get(name)?.as_deref()?;
         Some(std::str::from_utf8(value).ok()?.trim().to_owned())
     };
     let permissions = akri_handler::Permissions::parse(&details.permissions);
-    let permissions = permissions.filter(|_| ["r", "w", "m", "rw", "rm", "rwm", "wm"].contains(&&*details.permissions));
+    let permissions = permissions.filter(|_| PERMISSIONS.contains(&&*details.permissions));
     Ok(group::Grouping {
         recursive: details.group_recursive,
         permissions: permissions.ok_or_else(|| {
             let given = &details.permissions;
-            Error::InvalidDetails(format!("permissions: {given:?} is none of r, w, m, rw, rm, rwm, wm"))
+            Error::InvalidDetails(format!("permissions: {given:?} is none of {}", PERMISSIONS.join(", ")))
         })?,
         resource: text("devicePluginResourceName"),
         vfio: text("vfioPassthrough").is_some_and(|value| value.eq_ignore_ascii_case("true")),

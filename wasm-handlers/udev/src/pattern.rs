@@ -18,12 +18,12 @@ impl Pattern {
 
     /// As a glob, one of its alternatives.
     pub(crate) fn is_glob_of(&self, text: &str) -> bool {
-        self.text.split('|').any(|glob| matches(glob.as_bytes(), text.as_bytes()))
+        self.text.split('|').any(|glob| is_glob_of(glob, text))
     }
 
     /// As one glob, in which `|` is a letter.
     pub(crate) fn is_single_glob_of(&self, text: &str) -> bool {
-        matches(self.text.as_bytes(), text.as_bytes())
+        is_glob_of(&self.text, text)
     }
 
     /// As a regular expression for the whole text.
@@ -42,6 +42,11 @@ impl Pattern {
         let texts: Vec<_> = self.text.split('|').collect();
         texts.iter().all(|text| is_plain(text)).then_some(texts)
     }
+}
+
+/// Whether a glob stands for a text; `|` is a letter of it.
+pub(crate) fn is_glob_of(glob: &str, text: &str) -> bool {
+    matches(glob.as_bytes(), text.as_bytes())
 }
 
 /// `*`, `?`, `[a-z]`, `[!a-z]` and `\` before a letter, for all of a text. The time is that of both lengths multiplied.

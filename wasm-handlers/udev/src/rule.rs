@@ -198,7 +198,7 @@ impl Rule {
     pub(crate) fn may_concern(&self, subsystem: &str, matching: Matching) -> bool {
         let named = self.subsystems(matching);
         // What a device above is can decide, too; and so can the children's parents.
-        named.is_none_or(|named| named.contains(&subsystem) || self.0.iter().any(|of| of.ancestors))
+        named.is_none_or(|named| named.contains(&subsystem) || self.looks_above())
     }
 
     /// The only subsystems that it finds devices of, if it names them.
@@ -214,6 +214,11 @@ impl Rule {
                 Some(first.into_iter().chain(others.into_iter().flatten()).collect())
             }
         }
+    }
+
+    /// Whether devices above those that it finds decide.
+    pub(crate) fn looks_above(&self) -> bool {
+        self.0.iter().any(|of| of.ancestors)
     }
 
     pub(crate) fn looks_at_attributes(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Which devices match.
 
 use crate::Matching;
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, is_glob_of};
 use crate::rule::{Field, Match, Rule};
 use crate::sysfs::{Device, Devices};
 use akri_handler::Error;
@@ -18,6 +18,11 @@ pub(crate) struct Found {
 
 /// What all rules find, by path.
 pub(crate) fn find(rules: &[Rule], matching: Matching) -> Result<BTreeSet<Found>, Error> {
+    // Without /sys there is nothing to be found, which is not the same as no devices.
+    let cannot = |error| Error::Unavailable(format!("/sys cannot be read: {error}; is it mounted?"));
+    if akri_handler::fs::list("/sys").map_err(cannot)?.is_empty() {
+        return Err(Error::Unavailable("/sys is empty; is it mounted?".to_owned()));
+    }
     let devices = Devices::default();
     let mut lists = BTreeMap::new();
     let mut found = BTreeSet::new();
@@ -29,10 +34,7 @@ pub(crate) fn find(rules: &[Rule], matching: Matching) -> Result<BTreeSet<Found>
         for subsystem in wanted {
             let listed = match lists.entry(subsystem) {
                 Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => {
-                    let listed = devices.of(subsystem);
-                    new.insert(listed.map_err(|error| Error::Unavailable(format!("/sys cannot be read: {error}")))?)
-                }
+                Entry::Vacant(new) => new.insert(devices.of(subsystem).map_err(cannot)?),
             };
             for device in listed.iter() {
                 if matches(rule, device, &devices, matching) {
@@ -68,7 +70,15 @@ fn matches(rule: &Rule, device: &Rc<Device>, devices: &Devices, matching: Matchi
 fn matches_udev(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
     let holds = |of: &Match, device: &Device| {
         let is_of = if takes_expressions(of) { Pattern::is_of } else { Pattern::is_glob_of };
-        values(&of.field, device).iter().any(|value| is_of(&of.pattern, value))
+        let mut values = values(&of.field, device);
+        match of.field {
+            // What is not there is empty.
+            Field::Driver | Field::Property(_) if values.is_empty() => values.push(String::new()),
+            // Some attributes are filled up with blanks.
+            Field::Attribute(_) => values.extend(values.first().map(|value| value.trim_end().to_owned())),
+            _ => {}
+        }
+        values.iter().any(|value| is_of(&of.pattern, value))
     };
     let (above, own): (Vec<_>, Vec<_>) = rule.0.iter().partition(|of| of.ancestors);
     if !own.iter().all(|of| holds(of, device) != of.negated) {
@@ -102,9 +112,8 @@ fn matches_native(rule: &Rule, device: &Rc<Device>, devices: &Devices) -> bool {
             || same.any(|of| match &of.field {
                 // Its key is a glob, too.
                 Field::Property(key) => {
-                    let key = Pattern::new(key);
                     let mut properties = device.properties().iter();
-                    properties.any(|(name, value)| key.is_single_glob_of(name) && of.pattern.is_single_glob_of(value))
+                    properties.any(|(name, value)| is_glob_of(key, name) && of.pattern.is_single_glob_of(value))
                 }
                 _ => glob(of),
             })

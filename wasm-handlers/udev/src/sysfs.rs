@@ -3,6 +3,7 @@
 use akri_handler::fs;
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -134,6 +135,15 @@ fn read_database(entry: &str, about: &mut About) {
     }
 }
 
+/// The names in a directory; a subsystem that is not there has none.
+fn there(directory: &str) -> io::Result<Vec<String>> {
+    match fs::list(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(io::Error::new(error.kind(), format!("{directory}: {error}"))),
+        listed => listed,
+    }
+}
+
 fn link_name(path: &str) -> Option<String> {
     let target = fs::read_link(path).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
@@ -144,20 +154,19 @@ fn link_name(path: &str) -> Option<String> {
 pub(crate) struct Devices(RefCell<BTreeMap<String, Option<Rc<Device>>>>);
 
 impl Devices {
-    /// Where devices of a subsystem are listed; of all without one.
-    pub(crate) fn of(&self, subsystem: Option<&str>) -> std::io::Result<Vec<Rc<Device>>> {
+    /// The devices of a subsystem, or of all.
+    pub(crate) fn of(&self, subsystem: Option<&str>) -> io::Result<Vec<Rc<Device>>> {
         let mut directories = Vec::new();
         match subsystem {
             Some(name) => directories.extend([format!("/sys/bus/{name}/devices"), format!("/sys/class/{name}")]),
             None => {
-                let buses = fs::list("/sys/bus").unwrap_or_default();
-                directories.extend(buses.iter().map(|bus| format!("/sys/bus/{bus}/devices")));
-                directories.extend(fs::list("/sys/class")?.iter().map(|class| format!("/sys/class/{class}")));
+                directories.extend(there("/sys/bus")?.iter().map(|bus| format!("/sys/bus/{bus}/devices")));
+                directories.extend(there("/sys/class")?.iter().map(|class| format!("/sys/class/{class}")));
             }
         }
         let mut devices = Vec::new();
         for directory in directories {
-            for name in fs::list(&directory).unwrap_or_default() {
+            for name in there(&directory)? {
                 devices.extend(self.at_entry(&directory, &name));
             }
         }

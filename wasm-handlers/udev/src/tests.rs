@@ -86,6 +86,9 @@ fn rules_find_what_udev_7_says() {
         (r#"ATTRS{idVendor}=="04?d", KERNEL=="1-1""#, &["1-1"]),
         (r#"ATTRS{idVendor}=="04.*", KERNEL=="1-1""#, &["1-1"]),
         (r#"KERNEL=="video.*""#, &[]),
+        (r#"SUBSYSTEM=="usb", DRIVER=="", KERNEL!="usb1""#, &["1-1", "1-10"]),
+        (r#"SUBSYSTEM=="video4linux", ENV{NOT_THERE}=="""#, &["video0", "video1"]),
+        (r#"SUBSYSTEM=="video4linux", ENV{NOT_THERE}!="""#, &[]),
         (r#"SUBSYSTEM=="mem|video4linux", KERNEL!="video.*""#, &["null"]),
     ] {
         assert_eq!(found_by(rule, ""), expected, "{rule}");
@@ -194,6 +197,27 @@ fn what_comes_and_goes_is_told_at_once_and_a_storm_costs_two_scans_a_second() {
 }
 
 #[test]
+fn what_udevd_finds_out_later_is_told() {
+    let world = World::new();
+    add(&world, "/sys/class/mem", "/devices/virtual/mem/null", "MAJOR=1\nMINOR=3\nDEVNAME=null\n");
+    let mut handler = open(&world, &details(&[r#"SUBSYSTEM=="mem", ENV{ID}=="x""#], ""));
+    assert_eq!(handler.step().unwrap().devices, Some(vec![]));
+    // udevd starts: a scan for whatever else notices its database.
+    world.advance(Duration::from_secs(1));
+    world.write("/run/udev/data/c1:3", "E:ID=y\n");
+    world.uevent(Uevent { subsystem: "mem".to_owned(), ..Uevent::default() });
+    assert_eq!(handler.step().unwrap().devices, None);
+    world.advance(SCANS);
+    handler.step().unwrap();
+    world.advance(Duration::from_secs(1));
+    world.write("/run/udev/data/c1:3", "E:ID=x\n");
+    world.change("/run/udev/data", "+usb:1-1");
+    assert_eq!(handler.step().unwrap().devices, None, "not its subsystem");
+    world.change("/run/udev/data", "c1:3");
+    assert_eq!(handler.step().unwrap().devices.unwrap().len(), 1);
+}
+
+#[test]
 fn properties_that_change_under_the_same_path_are_told() {
     let world = world();
     let mut handler = open(&world, &details(&[r#"KERNEL=="1-1""#], ""));
@@ -224,6 +248,8 @@ fn what_the_user_must_change_is_said() {
     // None at all is no fault: nothing is looked for.
     assert_eq!(open(&world, &details(&[], "")).step().unwrap().devices, Some(vec![]));
     let empty = World::new();
-    let nothing = open(&empty, &details(&[r#"KERNEL=="a""#], "")).step();
-    assert!(matches!(nothing, Err(Error::Unavailable(what)) if what.contains("/sys cannot be read")));
+    for rule in [r#"KERNEL=="a""#, r#"SUBSYSTEM=="usb""#] {
+        let nothing = open(&empty, &details(&[rule], "")).step();
+        assert!(matches!(nothing, Err(Error::Unavailable(what)) if what.contains("/sys cannot be read")));
+    }
 }

@@ -5,9 +5,12 @@ use super::ComponentState;
 use super::bindings::akri::host::{links, multicast, uevents, watch};
 use crate::network::NetworkAccess;
 use crate::preopen::{Preopen, descriptor_path};
+use crate::wasi::PaidCall;
 use akri_krustlet_events::{
     DirectoryChanges, EventSources, Inbox, LinkNames, MulticastError, MulticastListener, Subsystems, UeventMonitor,
 };
+use rustix::io::Errno;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +20,15 @@ use wasmtime::component::Resource;
 const MONITORS: usize = 8;
 const LISTENERS: usize = 16;
 const WATCHES: usize = 64;
+/// Subsystems that a monitor may name, and the longest name of one and of a link.
+const SUBSYSTEMS: usize = 64;
+const SUBSYSTEM: usize = 63;
+const LINK: usize = 15;
+/// Largest datagram, and longest path.
+const DATAGRAM: usize = 65_507;
+const PATH: usize = 4096;
+/// What joining a group counts for, in bytes that are sent: the machine tells its network.
+const JOIN: usize = 64 << 10;
 
 /// What of the machine's events a container may follow; nothing by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +95,9 @@ impl uevents::Host for ComponentState {}
 
 impl uevents::HostMonitor for ComponentState {
     async fn open(&mut self, subsystems: Vec<String>) -> wasmtime::Result<Result<Resource<Monitor>, uevents::Denied>> {
+        if subsystems.len() > SUBSYSTEMS || subsystems.iter().any(|name| name.len() > SUBSYSTEM) {
+            return Ok(Err(uevents::Denied::NotGranted));
+        }
         let Some(granted) = self.events.grant.uevents.clone() else { return Ok(Err(uevents::Denied::NotGranted)) };
         let wanted = match subsystems.is_empty() {
             true => granted,
@@ -131,6 +146,10 @@ impl multicast::HostListener for ComponentState {
         if !place.ip().is_multicast() {
             return Ok(Err(multicast::Denied::NotMulticast));
         }
+        let is_name = |link: &String| link.len() <= LINK && link.bytes().all(|byte| byte.is_ascii_graphic());
+        if link.as_ref().is_some_and(|link| !is_name(link)) {
+            return Ok(Err(multicast::Denied::NoSuchLink));
+        }
         let Some(network) = self.events.network.clone() else { return Ok(Err(multicast::Denied::NotGranted)) };
         let Some(links) = network.may_join(place, link.as_deref()) else {
             return Ok(Err(multicast::Denied::NotGranted));
@@ -138,10 +157,12 @@ impl multicast::HostListener for ComponentState {
         if !self.has_room::<Listener>(LISTENERS) {
             return Ok(Err(multicast::Denied::TooMany));
         }
-        let hears = Arc::new(move |from| network.may_hear(from));
-        match self.events.sources.join(place, links, hears, self.events.inbox.clone()) {
+        crate::network::sockets::paid_datagrams(&network, JOIN, 1).await;
+        let (sources, inbox, of_guest) = (self.events.sources.clone(), self.events.inbox.clone(), network.clone());
+        let hears = Arc::new(move |from| of_guest.may_hear(from));
+        match tokio::task::spawn_blocking(move || sources.join(place, links, hears, inbox)).await? {
             Ok(listener) => Ok(Ok(self.table.push(Listener(listener))?)),
-            Err(error) => Ok(Err(denied(place, error))),
+            Err(error) => Ok(Err(denied(&network, place, error))),
         }
     }
 
@@ -167,10 +188,12 @@ impl multicast::HostListener for ComponentState {
         payload: Vec<u8>,
     ) -> wasmtime::Result<Result<(), multicast::Denied>> {
         let listener = self.table.get(&listener)?.0.clone();
-        if let Some(network) = self.events.network.clone() {
-            crate::network::sockets::paid_datagrams(&network, payload.len(), listener.links()).await;
+        let Some(network) = self.events.network.clone() else { return Ok(Err(multicast::Denied::NotGranted)) };
+        if payload.len() > DATAGRAM {
+            return Ok(Err(multicast::Denied::Unavailable));
         }
-        Ok(listener.send(&payload).map_err(|error| denied(listener.place(), error)))
+        crate::network::sockets::paid_datagrams(&network, payload.len(), listener.links()).await;
+        Ok(listener.send(&payload).map_err(|error| denied(&network, listener.place(), error)))
     }
 
     async fn drop(&mut self, listener: Resource<Listener>) -> wasmtime::Result<()> {
@@ -179,19 +202,16 @@ impl multicast::HostListener for ComponentState {
     }
 }
 
-fn denied(place: SocketAddr, error: MulticastError) -> multicast::Denied {
+fn denied(network: &NetworkAccess, place: SocketAddr, error: MulticastError) -> multicast::Denied {
     match error {
         MulticastError::NotMulticast(_) => multicast::Denied::NotMulticast,
         MulticastError::NoSuchLink => multicast::Denied::NoSuchLink,
         MulticastError::Io(error) => {
-            tracing::warn!(
-                group = %place,
-                "a multicast group cannot be used: {error}{}",
-                match error.kind() {
-                    std::io::ErrorKind::AddrInUse => "; another program has its port for itself (it binds without SO_REUSEADDR)",
-                    _ => "",
-                }
-            );
+            let way_out = match error.kind() {
+                io::ErrorKind::AddrInUse => "; another program has its port for itself (it binds without SO_REUSEADDR)",
+                _ => "",
+            };
+            network.deny(&format!("multicast group {place}"), &format!("{error}{way_out}"));
             multicast::Denied::Unavailable
         }
     }
@@ -201,6 +221,9 @@ impl watch::Host for ComponentState {}
 
 impl watch::HostWatch for ComponentState {
     async fn open(&mut self, path: String) -> wasmtime::Result<Result<Resource<Watch>, watch::Denied>> {
+        if path.len() > PATH {
+            return Ok(Err(watch::Denied::NotADirectory));
+        }
         let Some((preopen, rest)) = self.events.preopen(&path) else { return Ok(Err(watch::Denied::NotPreopened)) };
         let preopen = preopen.clone();
         if !self.has_room::<Watch>(WATCHES) {
@@ -209,8 +232,9 @@ impl watch::HostWatch for ComponentState {
         let (sources, inbox) = (self.events.sources.clone(), self.events.inbox.clone());
         let open = move || {
             let directory = preopen.open_below(&rest).map_err(|error| match error {
-                rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR => watch::Denied::NotADirectory,
-                _ => watch::Denied::NotPreopened,
+                Errno::NOENT | Errno::NOTDIR => watch::Denied::NotADirectory,
+                Errno::XDEV | Errno::LOOP => watch::Denied::NotPreopened,
+                _ => watch::Denied::Unavailable,
             })?;
             sources.directory(&descriptor_path(&directory), inbox).map_err(|error| {
                 // The user's watches are used up, most likely.
@@ -218,7 +242,10 @@ impl watch::HostWatch for ComponentState {
                 watch::Denied::Unavailable
             })
         };
-        match tokio::task::spawn_blocking(open).await? {
+        let call = PaidCall::begin(self.limiter.container().clone()).await;
+        let opened = tokio::task::spawn_blocking(open).await?;
+        call.ended(0);
+        match opened {
             Ok(changes) => Ok(Ok(self.table.push(Watch(changes))?)),
             Err(denied) => Ok(Err(denied)),
         }

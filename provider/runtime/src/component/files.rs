@@ -1,12 +1,14 @@
 //! The files of components, in the directories that they are given: wasmtime-wasi's, with what it leaves unbounded bounded here.
 //!
 //! - A listing is read a piece at a time, where wasmtime-wasi's own takes a directory of any size into the host's memory.
-//! - What is done on threads that may block is paid by the guest: opening, reading, writing, looking.
+//! - What is done on threads that may block is paid by the guest, and its container has a few such calls under way at most. FIFOs,
+//!   sockets and devices cannot be opened.
 
 use super::{ComponentState, WASI};
 use crate::cpu::thread_cpu_time;
 use crate::directories::{self, Entry};
-use crate::wasi::PaidCall;
+use crate::limits::SharedLimits;
+use crate::wasi::{PaidCall, price_of};
 use rustix::fs::FileType;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -15,7 +17,7 @@ use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceType};
 use wasmtime::{Result, StoreContextMut};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::types::{
-    DescriptorFlags, DescriptorStat, DescriptorType, DirectoryEntry, DirectoryEntryStream, ErrorCode, HostDescriptor,
+    DescriptorFlags, DescriptorType, DirectoryEntry, DirectoryEntryStream, ErrorCode, HostDescriptor, NewTimestamp,
     OpenFlags, PathFlags,
 };
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsResult, InputStream, OutputStream, Pollable, StreamError};
@@ -116,11 +118,13 @@ fn is_dots(name: &str) -> bool {
 
 /// Work on a thread that may block, whose CPU time the guest pays.
 async fn blocking<T: Send + 'static>(store: &mut Store<'_>, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let call = paid(store).await;
     let timed = move || {
         let before = thread_cpu_time();
         (work(), thread_cpu_time().saturating_sub(before))
     };
     let (result, time) = tokio::task::spawn_blocking(timed).await?;
+    call.ended(0);
     if let Some(share) = store.data().limiter.container().cpu() {
         share.owe(time);
     }
@@ -150,12 +154,49 @@ fn error_code(error: rustix::io::Errno) -> ErrorCode {
     }
 }
 
+/// Functions of a descriptor, done by wasmtime-wasi, that the guest pays.
+macro_rules! paid_calls {
+    ($types:ident: $($name:literal $method:ident($($argument:ident: $of:ty),*);)*) => {$(
+        $types.func_wrap_async(
+            concat!("[method]descriptor.", $name),
+            |mut store: Store<'_>, (descriptor, $($argument,)*): (Resource<Descriptor>, $($of,)*)| {
+                Box::new(async move {
+                    let call = paid(&store).await;
+                    let mut files = store.data_mut().filesystem();
+                    let done = HostDescriptor::$method(&mut files, descriptor, $($argument),*).await;
+                    call.ended(0);
+                    returned(done)
+                })
+            },
+        )?;
+    )*};
+}
+
 fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    paid_calls! { types:
+        "sync-data" sync_data();
+        "sync" sync();
+        "get-type" get_type();
+        "set-size" set_size(size: u64);
+        "set-times" set_times(accessed: NewTimestamp, modified: NewTimestamp);
+        "stat" stat();
+        "stat-at" stat_at(flags: PathFlags, path: String);
+        "set-times-at" set_times_at(flags: PathFlags, path: String, accessed: NewTimestamp, modified: NewTimestamp);
+        "create-directory-at" create_directory_at(path: String);
+        "link-at" link_at(flags: PathFlags, path: String, to: Resource<Descriptor>, new_path: String);
+        "readlink-at" readlink_at(path: String);
+        "remove-directory-at" remove_directory_at(path: String);
+        "rename-at" rename_at(path: String, to: Resource<Descriptor>, new_path: String);
+        "symlink-at" symlink_at(path: String, new_path: String);
+        "unlink-file-at" unlink_file_at(path: String);
+        "metadata-hash" metadata_hash();
+        "metadata-hash-at" metadata_hash_at(flags: PathFlags, path: String);
+    }
     types.func_wrap_async(
         "[method]descriptor.read",
         |mut store: Store<'_>, (file, length, offset): (Resource<Descriptor>, u64, u64)| {
             Box::new(async move {
-                let call = paid(&store);
+                let call = paid(&store).await;
                 let read = HostDescriptor::read(&mut store.data_mut().filesystem(), file, length, offset).await;
                 call.ended(read.as_ref().map_or(0, |(bytes, _)| bytes.len()));
                 returned(read)
@@ -166,32 +207,10 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         "[method]descriptor.write",
         |mut store: Store<'_>, (file, bytes, offset): (Resource<Descriptor>, Vec<u8>, u64)| {
             Box::new(async move {
-                let (call, length) = (paid(&store), bytes.len());
+                let (call, length) = (paid(&store).await, bytes.len());
                 let written = HostDescriptor::write(&mut store.data_mut().filesystem(), file, bytes, offset).await;
                 call.ended(length);
                 returned(written)
-            })
-        },
-    )?;
-    types.func_wrap_async(
-        "[method]descriptor.stat-at",
-        |mut store: Store<'_>, (directory, flags, path): (Resource<Descriptor>, PathFlags, String)| {
-            Box::new(async move {
-                let call = paid(&store);
-                let stat = HostDescriptor::stat_at(&mut store.data_mut().filesystem(), directory, flags, path).await;
-                call.ended(0);
-                returned::<DescriptorStat>(stat)
-            })
-        },
-    )?;
-    types.func_wrap_async(
-        "[method]descriptor.readlink-at",
-        |mut store: Store<'_>, (directory, path): (Resource<Descriptor>, String)| {
-            Box::new(async move {
-                let call = paid(&store);
-                let link = HostDescriptor::readlink_at(&mut store.data_mut().filesystem(), directory, path).await;
-                call.ended(0);
-                returned(link)
             })
         },
     )?;
@@ -200,9 +219,16 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         "[method]descriptor.open-at",
         |mut store: Store<'_>, (directory, flags, path, how, mode): Open| {
             Box::new(async move {
-                let call = paid(&store);
+                let call = paid(&store).await;
                 let mut files = store.data_mut().filesystem();
-                let opened = HostDescriptor::open_at(&mut files, directory, flags, path, how, mode).await;
+                // What waits for somebody else as soon as it is opened is not for guests.
+                let above = Resource::new_borrow(directory.rep());
+                let stat = HostDescriptor::stat_at(&mut files, above, flags, path.clone()).await;
+                let waits = stat.is_ok_and(|stat| !WHOLE.contains(&stat.type_));
+                let opened = match waits {
+                    true => Err(ErrorCode::NotPermitted.into()),
+                    false => HostDescriptor::open_at(&mut files, directory, flags, path, how, mode).await,
+                };
                 call.ended(0);
                 returned(opened)
             })
@@ -210,8 +236,12 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
     )
 }
 
-fn paid(store: &Store<'_>) -> PaidCall {
-    PaidCall::of(store.data().limiter.container().clone())
+/// What can be opened; links are for who does not follow them, which is refused then as ever.
+const WHOLE: [DescriptorType; 3] =
+    [DescriptorType::RegularFile, DescriptorType::Directory, DescriptorType::SymbolicLink];
+
+fn paid(store: &Store<'_>) -> impl Future<Output = PaidCall> + Send + use<> {
+    PaidCall::begin(store.data().limiter.container().clone())
 }
 
 fn add_streams(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
@@ -223,7 +253,7 @@ fn add_streams(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
                 let limits = store.data().limiter.container().clone();
                 let inner = store.data_mut().table.get_mut(&stream)?;
                 let file = std::mem::replace(inner, Box::new(wasmtime_wasi::p2::pipe::ClosedInputStream));
-                *inner = Box::new(PaidStream { inner: file, limits });
+                *inner = Box::new(PaidStream { inner: file, limits, call: None });
                 Ok(stream)
             }))
         },
@@ -245,61 +275,83 @@ fn paid_output(store: &mut Store<'_>, stream: Resource<DynOutputStream>) -> FsRe
     let limits = store.data().limiter.container().clone();
     let inner = store.data_mut().table.get_mut(&stream)?;
     let file = std::mem::replace(inner, Box::new(wasmtime_wasi::p2::pipe::SinkOutputStream));
-    *inner = Box::new(PaidStream { inner: file, limits });
+    *inner = Box::new(PaidStream { inner: file, limits, call: None });
     Ok(stream)
 }
 
-/// A stream of a file, whose guest pays for what is read and written.
+/// A stream of a file, whose guest pays for what is read and written. wasmtime-wasi has one read or write of it under way, for
+/// which its container has to have a place.
 struct PaidStream<S> {
     inner: S,
-    limits: Arc<crate::limits::SharedLimits>,
+    limits: Arc<SharedLimits>,
+    call: Option<PaidCall>,
 }
 
 impl<S> PaidStream<S> {
-    fn call(&self) -> PaidCall {
-        PaidCall::of(self.limits.clone())
+    /// Whether there is a place.
+    fn begin(&mut self) -> bool {
+        if self.call.is_none() {
+            self.call = PaidCall::try_begin(self.limits.clone());
+        }
+        self.call.is_some()
+    }
+
+    fn ended(&mut self, bytes: usize) {
+        if let Some(call) = self.call.take() {
+            call.ended(bytes);
+        }
     }
 }
 
 #[async_trait::async_trait]
 impl Pollable for PaidStream<DynInputStream> {
     async fn ready(&mut self) {
-        let call = self.call();
+        if self.call.is_none() {
+            self.call = Some(PaidCall::begin(self.limits.clone()).await);
+        }
         self.inner.ready().await;
-        call.ended(0);
+        self.ended(0);
     }
 }
 
 #[async_trait::async_trait]
 impl InputStream for PaidStream<DynInputStream> {
     fn read(&mut self, size: usize) -> std::result::Result<bytes::Bytes, StreamError> {
-        let call = self.call();
+        if !self.begin() {
+            return Ok(bytes::Bytes::new());
+        }
         let read = self.inner.read(size);
-        call.ended(read.as_ref().map_or(0, bytes::Bytes::len));
+        // Without anything it goes on.
+        match &read {
+            Ok(bytes) if bytes.is_empty() => {}
+            Ok(bytes) => self.ended(bytes.len()),
+            Err(_) => self.ended(0),
+        }
         read
     }
 
     async fn cancel(&mut self) {
         self.inner.cancel().await;
+        self.ended(0);
     }
 }
 
 #[async_trait::async_trait]
 impl Pollable for PaidStream<DynOutputStream> {
     async fn ready(&mut self) {
-        let call = self.call();
         self.inner.ready().await;
-        call.ended(0);
+        self.ended(0);
     }
 }
 
 #[async_trait::async_trait]
 impl OutputStream for PaidStream<DynOutputStream> {
     fn write(&mut self, bytes: bytes::Bytes) -> std::result::Result<(), StreamError> {
-        let (call, length) = (self.call(), bytes.len());
-        let written = self.inner.write(bytes);
-        call.ended(length);
-        written
+        self.begin();
+        if let Some(share) = self.limits.cpu() {
+            share.owe(price_of(bytes.len()));
+        }
+        self.inner.write(bytes)
     }
 
     fn flush(&mut self) -> std::result::Result<(), StreamError> {
@@ -307,10 +359,16 @@ impl OutputStream for PaidStream<DynOutputStream> {
     }
 
     fn check_write(&mut self) -> std::result::Result<usize, StreamError> {
-        self.inner.check_write()
+        let free = self.inner.check_write();
+        if !matches!(free, Ok(0)) {
+            // What was written before is.
+            self.ended(0);
+        }
+        free
     }
 
     async fn cancel(&mut self) {
         self.inner.cancel().await;
+        self.ended(0);
     }
 }

@@ -1,7 +1,7 @@
 //! Components: guests that are called, again and again, instead of running to an end.
 //!
 //! An instance costs memory only between two calls: no thread, no timer, no stack of its own. What a component may use is what
-//! its linker has: WASI 0.2 without directories and with the network that it was granted ([`crate::network`]), and the host's own
+//! its linker has: WASI 0.2 with the directories and the network that it was granted ([`crate::network`]), and the host's own
 //! interfaces (`akri:host`). The bounds are those of every guest ([`crate::limits`]).
 
 mod call;

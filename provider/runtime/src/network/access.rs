@@ -168,7 +168,7 @@ impl NetworkAccess {
         }
     }
 
-    pub(super) fn deny(&self, what: &str, why: &str) {
+    pub(crate) fn deny(&self, what: &str, why: &str) {
         self.grant.node.denials.fetch_add(1, Ordering::Relaxed);
         self.grant.denials.tell(what, why);
     }
@@ -242,12 +242,14 @@ impl NetworkAccess {
     /// On which network links a group may be listened to, of one or of all; none if it may not, which is counted and told.
     pub(crate) fn may_join(&self, place: SocketAddr, link: Option<&str>) -> Option<LinkNames> {
         let place = canonical(place);
-        let joined = |rules: &NetworkRules| joins(rules.0.iter(), place);
         let (mut links, mut why) = (joins(self.rules(), place), "no rule `join` of its pod gives it");
-        if links.is_some()
-            && (self.is_denied(place) || self.ceiling().allowed.as_ref().is_some_and(|rules| joined(rules).is_none()))
-        {
-            (links, why) = (None, CEILING);
+        if let Some(names) = links {
+            links = match &self.ceiling().allowed {
+                _ if self.is_denied(place) => None,
+                None => Some(names),
+                Some(rules) => joins(rules.0.iter(), place).and_then(|allowed| names.and(allowed)),
+            };
+            why = CEILING;
         }
         if let (Some(names), Some(link)) = (&links, link) {
             links = names.contain(link).then(|| LinkNames::Named(vec![link.to_owned()]));
@@ -265,7 +267,7 @@ impl NetworkAccess {
     /// Whose datagrams a listener to a group is given: those of a local network, and of whom its rules name.
     pub(crate) fn may_hear(&self, from: SocketAddr) -> bool {
         let from = canonical(from);
-        !self.is_denied(from) && (is_private(from.ip()) || self.is_given(Protocol::Udp, from))
+        !self.is_denied(from) && (is_private(from.ip()) || self.may_reach(Protocol::Udp, from))
     }
 
     /// A server answers who has asked it.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 const TOLD: Duration = Duration::from_secs(60);
 /// Different denials that are told of one container in that time.
 pub(super) const MOST_TOLD: usize = 32;
+/// Letters of what is told.
+const MOST_WORDS: usize = 400;
 
 /// Tells of denials: each once in a while, in the container's log and the node's.
 #[derive(Debug)]
@@ -25,9 +27,12 @@ impl Denials {
     }
 
     pub(super) fn tell(&self, what: &str, why: &str) {
+        // Some of it is a guest's words: one line, and not a long one.
+        let what =
+            &what.chars().take(MOST_WORDS).flat_map(char::escape_debug).collect::<String>().replace("\\\"", "\"");
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let before = match told.get_mut(what) {
+        let before = match told.get_mut(what.as_str()) {
             Some((at, more)) if now.duration_since(*at) < TOLD => {
                 *more += 1;
                 return;
@@ -39,7 +44,7 @@ impl Denials {
         if told.len() >= MOST_TOLD {
             return;
         }
-        told.insert(what.to_owned(), (now, 0));
+        told.insert(what.clone(), (now, 0));
         drop(told);
         let again = if before > 0 { format!(" ({before} more in the meantime)") } else { String::new() };
         tracing::warn!(container = self.container, "network: {what} denied: {why}{again}");

@@ -38,7 +38,7 @@ mod poll;
 mod reads;
 mod writes;
 
-pub(crate) use reads::PaidCall;
+pub(crate) use reads::{PaidCall, price_of};
 
 const MODULE: &str = "wasi_snapshot_preview1";
 

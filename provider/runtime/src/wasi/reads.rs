@@ -6,6 +6,7 @@ use crate::directories::{self, Piece};
 use crate::limits::SharedLimits;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use wasmtime::{AsContextMut as _, Caller, Linker, Result};
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as preview1;
@@ -83,21 +84,45 @@ fn price(started: Instant, bytes: u64) -> Duration {
     started.elapsed().min(PAID_AT_MOST + of_bytes)
 }
 
-/// A call that goes on, on a thread that may block, for a guest of this container.
+/// Of a call whose time nobody sees, with so many bytes.
+pub(crate) fn price_of(bytes: usize) -> Duration {
+    PAID_AT_MOST / 10 + Duration::from_nanos((bytes as f64 * PAID_PER_BYTE) as u64)
+}
+
+/// A call of a component that goes on, on a thread that may block.
 pub(crate) struct PaidCall {
     limits: Arc<SharedLimits>,
     started: Instant,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl PaidCall {
-    pub(crate) fn of(limits: Arc<SharedLimits>) -> Self {
-        Self { limits, started: Instant::now() }
+    /// When its container has a place for it.
+    pub(crate) async fn begin(limits: Arc<SharedLimits>) -> Self {
+        let place = limits.file_calls().clone().acquire_owned().await.ok();
+        Self { limits, started: Instant::now(), place }
+    }
+
+    /// If its container has a place for it now.
+    pub(crate) fn try_begin(limits: Arc<SharedLimits>) -> Option<Self> {
+        let place = limits.file_calls().clone().try_acquire_owned().ok()?;
+        Some(Self { limits, started: Instant::now(), place: Some(place) })
     }
 
     /// It has moved so many bytes.
-    pub(crate) fn ended(self, bytes: usize) {
+    pub(crate) fn ended(mut self, bytes: usize) {
+        drop(self.place.take());
         if let Some(share) = self.limits.cpu() {
             share.owe(price(self.started, bytes as u64));
+        }
+    }
+}
+
+impl Drop for PaidCall {
+    fn drop(&mut self) {
+        // Nobody waits for it any more, and its thread may never come back: a FIFO, a server that is away.
+        if let Some(place) = self.place.take() {
+            place.forget();
         }
     }
 }

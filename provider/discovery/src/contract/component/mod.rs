@@ -148,7 +148,9 @@ impl Component {
             Err(reason) => return Ended::Failed(reason),
         };
         let (handler, inbox) = (self.handler.clone(), store.data().inbox());
-        let first = self.call(Some(INLINE), async move {
+        // Files may be on something that hangs: not on the threads of calls.
+        let inline = self.instance.preopens.is_empty().then_some(INLINE);
+        let first = self.call(inline, async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
                 let guest = handler.akri_discovery_handler();
