@@ -249,6 +249,15 @@ async fn a_large_directory_is_listed_a_piece_at_a_time() {
     pod.annotations.push(("akri-krustlet/step-deadline", "60s"));
     node.add(&pod);
     node.wait_for_running("lister");
+    // What waits for somebody else when it is opened is not opened, by whatever name.
+    let fifo = node.exchange_file("lister", "fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    std::os::unix::fs::symlink("fifo", node.exchange_file("lister", "link")).unwrap();
+    std::fs::write(node.exchange_file("lister", "file"), vec![7; 300_000]).unwrap();
+    let paths = ["/tmp/wde-dir/fifo", "/tmp/wde-dir/link", "/tmp/wde-dir/file", "/tmp/wde-dir/missing"];
+    let (_stream, ids) = node.first_list("lister", &json!({"read": paths}).to_string()).await;
+    let expected = ["fifo: PermissionDenied", "file: 300000", "link: PermissionDenied", "missing: NotFound"];
+    assert_eq!(ids[..4], expected.map(|what| format!("read /tmp/wde-dir/{what}")));
     let directory = node.exchange_file("lister", "many");
     std::fs::create_dir(&directory).unwrap();
     for number in 0..ENTRIES {

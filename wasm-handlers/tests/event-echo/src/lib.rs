@@ -23,6 +23,8 @@ struct Details {
     list_errors: bool,
     /// A directory with so many entries is listed, and counted.
     count: Option<String>,
+    /// Files that are read.
+    read: Vec<String>,
     /// Every so many steps it traps.
     trap_every: Option<u32>,
     /// Opens so many monitors and forgets them.
@@ -130,6 +132,10 @@ impl Handler for EventEcho {
         }
         if self.details.links {
             new.extend(links::list().iter().map(|link| format!("link {}", link.name)));
+        }
+        for path in &self.details.read {
+            let read = std::fs::read(path).map(|bytes| bytes.len().to_string());
+            new.push(format!("read {path}: {}", read.unwrap_or_else(|error| format!("{:?}", error.kind()))));
         }
         if let Some(path) = &self.details.count {
             new.push(format!("entries {}", akri_handler::fs::list(path)?.len()));
