@@ -6,7 +6,7 @@ use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, recv, socket,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -93,6 +93,11 @@ pub fn list() -> io::Result<Vec<Link>> {
         }
     }
     Ok(links.into_values().collect())
+}
+
+/// The addresses of all links, up or not.
+pub fn addresses() -> io::Result<HashSet<IpAddr>> {
+    Ok(getifaddrs()?.filter_map(|found| found.address.as_ref().and_then(address)).collect())
 }
 
 fn address(of: &SockaddrStorage) -> Option<IpAddr> {

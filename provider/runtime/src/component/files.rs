@@ -4,7 +4,7 @@
 //! - What is done on threads that may block is paid by the guest, and its container has a few such calls under way at most. FIFOs,
 //!   sockets and devices cannot be opened.
 
-use super::{ComponentState, WASI};
+use super::{ComponentState, WASI, returned};
 use crate::cpu::thread_cpu_time;
 use crate::directories::{self, Entry};
 use crate::limits::SharedLimits;
@@ -23,15 +23,6 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsResult, InputStream, OutputStream, Pollable, StreamError};
 
 type Store<'a> = StoreContextMut<'a, ComponentState>;
-type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
-
-/// A trap is the guest's end, an error code is its affair.
-fn returned<T>(result: FsResult<T>) -> Returned<T> {
-    match result {
-        Ok(value) => Ok((Ok(value),)),
-        Err(error) => Ok((Err(error.downcast()?),)),
-    }
-}
 
 /// Puts the functions of this module before wasmtime-wasi's.
 pub(super) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
@@ -124,10 +115,7 @@ async fn blocking<T: Send + 'static>(store: &mut Store<'_>, work: impl FnOnce() 
         (work(), thread_cpu_time().saturating_sub(before))
     };
     let (result, time) = tokio::task::spawn_blocking(timed).await?;
-    call.ended(0);
-    if let Some(share) = store.data().limiter.container().cpu() {
-        share.owe(time);
-    }
+    call.took(time);
     Ok(result)
 }
 

@@ -17,7 +17,7 @@ use akri_krustlet_events::{EventSources, Inbox};
 use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
-use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{TrappableError, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 pub use call::CallError;
 pub use events::EventGrant;
@@ -129,6 +129,17 @@ impl log::Host for ComponentState {
             log.say(&format!("{level} {message}\n")).await;
         }
         Ok(())
+    }
+}
+
+/// What a function of WASI returns: a trap is the guest's end, an error code is its affair.
+pub(crate) fn returned<T, E>(result: Result<T, TrappableError<E>>) -> wasmtime::Result<(Result<T, E>,)>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match result {
+        Ok(value) => Ok((Ok(value),)),
+        Err(error) => Ok((Err(error.downcast()?),)),
     }
 }
 

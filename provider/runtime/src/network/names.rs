@@ -1,8 +1,9 @@
 //! Names, looked up for a guest if its rules give that; what they lead to is held to the rules, too.
 
 use super::access::NetworkAccess;
-use super::sockets::{Store, returned};
+use super::sockets::Store;
 use crate::component::ComponentState;
+use crate::component::returned;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,7 +4,7 @@
 //! its own: the number of sockets, what is sent, and the look-up of names.
 
 use super::access::NetworkAccess;
-use crate::component::{ComponentState, WASI};
+use crate::component::{ComponentState, WASI, returned};
 use std::sync::Arc;
 use tokio::time::Instant;
 use wasmtime::component::{Linker, LinkerInstance, Resource};
@@ -39,8 +39,6 @@ pub(crate) fn restrict(wasi: &mut WasiCtxBuilder, access: Option<&Arc<NetworkAcc
 }
 
 pub(super) type Store<'a> = StoreContextMut<'a, ComponentState>;
-/// What a function of WASI's sockets returns.
-pub(super) type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
 
 /// Puts the functions of this module before wasmtime-wasi's.
 pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
@@ -85,14 +83,6 @@ async fn paid(access: &NetworkAccess, bytes: usize) {
 /// The same of a datagram that goes to so many links.
 pub(crate) async fn paid_datagrams(access: &NetworkAccess, bytes: usize, links: usize) {
     paid(access, bytes.max(DATAGRAM) * links).await;
-}
-
-/// A trap is the guest's end, an error code is its affair.
-pub(super) fn returned<T>(result: SocketResult<T>) -> Returned<T> {
-    match result {
-        Ok(value) => Ok((Ok(value),)),
-        Err(error) => Ok((Err(error.downcast()?),)),
-    }
 }
 
 fn check_sockets(store: &mut Store<'_>) -> SocketResult<()> {

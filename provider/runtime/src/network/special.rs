@@ -1,5 +1,6 @@
 //! Addresses that no rule for a network or a name opens.
 
+use akri_krustlet_events::links;
 use ipnet::IpNet;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -49,19 +50,10 @@ impl SpecialAddresses {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = own.as_ref().is_some_and(|(at, _)| at.elapsed() < REMEMBERED);
         if !is_known {
-            *own = own_addresses().map(|addresses| (Instant::now(), addresses)).ok();
+            *own = links::addresses().map(|addresses| (Instant::now(), addresses)).ok();
         }
         own.as_ref().is_none_or(|(_, addresses)| addresses.contains(&address))
     }
-}
-
-fn own_addresses() -> nix::Result<HashSet<IpAddr>> {
-    let address = |interface: nix::ifaddrs::InterfaceAddress| {
-        let address = interface.address?;
-        let of_four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        of_four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    };
-    Ok(nix::ifaddrs::getifaddrs()?.filter_map(address).collect())
 }
 
 /// The same address in one notation: an IPv4 address that is written as IPv6 is one. A link-local address keeps its link.
@@ -94,7 +86,7 @@ mod tests {
 
     #[test]
     fn this_machines_own_addresses_are_known() {
-        let own = own_addresses().unwrap();
+        let own = links::addresses().unwrap();
         assert!(own.contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)), "{own:?}");
         let special = SpecialAddresses::default();
         let contain = |address: &str| special.contain(SocketAddr::new(address.parse().unwrap(), 80));

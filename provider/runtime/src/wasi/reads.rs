@@ -110,10 +110,16 @@ impl PaidCall {
     }
 
     /// It has moved so many bytes.
-    pub(crate) fn ended(mut self, bytes: usize) {
+    pub(crate) fn ended(self, bytes: usize) {
+        let price = price(self.started, bytes as u64);
+        self.took(price);
+    }
+
+    /// It has ended, and this is what it took.
+    pub(crate) fn took(mut self, time: Duration) {
         drop(self.place.take());
         if let Some(share) = self.limits.cpu() {
-            share.owe(price(self.started, bytes as u64));
+            share.owe(time);
         }
     }
 }

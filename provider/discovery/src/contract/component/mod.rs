@@ -14,7 +14,7 @@ use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
-use akri_krustlet_host::{BackOff, TokenBucket};
+use akri_krustlet_host::{BackOff, TokenBucket, until};
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
 use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Granted, Outcome, Preopen, Runtime};
@@ -24,6 +24,7 @@ use std::hash::BuildHasher as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Store;
 
@@ -116,13 +117,12 @@ impl Component {
     /// What an instance runs in. Its directories may be on something that hangs.
     async fn store(self: Arc<Self>, request: &DiscoveryRequest) -> Result<Store<ComponentState>, String> {
         let network = NetworkAccess::new(self.spec.network.clone(), &request.details);
-        if self.instance.preopens.is_empty() {
-            return self.runtime.component_store(&self.instance, Some(network)).map_err(|error| error.to_string());
-        }
-        let made = tokio::task::spawn_blocking(move || self.runtime.component_store(&self.instance, Some(network)));
-        match made.await {
-            Ok(made) => made.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+        let may_hang = !self.instance.preopens.is_empty();
+        let make =
+            move || self.runtime.component_store(&self.instance, Some(network)).map_err(|error| error.to_string());
+        match may_hang {
+            true => tokio::task::spawn_blocking(make).await.unwrap_or_else(|error| Err(error.to_string())),
+            false => make(),
         }
     }
 
@@ -189,6 +189,7 @@ impl Component {
                 Err(error) => (trouble(error), Some(back_off.pause())),
             };
             told.say(said);
+            let pause = pause.map(|pause| Instant::now() + pause);
             let event = async {
                 inbox.arrived().await;
                 tokio::time::sleep_until(event_steps.when(1.0)).await;
@@ -206,14 +207,6 @@ impl Component {
                 Err(error) => return ended(error),
             };
         }
-    }
-}
-
-/// After a pause, or never.
-async fn until(pause: Option<Duration>) {
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
-        None => std::future::pending().await,
     }
 }
 
