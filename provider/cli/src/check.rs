@@ -3,7 +3,7 @@
 use crate::output::spinner;
 use akri_krustlet_discovery::{Descriptions, HandlerInfo};
 use akri_krustlet_node::container::image::no_use;
-use akri_krustlet_runtime::{Item, ModuleKind, Program, Runtime, RuntimeConfig};
+use akri_krustlet_runtime::{ContainerLimits, Item, ModuleKind, Program, Runtime, RuntimeConfig};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -94,6 +94,16 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     println!("size          {} bytes", module.bytes);
     println!("compiled in   {} ms", module.compiled_in.as_millis());
     println!("kind          {}", module.kind());
+    if let Some(sizes) = module.program.initial_sizes() {
+        let limits = ContainerLimits::default();
+        println!(
+            "memory        {} KiB at its start; a container may have {} MiB, or what resources.limits.memory says",
+            sizes.memory >> 10,
+            limits.memory >> 20
+        );
+        let beyond = sizes.beyond(module.program.kind(), &limits);
+        anyhow::ensure!(beyond.is_empty(), "{} would not run: {}", path.display(), beyond.join("; "));
+    }
     let provided = "imports       all provided";
     match (module.program.kind(), &module.info) {
         (ModuleKind::Module, _) => {

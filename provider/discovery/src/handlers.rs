@@ -13,25 +13,20 @@ use crate::container::HandlerContainer;
 use crate::host_path::AllowList;
 use crate::instance::Instances;
 use crate::last_lists::LastLists;
+pub use crate::owners::ForeignName;
+use crate::owners::Owners;
 use crate::service;
 use akri_krustlet_host::ServedSocket;
 use akri_krustlet_host::socket::SocketError;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long a name stays that of the namespace that had it, when none of its pods claims it any more. Long enough for a slow
-/// start and a long weekend: what is kept from others are the discovery properties that its Configurations still hold.
-const OWNER_PATIENCE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How often it is looked at.
+/// How often it is looked which names nobody claims any more.
 const OWNER_LOOK: Duration = Duration::from_secs(3600);
-/// Names that are kept, most of them of pods that are gone; a pod's author could make up any number.
-const MOST_OWNERS: usize = 1024;
-
 /// How a node serves its handlers.
 #[derive(Clone, Debug)]
 pub struct HandlersConfig {
@@ -71,17 +66,6 @@ impl HandlersConfig {
     }
 }
 
-/// A handler's name that a pod may not have.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "the discovery handler {name:?} belongs to pods of namespace {owner:?}, which served it last; choose another DISCOVERY_HANDLER_NAME, or start the node with --handler-namespaces {name}={namespace}"
-)]
-pub struct ForeignName {
-    name: String,
-    owner: String,
-    namespace: String,
-}
-
 /// The handlers of a node.
 #[derive(Debug)]
 pub struct Handlers {
@@ -90,21 +74,9 @@ pub struct Handlers {
     instances: Arc<Instances>,
     entries: Mutex<Entries>,
     changed: watch::Sender<()>,
-    /// What is written of the owners.
-    kept_owners: watch::Sender<Owners>,
 }
 
-/// Whose a name is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Owner {
-    namespace: String,
-    /// When a pod claimed it last, in seconds since 1970.
-    claimed: u64,
-}
-
-type Owners = BTreeMap<String, Owner>;
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entries {
     by_name: HashMap<String, Entry>,
     /// The namespace of each name's pods.
@@ -154,19 +126,20 @@ impl Handlers {
     pub fn new(config: HandlersConfig) -> std::io::Result<Arc<Self>> {
         let lists = LastLists::open(&config.last_lists)?;
         let instances = Instances::new(&config.node);
-        let owners = read_owners(&config.owners);
-        let entries = Mutex::new(Entries { owners, ..Entries::default() });
-        let (changed, kept_owners) = (watch::Sender::new(()), watch::Sender::default());
-        let handlers = Arc::new(Self { config, lists, instances, entries, changed, kept_owners });
+        let owners = Owners::open(config.owners.clone(), config.namespaces.clone());
+        let entries = Entries { by_name: HashMap::new(), owners, next_claim: 0, changed: BTreeSet::new() };
+        let (entries, changed) = (Mutex::new(entries), watch::Sender::new(()));
+        let handlers = Arc::new(Self { config, lists, instances, entries, changed });
         let unclaimed = Arc::downgrade(&handlers);
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(OWNER_LOOK).await;
                 let Some(handlers) = unclaimed.upgrade() else { return };
-                handlers.forget_owners();
+                let mut entries = handlers.entries();
+                let Entries { by_name, owners, .. } = &mut *entries;
+                owners.forget_old(|name| by_name.contains_key(name));
             }
         });
-        tokio::spawn(write_owners(handlers.config.owners.clone(), handlers.kept_owners.subscribe()));
         Ok(handlers)
     }
 
@@ -189,21 +162,8 @@ impl Handlers {
     /// discovery properties of open streams are nobody else's.
     pub fn claim(self: &Arc<Self>, name: &str, namespace: &str) -> Result<HandlerClaim, ForeignName> {
         let mut entries = self.entries();
-        let kept = entries.owners.get(name).map(|owner| &owner.namespace);
-        let owner = self.config.namespaces.get(name).or(kept);
-        match owner {
-            Some(owner) if owner != namespace => {
-                return Err(ForeignName {
-                    name: name.to_owned(),
-                    owner: owner.clone(),
-                    namespace: namespace.to_owned(),
-                });
-            }
-            _ => {}
-        }
-        let owner = Owner { namespace: namespace.to_owned(), claimed: now() };
-        entries.owners.insert(name.to_owned(), owner);
-        self.keep_owners(&mut entries);
+        let Entries { by_name, owners, .. } = &mut *entries;
+        owners.claim(name, namespace, |name| by_name.contains_key(name))?;
         entries.next_claim += 1;
         let number = entries.next_claim;
         let entry = entries.by_name.entry(name.to_owned()).or_insert_with(|| Entry {
@@ -222,32 +182,6 @@ impl Handlers {
         });
         entry.claims += 1;
         Ok(HandlerClaim { handlers: self.clone(), name: name.to_owned(), number })
-    }
-
-    /// Has the owners written, and no more of them than are kept.
-    fn keep_owners(&self, entries: &mut Entries) {
-        let Entries { by_name, owners, .. } = entries;
-        while owners.len() > MOST_OWNERS {
-            let unclaimed = owners.iter().filter(|(name, _)| !by_name.contains_key(*name));
-            let Some(oldest) = unclaimed.min_by_key(|(_, owner)| owner.claimed).map(|(name, _)| name.clone()) else {
-                break;
-            };
-            owners.remove(&oldest);
-        }
-        self.kept_owners.send_replace(owners.clone());
-    }
-
-    /// Frees the names that nobody has claimed for long.
-    fn forget_owners(&self) {
-        let mut entries = self.entries();
-        let Entries { by_name, owners, .. } = &mut *entries;
-        for (name, owner) in owners.iter_mut() {
-            if by_name.contains_key(name) {
-                owner.claimed = now();
-            }
-        }
-        owners.retain(|_, owner| now().saturating_sub(owner.claimed) < OWNER_PATIENCE.as_secs());
-        self.keep_owners(&mut entries);
     }
 
     /// The handlers that have changed since they were asked for last, by name; `None` for one that has no socket any more.
@@ -321,43 +255,6 @@ impl Handlers {
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn read_owners(path: &std::path::Path) -> Owners {
-    let json = match std::fs::read(path) {
-        Ok(json) => json,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Owners::new(),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read whose the handlers' names are");
-            return Owners::new();
-        }
-    };
-    serde_json::from_slice(&json).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), %error, "cannot understand whose the handlers' names are");
-        Owners::new()
-    })
-}
-
-/// Writes the owners whenever they change.
-async fn write_owners(path: PathBuf, mut owners: watch::Receiver<Owners>) {
-    while owners.changed().await.is_ok() {
-        let (path, kept) = (path.clone(), owners.borrow_and_update().clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let kept = serde_json::to_vec(&kept).map_err(std::io::Error::other);
-            let written = kept.and_then(|json| akri_krustlet_host::file::write_atomically(&path, &json, 0o600));
-            if let Err(error) = written {
-                tracing::warn!(
-                    path = %path.display(), %error,
-                    "cannot keep whose the handlers' names are; after a restart of the node they belong to whoever comes first"
-                );
-            }
-        });
-        let _ = written.await;
     }
 }
 
@@ -451,64 +348,5 @@ impl Drop for Serving<'_> {
             entry.containers.retain(|(_, container)| !Arc::ptr_eq(container, &self.container));
             entry.update_serving();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(directory: &std::path::Path) -> HandlersConfig {
-        HandlersConfig::new("n", directory, directory.join("lists"), directory.join("owners.json"))
-    }
-
-    #[tokio::test]
-    async fn a_name_stays_in_its_namespace_when_its_pods_are_gone_and_over_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let handlers = Handlers::new(config(directory.path())).unwrap();
-        let mut written = handlers.kept_owners.subscribe();
-        let first = handlers.claim("camera", "a").unwrap();
-        written.wait_for(|owners| owners.contains_key("camera")).await.unwrap();
-        let refused = handlers.claim("camera", "b").unwrap_err().to_string();
-        assert!(refused.contains("namespace \"a\"") && refused.contains("--handler-namespaces camera=b"), "{refused}");
-        drop(first);
-        handlers.close_if_still_unclaimed("camera", 1);
-        assert!(handlers.claim("camera", "b").is_err(), "a Configuration may still tell its secrets");
-        let path = directory.path().join("owners.json");
-        while read_owners(&path).is_empty() {
-            tokio::task::yield_now().await;
-        }
-        let restarted = Handlers::new(config(directory.path())).unwrap();
-        assert!(restarted.claim("camera", "b").is_err());
-        // Nobody has claimed it for long.
-        let old = Owner { namespace: "a".to_owned(), claimed: now() - OWNER_PATIENCE.as_secs() - 1 };
-        restarted.entries().owners.insert("camera".to_owned(), old);
-        restarted.forget_owners();
-        assert!(restarted.claim("camera", "b").is_ok());
-    }
-
-    #[tokio::test]
-    async fn no_more_owners_are_kept_than_a_pods_author_can_bear() {
-        let directory = tempfile::tempdir().unwrap();
-        let handlers = Handlers::new(config(directory.path())).unwrap();
-        let held = handlers.claim("held", "a").unwrap();
-        for number in 0..2 * MOST_OWNERS {
-            drop(handlers.claim(&format!("n{number}"), "b").unwrap());
-            handlers.close_if_still_unclaimed(&format!("n{number}"), 1);
-        }
-        let entries = handlers.entries();
-        assert!(entries.owners.len() == MOST_OWNERS && entries.owners.contains_key("held"));
-        drop(entries);
-        drop(held);
-    }
-
-    #[tokio::test]
-    async fn what_the_operator_says_counts() {
-        let directory = tempfile::tempdir().unwrap();
-        let namespaces = BTreeMap::from([("camera".to_owned(), "trusted".to_owned())]);
-        let handlers = Handlers::new(HandlersConfig { namespaces, ..config(directory.path()) }).unwrap();
-        assert!(handlers.claim("camera", "a").is_err());
-        assert!(handlers.claim("camera", "trusted").is_ok());
-        assert!(handlers.claim("meter", "a").is_ok());
     }
 }

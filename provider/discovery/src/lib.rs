@@ -20,6 +20,7 @@ pub mod host_path;
 pub mod instance;
 pub mod last_lists;
 pub mod output;
+mod owners;
 pub mod registration;
 pub mod service;
 pub mod session;

@@ -1,7 +1,8 @@
 //! [`Images`]: finds and pulls images.
 
 use crate::credentials::{Credential, Credentials, CredentialsError};
-use crate::registry::{DEADLINE, Fetched, PullError, Registry};
+use crate::pull_error::PullError;
+use crate::registry::{DEADLINE, Fetched, Registry};
 use crate::store::{Access, Image, ImageStore};
 use akri_krustlet_host::file::ReadFiles;
 use oci_client::Reference;

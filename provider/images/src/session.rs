@@ -7,7 +7,7 @@
 //!   without; to no address that an answer redirects to.
 
 use crate::credentials::Credential;
-use crate::registry::PullError;
+use crate::pull_error::PullError;
 use http_auth::ChallengeRef;
 use oci_client::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};

@@ -48,7 +48,7 @@ pub use compile::{CompileError, CompileLimits, Compiler};
 pub use component::link::{Granted, Item, LinkError};
 pub use component::{CallError, ComponentSpec, ComponentState, EventGrant};
 pub use guest::{Guest, GuestSpec, Outcome};
-pub use limits::{ContainerLimits, SharedLimits};
+pub use limits::{ContainerLimits, InitialSizes, SharedLimits};
 pub use module::{Digest, ModuleKind};
 pub use preopen::{Preopen, PreopenError};
 pub use program::{LoadError, Program};

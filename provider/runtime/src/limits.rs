@@ -1,10 +1,11 @@
 //! What a container may use, shared by all of its guests.
 
 use crate::cpu::CpuShare;
+use crate::module::ModuleKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
-use wasmtime::ResourceLimiter;
+use wasmtime::{ResourceLimiter, ResourcesRequired};
 
 /// Limits of one container, as its pod states them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ impl Default for ContainerLimits {
     }
 }
 
+/// Bytes of a page of linear memory.
+const WASM_PAGE: u64 = 64 << 10;
 /// Elements that one table of a guest may have; they count against its container's memory.
 pub const TABLE_ELEMENTS: usize = 1_000_000;
 /// What an element counts for, in bytes.
@@ -55,6 +58,57 @@ impl ContainerLimits {
             cpu: self.cpu_millis.map(CpuShare::new),
             file_calls: Arc::new(Semaphore::new(FILE_CALLS)),
         })
+    }
+}
+
+/// What a module or component has from its first instruction on, before it asks for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InitialSizes {
+    /// Linear memories.
+    pub memories: u32,
+    /// Bytes of the largest of them.
+    pub memory: u64,
+    /// Tables.
+    pub tables: u32,
+    /// Elements of the largest of them.
+    pub table_elements: u64,
+}
+
+impl InitialSizes {
+    pub(crate) fn of(resources: &ResourcesRequired) -> Self {
+        Self {
+            memories: resources.num_memories,
+            memory: resources.max_initial_memory_size.unwrap_or_default().saturating_mul(WASM_PAGE),
+            tables: resources.num_tables,
+            table_elements: resources.max_initial_table_size.unwrap_or_default(),
+        }
+    }
+
+    /// What of it no guest gets, or none in a container of these limits, in words.
+    pub fn beyond(&self, kind: ModuleKind, limits: &ContainerLimits) -> Vec<String> {
+        let (memories, tables) = match kind {
+            ModuleKind::Module => (MEMORIES, TABLES),
+            ModuleKind::Component => (MEMORIES_IN_COMPONENT, IN_COMPONENT),
+        };
+        let mut beyond = Vec::new();
+        if self.memories as usize > memories {
+            beyond.push(format!("it has {} linear memories, and a guest may have {memories}", self.memories));
+        }
+        if self.tables as usize > tables {
+            beyond.push(format!("it has {} tables, and a guest may have {tables}", self.tables));
+        }
+        if self.table_elements > TABLE_ELEMENTS as u64 {
+            beyond
+                .push(format!("it has a table of {} elements, and one may have {TABLE_ELEMENTS}", self.table_elements));
+        }
+        if self.memory > limits.memory as u64 {
+            beyond.push(format!(
+                "it has {} MiB of memory from its start, and its container may have {}: set resources.limits.memory to more than that",
+                self.memory.div_ceil(1 << 20),
+                limits.memory >> 20
+            ));
+        }
+        beyond
     }
 }
 
@@ -193,6 +247,20 @@ mod tests {
         drop(first);
         assert_eq!(limits.memory_in_use(), 40);
         assert!(second.memory_growing(40, 100, None).unwrap());
+    }
+
+    #[test]
+    fn what_is_beyond_a_limit_from_the_start_is_named() {
+        let fits = InitialSizes { memories: 1, memory: 64 << 20, tables: 1, table_elements: 1_000_000 };
+        let limits = ContainerLimits::default();
+        assert!(fits.beyond(ModuleKind::Module, &limits).is_empty());
+        let large = InitialSizes { memories: 2, memory: (64 << 20) + 1, tables: 5, table_elements: 1_000_001 };
+        let beyond = large.beyond(ModuleKind::Module, &limits).join("; ");
+        for what in ["2 linear memories", "5 tables", "1000001 elements", "65 MiB of memory", "limits.memory"] {
+            assert!(beyond.contains(what), "{what}: {beyond}");
+        }
+        assert_eq!(large.beyond(ModuleKind::Component, &limits).len(), 2, "a component may have more of them");
+        assert!(fits.beyond(ModuleKind::Module, &ContainerLimits { memory: 1 << 20, ..limits })[0].contains("64 MiB"));
     }
 
     #[test]

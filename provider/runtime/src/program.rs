@@ -2,6 +2,7 @@
 
 use crate::compile::CompileError;
 use crate::component::link::{Item, LinkedComponent};
+use crate::limits::InitialSizes;
 use crate::module::{Digest, ModuleKind};
 use crate::wasi::GuestState;
 use std::path::Path;
@@ -96,6 +97,14 @@ impl Program {
         match self.code {
             Code::Module(_) => ModuleKind::Module,
             Code::Component(_) => ModuleKind::Component,
+        }
+    }
+
+    /// What its guests have from their start; of a component that imports modules it is not known.
+    pub fn initial_sizes(&self) -> Option<InitialSizes> {
+        match &self.code {
+            Code::Module(module) => Some(InitialSizes::of(&module.module().resources_required())),
+            Code::Component(component) => component.resources_required().as_ref().map(InitialSizes::of),
         }
     }
 

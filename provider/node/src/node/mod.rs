@@ -1,104 +1,39 @@
 //! The [`Node`]: takes pods from a source and runs each as a task.
 
+mod config;
+mod files;
 mod pressure;
 
+pub use config::{DevicePlugins, NodeConfig, NodeError};
+
 use crate::back_off::{self, BackOff};
-use crate::cluster::EventRecorder;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
-use crate::data_directory::{DataDirectory, DataDirectoryError, DataDirectoryLock};
+use crate::data_directory::{DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
-use crate::eviction::{Candidate, PressureWatch, Resource};
-use crate::fields::NodeFacts;
+use crate::eviction::{Candidate, Resource};
 use crate::memory_directory::MemoryDirectory;
 use crate::objects::Objects;
 use crate::placement::Admitted;
-use crate::pod::{MANIFEST_ANNOTATION, PodObject};
+use crate::pod::PodObject;
 use crate::provider::WasmProvider;
-use crate::services::{ClusterAccess, Services};
+use crate::services::Services;
 use crate::source::{PodEvent, PodSource};
 use crate::status::{self, StatusSink};
 use crate::termination::{Shutdown, StopReason};
-use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
-use akri_krustlet_discovery::{Descriptions, Handlers, HandlersConfig, registration};
-use akri_krustlet_host::file::remove_tree;
+use akri_krustlet_discovery::{Descriptions, Handlers, registration};
 use akri_krustlet_host::{DirectoryWatcher, until};
-use akri_krustlet_images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
-use akri_krustlet_runtime::network::NodeNetwork;
-use akri_krustlet_runtime::{Runtime, RuntimeConfig, RuntimeError};
+use akri_krustlet_images::{Images, ImagesConfig, Unused};
+use akri_krustlet_runtime::Runtime;
+use files::store;
 use k8s_openapi::api::core::v1::PodStatus;
 use krator::Manifest;
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-/// What a node is made of.
-#[derive(Debug)]
-pub struct NodeConfig {
-    /// Who it is.
-    pub facts: NodeFacts,
-    /// Where its files are.
-    pub data: DataDirectory,
-    /// Its discovery handlers.
-    pub handlers: HandlersConfig,
-    /// Its devices.
-    pub devices: DevicePlugins,
-    /// What the networks of guests are held to.
-    pub network: Arc<NodeNetwork>,
-    /// Its WebAssembly runtime.
-    pub runtime: RuntimeConfig,
-    /// Registries it speaks to without TLS, as `host` or `host:port`.
-    pub insecure_registries: Vec<String>,
-    /// Credentials for registries, for all pods.
-    pub registry_credentials: NodeCredentials,
-    /// Whether pods of a cluster may run files of this machine.
-    pub allow_local_modules: bool,
-    /// Percent of the disk in use at which unused images are removed, and until which.
-    pub image_gc: GarbageCollection,
-    /// What the machine is short of, so that pods are evicted.
-    pub pressure: Arc<PressureWatch>,
-    /// How long containers that notice the node's end, by that of their standard input, may take for their own.
-    pub shutdown_grace_period: Duration,
-    /// The cluster, and where events go.
-    pub cluster: Option<(ClusterAccess, EventRecorder)>,
-}
-
-/// Why a node does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The data directory cannot be used.
-    #[error(transparent)]
-    Data(#[from] DataDirectoryError),
-    /// The runtime does not start.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    /// The images that were pulled cannot be opened.
-    #[error("cannot open the images of the data directory: {0}")]
-    Images(#[source] std::io::Error),
-    /// The system has no inotify instance left.
-    #[error("cannot watch directories: {0} (is fs.inotify.max_user_instances used up?)")]
-    Watch(#[source] std::io::Error),
-    /// Device plugins cannot be served.
-    #[error(
-        "device plugins: {0}; give this node another directory with --device-plugins-directory, or a mount namespace in which the path is its own"
-    )]
-    Devices(#[source] DevicesError),
-}
-
-/// Whether a node has devices of device plugins.
-#[derive(Clone, Debug)]
-pub enum DevicePlugins {
-    /// It has none.
-    None,
-    /// It has them, unless somebody else does or the directory cannot be used: a kubelet may run on the same machine.
-    IfFree(DevicesConfig),
-    /// It has them, or does not start.
-    Required(DevicesConfig),
-}
 
 /// A node.
 #[derive(Debug)]
@@ -176,7 +111,7 @@ impl Node {
         let handlers =
             Handlers::new(config.handlers).map_err(|source| DataDirectoryError::Io { path: last_lists, source })?;
         let watcher = DirectoryWatcher::start().map_err(NodeError::Watch)?;
-        let devices = devices(config.devices, &watcher).await?;
+        let devices = config.devices.start(&watcher).await?;
         let (cluster, events) = config.cluster.unzip();
         let objects = Objects::new(cluster.as_ref().map(|cluster| cluster.client.clone()));
         let services = Arc::new(Services {
@@ -456,91 +391,9 @@ impl Node {
             self.remove_files(&known.pod.api);
         }
     }
-
-    /// Removes what a pod has on the disk: its place is free at once, and the files go in their time.
-    fn remove_files(&self, pod: &k8s_openapi::api::core::v1::Pod) {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let memory = self.services.memory.clone();
-        memory.set_aside(&uid);
-        tokio::task::spawn_blocking(move || memory.remove_aside());
-        match self.services.data.set_aside(pod) {
-            Ok(aside) => self.remove_directories(uid, aside),
-            Err(error) => tracing::warn!(uid, %error, "cannot remove the files of a pod that is gone"),
-        }
-    }
-
-    fn remove_directories(&self, uid: String, directories: Vec<PathBuf>) {
-        if directories.is_empty() {
-            return;
-        }
-        tokio::task::spawn_blocking(move || {
-            for directory in directories {
-                if let Err(error) = remove_tree(&directory) {
-                    tracing::warn!(uid, directory = %directory.display(), %error, "cannot remove the files of a pod that is gone");
-                }
-            }
-        });
-    }
-
-    /// Removes what is left of pods that went while the node was down.
-    fn forget_others(&self, unreadable: &[PathBuf]) {
-        let stored = match self.services.data.pods() {
-            Ok(stored) => stored,
-            Err(error) => {
-                tracing::warn!(%error, "cannot list the pods of the data directory");
-                return;
-            }
-        };
-        let mut kept: HashSet<String> = self.pods.keys().cloned().collect();
-        for stored in stored {
-            let uid = stored.pod.metadata.uid.as_deref().unwrap_or_default();
-            let annotations = stored.pod.metadata.annotations.as_ref();
-            let manifest = annotations.and_then(|annotations| annotations.get(MANIFEST_ANNOTATION));
-            if manifest.is_some_and(|manifest| unreadable.contains(&PathBuf::from(manifest))) {
-                tracing::warn!(
-                    uid,
-                    manifest,
-                    "the pod's manifest cannot be read; the pod is remembered and not run until it can"
-                );
-                kept.insert(uid.to_owned());
-                continue;
-            }
-            if !self.pods.contains_key(uid) {
-                self.remove_files(&stored.pod);
-            }
-        }
-        if let Some(devices) = &self.services.devices {
-            devices.retain(|uid| kept.contains(uid));
-        }
-        let memory = self.services.memory.clone();
-        memory.set_others_aside(&kept);
-        tokio::task::spawn_blocking(move || memory.remove_aside());
-    }
 }
 
 /// Nothing changes any more in such a status.
 fn is_final(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-}
-
-fn store(data: &DataDirectory, pod: &PodObject) {
-    if let Err(error) = data.store_pod(pod) {
-        tracing::error!(pod = pod.key(), %error, "cannot write the pod to the data directory");
-    }
-}
-
-async fn devices(plugins: DevicePlugins, watcher: &DirectoryWatcher) -> Result<Option<Arc<Devices>>, NodeError> {
-    let (config, required) = match plugins {
-        DevicePlugins::None => return Ok(None),
-        DevicePlugins::IfFree(config) => (config, false),
-        DevicePlugins::Required(config) => (config, true),
-    };
-    match Devices::start(config, watcher).await {
-        Ok(devices) => Ok(Some(devices)),
-        Err(error) if required => Err(NodeError::Devices(error)),
-        Err(error) => {
-            tracing::warn!("this node takes no device plugins: {}", NodeError::Devices(error));
-            Ok(None)
-        }
-    }
 }

@@ -2,9 +2,9 @@
 
 use super::ComponentState;
 use std::sync::OnceLock;
-use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::{Engine, ResourcesRequired};
 
 /// The package of the host's own interfaces, and the version that the node has.
 const PACKAGE: (&str, &str) = ("akri:host/", "0.1.0");
@@ -134,6 +134,10 @@ impl LinkedComponent {
         let linked = linker.instantiate_pre(&self.component);
         let linked = linked.map_err(|error| LinkError::Import(format!("{error:#}")))?;
         Ok(self.linked.get_or_init(|| linked).clone())
+    }
+
+    pub(crate) fn resources_required(&self) -> Option<ResourcesRequired> {
+        self.component.resources_required()
     }
 
     pub(crate) fn imports(&self, engine: &Engine) -> Vec<Item> {

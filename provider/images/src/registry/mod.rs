@@ -1,96 +1,23 @@
 //! What is asked of a registry for one image: manifests, the module, or the layers that it is in.
 
+mod download;
+
 use crate::archive;
 use crate::credentials::Credential;
-use crate::digest::{self, Hasher};
-use crate::layout::{self, Layout, LayoutError};
+use crate::digest;
+use crate::layout::{self, Layout};
+use crate::pull_error::PullError;
 use crate::session::Session;
 use crate::store::{ImageStore, Launch};
+use download::size_of;
 use oci_client::Reference;
 use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
-use reqwest::StatusCode;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-
-/// Why an image cannot be had from its registry.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// Wrong credentials, or none where some are needed.
-    #[error(
-        "{registry} refuses {credentials}: give the pod a matching imagePullSecret, or the node a credentials file; {message}"
-    )]
-    Unauthorized {
-        /// The registry.
-        registry: String,
-        /// Which credentials were tried, in words.
-        credentials: &'static str,
-        /// What the registry said.
-        message: String,
-    },
-    /// The registry does not have it.
-    #[error("{registry} has no such image: check the name and the tag")]
-    NotFound {
-        /// The registry.
-        registry: String,
-    },
-    /// It may work later: no connection, a time-out, 429, 5xx, a connection that broke off.
-    #[error("{registry}: {message}")]
-    Temporary {
-        /// The registry.
-        registry: String,
-        /// What happened.
-        message: String,
-    },
-    /// What came is not what the digest names.
-    #[error("{registry} sent {actual} for {expected}: the image is damaged there or on the way")]
-    Digest {
-        /// The registry.
-        registry: String,
-        /// What was asked for.
-        expected: String,
-        /// What came.
-        actual: String,
-    },
-    /// Larger than any module may be.
-    #[error("its layer has {size} bytes, a module may have {limit}")]
-    TooLarge {
-        /// What the manifest says.
-        size: u64,
-        /// The bound.
-        limit: u64,
-    },
-    /// It holds no module for this node.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// The file is there and is something else.
-    #[error("its module is not WebAssembly: it begins with {0}")]
-    NotWasm(String),
-    /// The registry broke the protocol.
-    #[error("{registry}: {message}")]
-    Protocol {
-        /// The registry.
-        registry: String,
-        /// What was wrong.
-        message: String,
-    },
-    /// The node's disk.
-    #[error("cannot store the image: {0}")]
-    Store(#[from] std::io::Error),
-}
-
-impl PullError {
-    fn is_temporary(&self) -> bool {
-        matches!(self, Self::Temporary { .. })
-    }
-}
-
-/// Pauses before a request that failed for the moment is made again.
-const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 
 /// Largest manifest, in bytes, and largest configuration of an image.
 const MOST_MANIFEST: usize = 4 << 20;
@@ -317,102 +244,6 @@ impl Registry {
         }
         Ok(configuration)
     }
-
-    /// Downloads a blob unless it is there. A connection that breaks off is taken up where it was.
-    async fn blob(&self, layer: &OciDescriptor, store: &ImageStore, limit: u64) -> Result<PathBuf, PullError> {
-        let size = size_of(layer);
-        if size > limit {
-            return Err(PullError::TooLarge { size, limit });
-        }
-        if store.blob_path(&layer.digest).is_none() {
-            return Err(self.session.protocol(format!(
-                "digest {:?}, which cannot be checked: sha256, sha384 and sha512 can",
-                layer.digest
-            )));
-        }
-        if let Some(path) = store.blob(&layer.digest).filter(|_| self.is_theirs(layer)) {
-            if std::fs::metadata(&path)?.len() != size {
-                return Err(self.session.protocol(format!("{size} bytes for {}, which has others", layer.digest)));
-            }
-            return Ok(path);
-        }
-        let mut download = Download::new(&layer.digest, store)?;
-        let mut pauses = PAUSES.iter();
-        loop {
-            match self.continue_download(layer, &mut download, size).await {
-                Ok(()) => break,
-                Err(error) if error.is_temporary() => {
-                    let Some(pause) = pauses.next() else { return Err(error) };
-                    tracing::info!(
-                        registry = self.session.name(),
-                        bytes = download.bytes,
-                        "{error}; going on with the download"
-                    );
-                    tokio::time::sleep(*pause).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let actual = download.hash.digest();
-        if actual != layer.digest {
-            return Err(self.damaged(&layer.digest, actual));
-        }
-        // To the disk, which may take its time.
-        let store = store.clone();
-        let kept = tokio::task::spawn_blocking(move || store.keep(download.staged, &actual));
-        Ok(kept.await.map_err(std::io::Error::other)??)
-    }
-
-    async fn continue_download(
-        &self,
-        layer: &OciDescriptor,
-        download: &mut Download,
-        size: u64,
-    ) -> Result<(), PullError> {
-        let mut answer = self.session.get(&format!("blobs/{}", layer.digest), &[], download.bytes).await?;
-        if download.bytes > 0 && answer.status() != StatusCode::PARTIAL_CONTENT {
-            // The registry cannot continue; once more from the beginning.
-            download.restart(&layer.digest)?;
-        }
-        loop {
-            let chunk = match answer.chunk().await {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => break,
-                Err(error) => {
-                    let error = self.session.failed(&error);
-                    return Err(self.session.temporary(format!("the download broke off: {error}")));
-                }
-            };
-            if download.bytes + chunk.len() as u64 > size {
-                return Err(self.session.protocol(format!("more than the {size} bytes that the manifest says")));
-            }
-            download.take(&chunk)?;
-        }
-        if download.bytes < size {
-            return Err(self.session.temporary(format!("the download ended after {} of {size} bytes", download.bytes)));
-        }
-        Ok(())
-    }
-
-    async fn retried<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, PullError>
-    where
-        F: Future<Output = Result<T, PullError>>,
-    {
-        for pause in PAUSES {
-            match attempt().await {
-                Err(error) if error.is_temporary() => {
-                    tracing::info!(registry = self.session.name(), "{error}; trying again");
-                    tokio::time::sleep(pause).await;
-                }
-                result => return result,
-            }
-        }
-        attempt().await
-    }
-
-    fn damaged(&self, expected: &str, actual: String) -> PullError {
-        PullError::Digest { registry: self.session.name().to_owned(), expected: expected.to_owned(), actual }
-    }
 }
 
 /// How an image is started, and in which directory.
@@ -424,39 +255,6 @@ fn launch_of(configuration: Configuration) -> (Launch, String) {
     let env = env.unwrap_or_default().into_iter().filter_map(pair).filter(|(name, _)| !name.is_empty()).collect();
     let launch = Launch { entrypoint_args: entrypoint.collect(), cmd: cmd.unwrap_or_default(), env, program };
     (launch, working_dir.unwrap_or_default())
-}
-
-/// Bytes of a blob so far.
-struct Download {
-    staged: tempfile::NamedTempFile,
-    hash: Hasher,
-    bytes: u64,
-}
-
-impl Download {
-    fn new(digest: &str, store: &ImageStore) -> std::io::Result<Self> {
-        let staged = tempfile::NamedTempFile::new_in(store.staged())?;
-        Ok(Self { staged, hash: Hasher::like(digest), bytes: 0 })
-    }
-
-    fn take(&mut self, chunk: &[u8]) -> std::io::Result<()> {
-        self.staged.write_all(chunk)?;
-        self.hash.update(chunk);
-        self.bytes += chunk.len() as u64;
-        Ok(())
-    }
-
-    fn restart(&mut self, digest: &str) -> std::io::Result<()> {
-        use std::io::Seek as _;
-        self.staged.as_file().set_len(0)?;
-        self.staged.rewind()?;
-        (self.hash, self.bytes) = (Hasher::like(digest), 0);
-        Ok(())
-    }
-}
-
-fn size_of(layer: &OciDescriptor) -> u64 {
-    u64::try_from(layer.size).unwrap_or(u64::MAX)
 }
 
 fn check_magic(path: &Path) -> Result<(), PullError> {
