@@ -6,6 +6,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["proto/discovery.proto", "proto/device_plugin.proto", "proto/pod_resources.proto"],
         ["proto"],
     )?;
-    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure().btree_map(".").codec_path("crate::codec::Codec").compile_fds(descriptors)?;
     Ok(())
 }

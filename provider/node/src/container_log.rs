@@ -5,7 +5,6 @@ use crate::pod::PodObject;
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::log::{LogError, LogOptions, LogPart, Logs};
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
-use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Which log.
@@ -170,7 +169,7 @@ fn find(request: &LogRequest, data: &DataDirectory) -> Result<(PodObject, Contai
     let container = container_of(status, &request.container);
     let container =
         container.ok_or_else(|| ContainerLogError::NoContainer { pod: key, container: request.container.clone() })?;
-    Ok((PodObject { api: Arc::new(pod), folder: None }, container))
+    Ok((PodObject::new(&pod, None), container))
 }
 
 fn container_of(status: PodStatus, name: &str) -> Option<ContainerStatus> {

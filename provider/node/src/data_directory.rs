@@ -220,21 +220,27 @@ impl DataDirectory {
 
     /// All pods that are remembered, by name.
     pub fn pods(&self) -> std::io::Result<Vec<StoredPod>> {
-        let mut pods = Vec::new();
-        for entry in std::fs::read_dir(self.data.join("pods"))? {
-            let entry = entry?;
-            let directory = entry.path();
-            if is_aside(&directory) {
-                continue;
-            }
-            if let Some(pod) = read_json::<Pod>(&directory.join("pod.json")) {
-                let status = read_json(&directory.join("status.json")).unwrap_or_default();
-                pods.push(StoredPod { pod, status });
-            }
-        }
+        let mut pods = self.each_pod()?.collect::<std::io::Result<Vec<_>>>()?;
         let key = |stored: &StoredPod| (stored.pod.metadata.namespace.clone(), stored.pod.metadata.name.clone());
         pods.sort_by_key(key);
         Ok(pods)
+    }
+
+    /// The pods one after the other, so that no more than one of them is in memory, in any order.
+    pub fn each_pod(&self) -> std::io::Result<impl Iterator<Item = std::io::Result<StoredPod>> + use<>> {
+        let stored = |entry: std::io::Result<std::fs::DirEntry>| {
+            let directory = match entry {
+                Ok(entry) => entry.path(),
+                Err(error) => return Some(Err(error)),
+            };
+            if is_aside(&directory) {
+                return None;
+            }
+            let pod = read_json::<Pod>(&directory.join("pod.json"))?;
+            let status = read_json(&directory.join("status.json")).unwrap_or_default();
+            Some(Ok(StoredPod { pod, status }))
+        };
+        Ok(std::fs::read_dir(self.data.join("pods"))?.filter_map(stored))
     }
 
     /// Forgets a pod: its directory and its logs are moved aside, to be removed by whoever has the time. A name of the same pod

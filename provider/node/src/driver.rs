@@ -202,7 +202,7 @@ mod tests {
         let told = Arc::new(Told::default());
         let reporter = Arc::new(StatusReporter::new(pod.clone(), None, &[], told.clone()));
         let termination = Termination::default();
-        let (_updates, manifest) = Manifest::new(pod.to_kubelet().unwrap(), krator::Store::new());
+        let (_updates, manifest) = Manifest::new(pod.to_kubelet(), krator::Store::new());
         let mut state = TestPod { reporter: reporter.clone(), result };
         let started = Instant::now();
         let overdue = tokio::time::sleep(overdue);

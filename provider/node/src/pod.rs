@@ -1,6 +1,7 @@
 //! A pod as the node keeps it: the API's object, and where it came from.
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use kubelet_k8s::api::core::v1 as of_1_21;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,11 @@ pub struct PodObject {
 pub const MANIFEST_ANNOTATION: &str = "akri-krustlet/manifest";
 
 impl PodObject {
+    /// In no more memory than it needs: lists that were read have room for more, those of a copy have not.
+    pub fn new(api: &Pod, folder: Option<PathBuf>) -> Self {
+        Self { api: Arc::new(api.clone()), folder }
+    }
+
     /// `metadata.uid`; every source sets it.
     pub fn uid(&self) -> &str {
         self.api.metadata.uid.as_deref().unwrap_or_default()
@@ -86,10 +92,26 @@ impl PodObject {
         }
     }
 
-    /// The pod as Krustlet's contract has it: the 1.21 type, without fields that are newer.
-    pub fn to_kubelet(&self) -> anyhow::Result<kubelet::pod::Pod> {
-        let json = serde_json::to_value(&*self.api)?;
-        Ok(kubelet::pod::Pod::from(serde_json::from_value::<kubelet_k8s::api::core::v1::Pod>(json)?))
+    /// The pod as Krustlet's contract has it, in the 1.21 type: who it is and the names of its containers. The node's own states
+    /// read the pod itself, [`crate::context::PodContext::pod`].
+    pub fn to_kubelet(&self) -> kubelet::pod::Pod {
+        let named = |container: &Container| of_1_21::Container {
+            name: container.name.clone(),
+            image: container.image.clone(),
+            ..Default::default()
+        };
+        let metadata = kubelet_k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+            name: self.api.metadata.name.clone(),
+            namespace: self.api.metadata.namespace.clone(),
+            uid: self.api.metadata.uid.clone(),
+            ..Default::default()
+        };
+        let spec = of_1_21::PodSpec {
+            containers: self.spec().containers.iter().map(named).collect(),
+            init_containers: self.init_containers().iter().map(named).collect(),
+            ..Default::default()
+        };
+        of_1_21::Pod { metadata, spec: Some(spec), status: None }.into()
     }
 }
 

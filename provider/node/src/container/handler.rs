@@ -1,5 +1,6 @@
 //! A container that is a discovery handler: it serves streams until it is to end.
 
+use super::life::Prepared;
 use super::progress::{end_wanted, report_running};
 use crate::context::PodContext;
 use crate::grants;
@@ -11,24 +12,62 @@ use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::network::{Denials, NetworkGrant};
 use akri_krustlet_runtime::{GuestSpec, Outcome};
 use k8s_openapi::api::core::v1::Container;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Changes of a handler's condition that are told at once, and how many are told each second after that.
 const CONDITIONS: (f64, f64) = (10.0, 0.2);
 
-#[allow(clippy::too_many_arguments, reason = "one call, of the parts that one life of a handler container is made of")]
 pub async fn run_handler(
     context: &PodContext,
     container: &Container,
     restart: u32,
     image: &LoadedImage,
-    guest: GuestSpec,
+    prepared: Prepared,
     claim: &HandlerClaim,
     settings: HandlerSettings,
-    exchange: Option<PathBuf>,
-    writable: Vec<PathBuf>,
 ) -> Result<Outcome, String> {
+    // Apart, as all that comes before the long part.
+    let handler = Box::pin(start(context, container, image, prepared, settings)).await?;
+    let _stop = StopWhenDropped(handler.clone());
+    // Before the first stream can come: its complaint must not be missed.
+    let mut complaints = handler.complaints();
+    let _serving = claim.serve(handler.clone()).map_err(|error| error.to_string())?;
+    report_running(context, ContainerKind::App, container, restart, image);
+    context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
+
+    let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
+    let run = handler.run();
+    tokio::pin!(run);
+    loop {
+        let changed = async {
+            tokio::time::sleep_until(conditions.when(1.0)).await;
+            complaints.changed().await
+        };
+        tokio::select! {
+            outcome = &mut run => return Ok(outcome),
+            // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
+            _ = end_wanted(context, ContainerKind::App, container) => {
+                handler.stop();
+                return Ok(run.await);
+            }
+            Ok(()) = changed => {
+                conditions.spend(1.0);
+                let text = complaints.borrow_and_update().values().cloned().collect::<std::collections::BTreeSet<_>>();
+                let text = text.into_iter().collect::<Vec<_>>().join("; ");
+                let reason = if text.is_empty() { "" } else { "BadAnswer" };
+                context.reporter.set_condition(DISCOVERY_HEALTHY, text.is_empty(), reason, &text);
+            }
+        }
+    }
+}
+
+async fn start(
+    context: &PodContext,
+    container: &Container,
+    image: &LoadedImage,
+    Prepared { guest, exchange, writable }: Prepared,
+    settings: HandlerSettings,
+) -> Result<Arc<HandlerContainer>, String> {
     let services = &context.services;
     let pod_directory = services.data.pod(context.pod.uid());
     let exchange_is_mounted = exchange.is_some();
@@ -69,39 +108,7 @@ pub async fn run_handler(
     let (runtime, watcher) = (services.runtime.clone(), services.watcher.clone());
     // It reads the exchange volume, which may be a user's.
     let started = patiently(context.pod.uid(), move || HandlerContainer::start(runtime, &watcher, spec)).await;
-    let handler =
-        started.map_err(|hangs| format!("the exchange volume: {hangs}"))?.map_err(|error| error.to_string())?;
-    let _stop = StopWhenDropped(handler.clone());
-    // Before the first stream can come: its complaint must not be missed.
-    let mut complaints = handler.complaints();
-    let _serving = claim.serve(handler.clone()).map_err(|error| error.to_string())?;
-    report_running(context, ContainerKind::App, container, restart, image);
-    context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
-
-    let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
-    let run = handler.run();
-    tokio::pin!(run);
-    loop {
-        let changed = async {
-            tokio::time::sleep_until(conditions.when(1.0)).await;
-            complaints.changed().await
-        };
-        tokio::select! {
-            outcome = &mut run => return Ok(outcome),
-            // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
-            _ = end_wanted(context, ContainerKind::App, container) => {
-                handler.stop();
-                return Ok(run.await);
-            }
-            Ok(()) = changed => {
-                conditions.spend(1.0);
-                let text = complaints.borrow_and_update().values().cloned().collect::<std::collections::BTreeSet<_>>();
-                let text = text.into_iter().collect::<Vec<_>>().join("; ");
-                let reason = if text.is_empty() { "" } else { "BadAnswer" };
-                context.reporter.set_condition(DISCOVERY_HEALTHY, text.is_empty(), reason, &text);
-            }
-        }
-    }
+    started.map_err(|hangs| format!("the exchange volume: {hangs}"))?.map_err(|error| error.to_string())
 }
 
 /// Ends the guests of a handler container with the pod that is being deleted.

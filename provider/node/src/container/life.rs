@@ -30,6 +30,15 @@ pub struct Life<'a> {
     pub handler: Option<(&'a HandlerClaim, HandlerSettings)>,
 }
 
+/// What a life is begun with.
+pub struct Prepared {
+    pub guest: GuestSpec,
+    /// The exchange volume of a handler, if it is mounted.
+    pub exchange: Option<PathBuf>,
+    /// Directories that its guests may write.
+    pub writable: Vec<PathBuf>,
+}
+
 /// One life of the container. An error means that it was not started.
 pub async fn run_once(
     context: &PodContext,
@@ -37,8 +46,26 @@ pub async fn run_once(
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
-    Life { restart, sources, handler }: Life<'_>,
+    life: Life<'_>,
 ) -> Result<Outcome, String> {
+    let restart = life.restart;
+    // Apart: what only the preparations need is not kept for as long as the container runs.
+    let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life)).await?;
+    match life.handler {
+        Some((claim, settings)) => run_handler(context, container, restart, image, prepared, claim, settings).await,
+        None => run_command(context, kind, container, restart, image, prepared.guest).await,
+    }
+}
+
+async fn prepare(
+    context: &PodContext,
+    volumes: &Volumes,
+    kind: ContainerKind,
+    container: &Container,
+    image: &LoadedImage,
+    Life { restart, sources, handler }: &Life<'_>,
+) -> Result<Prepared, String> {
+    let restart = *restart;
     let services = &context.services;
     let scope = Scope::All(sources);
     let devices = device::access(context, kind, &container.name).await?;
@@ -95,13 +122,7 @@ pub async fn run_once(
         stdin: container.stdin.unwrap_or(false).then(Stdin::default),
         ..GuestSpec::new(container.name.clone(), limits)
     };
-    match handler {
-        Some((claim, settings)) => {
-            let writable = mounted.values().map(|volume| volume.path.clone()).collect();
-            run_handler(context, container, restart, image, guest, claim, settings, exchange, writable).await
-        }
-        None => run_command(context, kind, container, restart, image, guest).await,
-    }
+    Ok(Prepared { guest, exchange, writable: mounted.values().map(|volume| volume.path.clone()).collect() })
 }
 
 /// Where the file with a container's termination message is.

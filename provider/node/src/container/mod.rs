@@ -55,8 +55,9 @@ pub async fn supervise(
     let _ = renew_claim(context, kind, &container, None, Scope::OfPod, &mut claim);
     let (mut back_off, mut told) = (BackOff::default(), String::new());
     loop {
-        let image = obtain_image(context, kind, &mut container).await;
-        let mut sources = obtain_sources(context, kind, &container).await;
+        // Apart, so that what they need is not kept for as long as the container runs.
+        let image = Box::pin(obtain_image(context, kind, &mut container)).await;
+        let mut sources = Box::pin(obtain_sources(context, kind, &container)).await;
         let settings = match renew_claim(context, kind, &container, Some(&image), Scope::All(&sources), &mut claim) {
             Ok(settings) => settings,
             Err(error) => {

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use unknown_field::UnknownField;
 
 /// Largest manifest file, in bytes.
@@ -70,7 +69,7 @@ impl Manifest {
                 let annotations = pod.metadata.annotations.get_or_insert_default();
                 annotations.insert(MANIFEST_ANNOTATION.to_owned(), file.display().to_string());
                 let folder = file.parent().map(Path::to_owned);
-                self.pods.push((PodObject { api: Arc::new(pod), folder }, line));
+                self.pods.push((PodObject::new(&pod, folder), line));
             }
             Ok(None) => {}
             Err(message) => self.error(file, line, message),

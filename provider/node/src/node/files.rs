@@ -35,15 +35,17 @@ impl Node {
 
     /// Removes what is left of pods that went while the node was down.
     pub(super) fn forget_others(&self, unreadable: &[PathBuf]) {
-        let stored = match self.services.data.pods() {
+        let cannot_list = |error| tracing::warn!(%error, "cannot list the pods of the data directory");
+        let stored = match self.services.data.each_pod() {
             Ok(stored) => stored,
-            Err(error) => {
-                tracing::warn!(%error, "cannot list the pods of the data directory");
-                return;
-            }
+            Err(error) => return cannot_list(error),
         };
         let mut kept: HashSet<String> = self.pods.keys().cloned().collect();
         for stored in stored {
+            let stored = match stored {
+                Ok(stored) => stored,
+                Err(error) => return cannot_list(error),
+            };
             let uid = stored.pod.metadata.uid.as_deref().unwrap_or_default();
             let annotations = stored.pod.metadata.annotations.as_ref();
             let manifest = annotations.and_then(|annotations| annotations.get(MANIFEST_ANNOTATION));

@@ -216,15 +216,8 @@ impl Node {
     }
 
     fn apply(&mut self, pod: PodObject) {
-        let derived = match pod.to_kubelet() {
-            Ok(derived) => derived,
-            Err(error) => {
-                tracing::error!(pod = pod.key(), error = format!("{error:#}"), "the pod cannot be understood");
-                return;
-            }
-        };
         if let Some(known) = self.pods.get_mut(pod.uid()) {
-            let _ = known.updates.send(derived);
+            let _ = known.updates.send(pod.to_kubelet());
             if known.pod.is_changed(&pod) {
                 known.context.update(&pod);
                 known.pod = pod.clone();
@@ -243,7 +236,7 @@ impl Node {
         }
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
         store(&self.services.data, &pod);
-        let (updates, manifest) = Manifest::new(derived, krator::Store::new());
+        let (updates, manifest) = Manifest::new(pod.to_kubelet(), krator::Store::new());
         let uid = pod.uid().to_owned();
         let mut state = self.provider.pod_state(pod.clone());
         let context = state.context.clone();
@@ -285,8 +278,7 @@ impl Node {
         }
         self.release(pod.uid());
         self.services.sink.ended(&pod);
-        let Ok(derived) = pod.to_kubelet() else { return };
-        let (updates, _) = Manifest::new(derived, krator::Store::new());
+        let (updates, _) = Manifest::new(pod.to_kubelet(), krator::Store::new());
         let uid = pod.uid().to_owned();
         self.pods.insert(uid, KnownPod { pod, updates, context: state.context, running: false });
     }

@@ -17,7 +17,6 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -109,7 +108,7 @@ impl ClusterSource {
         match pod {
             Ok(pod) => {
                 self.told.insert(uid);
-                self.events.push_back(PodEvent::Applied(PodObject { api: Arc::new(pod), folder: None }));
+                self.events.push_back(PodEvent::Applied(PodObject::new(&pod, None)));
             }
             Err(error) => {
                 if self.misunderstood.insert(uid) {
@@ -135,7 +134,7 @@ impl ClusterSource {
             let mut pod = stored.pod;
             self.told.extend(pod.metadata.uid.clone());
             pod.status = Some(stored.status);
-            self.events.push_back(PodEvent::Applied(PodObject { api: Arc::new(pod), folder: None }));
+            self.events.push_back(PodEvent::Applied(PodObject::new(&pod, None)));
         }
     }
 }
@@ -226,7 +225,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut source = source(Vec::new(), directory.path());
         let remembered: Pod = serde_json::from_value(serde_json::to_value(good("remembered")).unwrap()).unwrap();
-        source.data.store_pod(&PodObject { api: Arc::new(remembered), folder: None }).unwrap();
+        source.data.store_pod(&PodObject::new(&remembered, None)).unwrap();
         assert_eq!(next(&mut source).await, "applied remembered");
     }
 }

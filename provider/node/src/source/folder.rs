@@ -105,7 +105,14 @@ impl FolderSource {
             return Ok(());
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
-        let Manifest { pods, errors } = Manifest::parse(path, &text);
+        let Manifest { mut pods, errors } = Manifest::parse(path, &text);
+        // Most are what they were, and the node has that object already.
+        for (pod, _) in &mut pods {
+            let known = self.files.get(path).into_iter().flat_map(|file| &file.pods);
+            if let Some((known, _)) = known.clone().find(|(known, _)| known.uid() == pod.uid()) {
+                *pod = known.clone();
+            }
+        }
         let errors: Vec<_> = errors.iter().map(ManifestError::to_string).collect();
         complaints.extend(errors.iter().cloned());
         match self.files.get_mut(path) {

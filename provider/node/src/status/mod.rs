@@ -51,6 +51,7 @@ impl StatusReporter {
             [(ContainerKind::Init, pod.init_containers()), (ContainerKind::App, pod.spec().containers.as_slice())]
         {
             let statuses = statuses_mut(&mut status, kind);
+            statuses.reserve_exact(containers.len().saturating_sub(statuses.len()));
             for spec in containers
                 .iter()
                 .filter(|spec| statuses.iter().all(|status| status.name != spec.name))
