@@ -2,7 +2,7 @@
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
 COMPONENT_TARGET := wasm32-wasip2
-COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package udev
+COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package udev --package workload
 # Where cargo builds, which is not always `target`: CARGO_TARGET_DIR, or a user's configuration.
 TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 HOST = $$(rustc -vV | sed -n 's/^host: //p')

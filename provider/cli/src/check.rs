@@ -45,6 +45,8 @@ struct Inspected {
     exports: Vec<Item>,
     /// What it says of itself, if it is a discovery handler by the component contract.
     info: Option<Arc<HandlerInfo>>,
+    /// It is a component that runs to its end.
+    is_command: bool,
 }
 
 impl Inspected {
@@ -63,13 +65,15 @@ impl Inspected {
         let info = threads.block_on(Descriptions::default().of(&runtime, &program));
         let info = info.map_err(anyhow::Error::msg).with_context(would_not_run)?;
         let (imports, exports) = (runtime.imports(&program), runtime.exports(&program));
-        Ok(Self { bytes: module.len(), compiled_in, program, imports, exports, info })
+        let is_command = runtime.is_command(&program);
+        Ok(Self { bytes: module.len(), compiled_in, program, imports, exports, info, is_command })
     }
 
     fn kind(&self) -> &'static str {
         match (self.program.kind(), &self.info) {
             (ModuleKind::Module, _) => "module, a WASI preview 1 command",
             (ModuleKind::Component, Some(_)) => "component, a discovery handler (akri:discovery/handler@0.1.0)",
+            (ModuleKind::Component, None) if self.is_command => "component, a command (wasi:cli/command)",
             (ModuleKind::Component, None) => "component",
         }
     }
@@ -118,6 +122,11 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
             println!("runs as       the discovery handler {} (DISCOVERY_HANDLER_NAME names another)", info.name);
             print_details(&module, info);
         }
+        (ModuleKind::Component, None) if module.is_command => {
+            println!("{provided}");
+            println!("runs as       a container");
+            print_grants(&module);
+        }
         (ModuleKind::Component, None) => {
             anyhow::bail!("{} would not run: {}", path.display(), no_use(&module.exports))
         }
@@ -125,10 +134,14 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_details(module: &Inspected, info: &HandlerInfo) {
+fn print_grants(module: &Inspected) {
     for (number, line) in module.grants().into_iter().enumerate() {
-        println!("{:13} {line}", if number == 0 { "sockets by" } else { "" });
+        println!("{:13} {line}", if number == 0 { "granted by" } else { "" });
     }
+}
+
+fn print_details(module: &Inspected, info: &HandlerInfo) {
+    print_grants(module);
     match &info.schema {
         Some(schema) => println!("details       {}", indented(&pretty(schema.text()))),
         None => println!("details       whatever the guest takes: it has no schema of them"),
@@ -150,7 +163,10 @@ pub(crate) fn describe(arguments: &DescribeArguments) -> anyhow::Result<()> {
                     print_imports(&module);
                     print_details(&module, info);
                 }
-                None => print_imports(&module),
+                None => {
+                    print_imports(&module);
+                    print_grants(&module);
+                }
             }
         }
     }

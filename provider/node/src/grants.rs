@@ -4,7 +4,8 @@ use crate::pod::PodObject;
 use akri_krustlet_runtime::EventGrant;
 use akri_krustlet_runtime::events::{LinkNames, Subsystems};
 use akri_krustlet_runtime::network::NetworkRules;
-use akri_krustlet_runtime::network::rules::RuleError;
+use akri_krustlet_runtime::network::rules::{Ports, Protocol, Rule, RuleError};
+use k8s_openapi::api::core::v1::ContainerPort;
 use std::sync::Arc;
 
 /// Annotation: the rules of its containers' network, one a line; without it they have none.
@@ -19,6 +20,8 @@ pub const LINKS: &str = "akri-krustlet/links";
 const MOST_SUBSYSTEM: usize = 63;
 const MOST_LINK: usize = 15;
 const MOST_NAMES: usize = 64;
+/// Ports of its containers that a pod may listen on.
+const MOST_PORTS: usize = 256;
 
 /// A grant that makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -53,12 +56,32 @@ pub enum GrantError {
 
 /// The network that a pod grants its containers.
 pub fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
-    let Some(text) = annotation(pod, NETWORK) else { return Ok(Arc::default()) };
-    let rules: NetworkRules = text.parse()?;
-    if pod.spec().host_network != Some(true) {
-        return Err(GrantError::HostNetwork);
+    let is_host_network = pod.spec().host_network == Some(true);
+    let mut rules = match annotation(pod, NETWORK) {
+        None => NetworkRules::default(),
+        Some(_) if !is_host_network => return Err(GrantError::HostNetwork),
+        Some(text) => text.parse()?,
+    };
+    if is_host_network {
+        rules.0.extend(served(pod));
     }
     Ok(Arc::new(rules))
+}
+
+/// What the ports of a pod's containers say that they listen on.
+fn served(pod: &PodObject) -> impl Iterator<Item = Rule> {
+    let containers = pod.init_containers().iter().chain(&pod.spec().containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let rule = |port: &ContainerPort| {
+        let protocol = match port.protocol.as_deref() {
+            None | Some("TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            // WASI has no others.
+            Some(_) => return None,
+        };
+        Some(Rule::Listen { protocol, ports: Ports::one(u16::try_from(port.container_port).ok()?) })
+    };
+    ports.filter_map(rule).take(MOST_PORTS)
 }
 
 /// What of the machine's events a pod grants its containers.
@@ -144,5 +167,10 @@ mod tests {
         assert!(of("tcp 10.0.0.1:80", false).unwrap_err().contains("spec.hostNetwork: true"));
         assert!(of("tcp 10.0.0.1", true).unwrap_err().contains("annotation akri-krustlet/network, line 1"));
         assert!(of("# nothing\n", true).unwrap().0.is_empty());
+        let ports = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"hostNetwork": true, "containers": [
+            {"name": "c", "ports": [{"containerPort": 80}, {"containerPort": 81, "protocol": "UDP"}, {"containerPort": 82, "protocol": "SCTP"}]}]}});
+        let pod = PodObject { api: Arc::new(serde_json::from_value(ports).unwrap()), folder: None };
+        let listens = |protocol, port| Rule::Listen { protocol, ports: Ports::one(port) };
+        assert_eq!(network(&pod).unwrap().0, [listens(Protocol::Tcp, 80), listens(Protocol::Udp, 81)]);
     }
 }

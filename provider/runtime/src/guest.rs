@@ -1,23 +1,22 @@
 //! A guest: one running instance of a program.
 
-use crate::cpu::GuestThreads;
+use crate::component::EventGrant;
+use crate::component::link::{Granted, LinkError};
 use crate::directories::OpenDirectories;
 use crate::disk::{DiskBudget, OpenFiles};
 use crate::limits::{GuestLimiter, HOSTCALL_BYTES, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
+use crate::network::NetworkAccess;
+use crate::outcome::{Outcome, classify};
 use crate::preopen::{Preopen, PreopenError};
 use crate::program::{LoadError, Program};
 use crate::stdin::Stdin;
 use crate::wasi::{GuestClock, GuestState, Progress, Signals};
-use futures::FutureExt as _;
-use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
-use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
+use wasmtime::{Engine, Store, UpdateDeadline};
+use wasmtime_wasi::WasiCtxBuilder;
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -38,6 +37,10 @@ pub struct GuestSpec {
     pub wakeable: bool,
     /// Standard input that is open until it is closed; empty by default.
     pub stdin: Option<Stdin>,
+    /// What a component may reach by its sockets; nothing by default. Modules have none.
+    pub network: Option<Arc<NetworkAccess>>,
+    /// What of the machine's events a component may follow; nothing by default.
+    pub events: EventGrant,
     /// Name of a file; [`Guest::progress`] tells when the guest has finished one of that name.
     pub answer: Option<String>,
 }
@@ -54,7 +57,19 @@ impl GuestSpec {
             limits,
             wakeable: true,
             stdin: None,
+            network: None,
+            events: EventGrant::default(),
             answer: None,
+        }
+    }
+
+    /// Which of the host's own interfaces this gives a component.
+    pub(crate) fn granted(&self) -> Granted {
+        Granted {
+            uevents: self.events.uevents.is_some(),
+            links: self.events.links.is_some(),
+            multicast: self.network.as_ref().is_some_and(|network| network.joins_groups()),
+            watch: !self.preopens.is_empty(),
         }
     }
 }
@@ -65,56 +80,15 @@ pub enum StartError {
     /// Its program is not a command.
     #[error(transparent)]
     Program(#[from] LoadError),
+    /// It is a component, and imports what it does not get.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It is a component and no command.
+    #[error("it does not export wasi:cli/run, which makes a component a command: {0}")]
+    NoCommand(String),
     /// One of its directories cannot be opened.
     #[error(transparent)]
     Directory(#[from] PreopenError),
-}
-
-/// How a guest ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It returned from `_start` (code 0) or called `proc_exit`.
-    Exited(i32),
-    /// It trapped: a panic, an out-of-bounds access, a stack overflow.
-    Trapped(TrapReport),
-    /// It trapped after the container's memory limit refused it memory, or did not fit to begin with.
-    OutOfMemory {
-        /// The container's limit in bytes.
-        limit: usize,
-    },
-    /// The host ended it.
-    Interrupted,
-}
-
-impl fmt::Display for Outcome {
-    /// As a sentence goes on that names the guest.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(code) => write!(f, "exited with code {code}"),
-            Self::Trapped(report) => write!(f, "trapped: {report}"),
-            Self::OutOfMemory { limit } => write!(f, "needs more than {} MiB of memory", limit >> 20),
-            Self::Interrupted => f.write_str("was interrupted"),
-        }
-    }
-}
-
-/// Where and why a guest trapped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrapReport {
-    /// The engine's words.
-    pub message: String,
-    /// Functions of the guest, innermost first; at most 32.
-    pub frames: Vec<String>,
-}
-
-impl fmt::Display for TrapReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        for (index, frame) in self.frames.iter().enumerate() {
-            write!(f, "{} {frame}", if index == 0 { "; at" } else { " <" })?;
-        }
-        Ok(())
-    }
 }
 
 /// A running guest. Dropping it interrupts the guest.
@@ -126,6 +100,14 @@ pub struct Guest {
 }
 
 impl Guest {
+    pub(crate) fn new(
+        signals: Arc<Signals>,
+        interrupt: CancellationToken,
+        outcome: watch::Receiver<Option<Outcome>>,
+    ) -> Self {
+        Self { signals, interrupt, outcome }
+    }
+
     /// Ends the guest's sleep, so that it looks at its files now.
     pub fn wake(&self) {
         self.signals.wake();
@@ -170,69 +152,26 @@ impl Drop for Guest {
     }
 }
 
-pub(crate) fn start(
+/// All of a module's life, ready to be polled on the guest threads.
+pub(crate) fn module_life(
     engine: &Engine,
-    threads: &GuestThreads,
     program: &Arc<Program>,
-    spec: GuestSpec,
-) -> Result<Guest, StartError> {
-    program.command()?;
-    let limits = spec.limits.clone();
-    let signals = Arc::new(Signals::new(spec.wakeable));
-    let mut store = build_store(engine, &spec, signals.clone())?;
-    let interrupt = CancellationToken::new();
-    let (ended, outcome) = watch::channel(None);
-
+    spec: &GuestSpec,
+    signals: Arc<Signals>,
+) -> Result<impl Future<Output = Outcome> + Send + 'static + use<>, StartError> {
+    let command = program.command()?.clone();
+    let mut store = build_store(engine, spec, signals)?;
+    // Its code stays as long as it runs.
     let program = program.clone();
-    let run = async move {
-        let result = match program.command() {
-            Ok(command) => {
-                async {
-                    let instance = command.instantiate_async(&mut store).await?;
-                    let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
-                    start.call_async(&mut store, ()).await
-                }
-                .await
-            }
-            Err(error) => Err(wasmtime::format_err!("{error}")),
+    Ok(async move {
+        let result = async {
+            let instance = command.instantiate_async(&mut store).await?;
+            let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+            start.call_async(&mut store, ()).await
         };
-        classify(result, &store.data().limiter)
-    };
-    let metered = unless_host_panics(spec.name, threads.meter(limits, run));
-    let interrupted = interrupt.clone();
-    threads.spawn(async move {
-        let outcome = tokio::select! {
-            biased;
-            () = interrupted.cancelled() => Outcome::Interrupted,
-            outcome = metered => outcome,
-        };
-        ended.send_replace(Some(outcome));
-    });
-    Ok(Guest { signals, interrupt, outcome })
-}
-
-/// Calls of guests in which the host panicked, since the process began.
-static HOST_PANICS: AtomicU64 = AtomicU64::new(0);
-
-/// A panic of the host in a guest's call ends that guest as a trap does: it is the guest's, and whoever runs it waits before
-/// it is run again.
-async fn unless_host_panics(name: String, run: impl Future<Output = Outcome>) -> Outcome {
-    catch_host_panic(name, run).await.unwrap_or_else(|outcome| outcome)
-}
-
-/// The same of what is no guest's whole life: an error is the end that a panic is.
-pub(crate) async fn catch_host_panic<T>(name: String, run: impl Future<Output = T>) -> Result<T, Outcome> {
-    AssertUnwindSafe(run).catch_unwind().await.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");
-        let number = HOST_PANICS.fetch_add(1, Ordering::Relaxed) + 1;
-        tracing::error!(
-            guest = name,
-            panics = number,
-            "the host panicked in a call of a guest: {text}; please report this"
-        );
-        let message = format!("the host panicked in a call of the guest: {text}");
-        Outcome::Trapped(TrapReport { message, frames: Vec::new() })
+        let outcome = classify(result.await, &store.data().limiter);
+        drop(program);
+        outcome
     })
 }
 
@@ -294,46 +233,4 @@ pub(crate) fn build_store(
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Yield(1)));
     Ok(store)
-}
-
-pub(crate) fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
-    let Err(error) = result else { return Outcome::Exited(0) };
-    if let Some(exit) = error.downcast_ref::<I32Exit>() {
-        return Outcome::Exited(exit.0);
-    }
-    if limiter.memory_was_refused() {
-        return Outcome::OutOfMemory { limit: limiter.container().limits().memory };
-    }
-    let message = match error.downcast_ref::<Trap>() {
-        Some(trap) => trap.to_string(),
-        None => error.root_cause().to_string(),
-    };
-    let frames = error.downcast_ref::<WasmBacktrace>().map_or_else(Vec::new, |backtrace| {
-        backtrace
-            .frames()
-            .iter()
-            .take(32)
-            .map(|frame| match frame.func_name() {
-                Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
-                None => format!("function {}", frame.func_index()),
-            })
-            .collect()
-    });
-    Outcome::Trapped(TrapReport { message, frames })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_panic_of_the_host_is_the_end_of_its_guest_only() {
-        async fn panics() -> Outcome {
-            panic!("out of {}", "order")
-        }
-        let Outcome::Trapped(report) = unless_host_panics("g".to_owned(), panics()).await else { panic!() };
-        assert_eq!(report.message, "the host panicked in a call of the guest: out of order");
-        assert!(HOST_PANICS.load(Ordering::Relaxed) > 0);
-        assert_eq!(unless_host_panics("g".to_owned(), async { Outcome::Exited(3) }).await, Outcome::Exited(3));
-    }
 }

@@ -5,7 +5,6 @@ use crate::compile::{CompileError, Compiler};
 use crate::component::ComponentState;
 use crate::component::link::{Item, LinkError, LinkedComponent};
 use crate::cpu::GuestThreads;
-use crate::guest::{self, Guest, GuestSpec, StartError};
 use crate::module::{Digest, ModuleKind};
 use crate::program::{LoadError, Program};
 use crate::wasi::{self, GuestState};
@@ -277,11 +276,6 @@ impl Runtime {
     /// What a component exports; nothing of a module.
     pub fn exports(&self, program: &Program) -> Vec<Item> {
         program.component().map_or_else(Vec::new, |component| component.exports(&self.engine))
-    }
-
-    /// Starts a guest.
-    pub fn start(&self, program: &Arc<Program>, spec: GuestSpec) -> Result<Guest, StartError> {
-        guest::start(&self.engine, &self.threads, program, spec)
     }
 
     fn known(&self, digest: &Digest) -> Option<Arc<Program>> {

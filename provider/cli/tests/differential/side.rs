@@ -2,7 +2,7 @@
 
 use crate::fixture::cluster::{Cluster, ClusterNode, cluster_with_linux_node};
 use crate::fixture::registry::{Access, Registry};
-use crate::fixture::{akri, guest, linux_program, wait_for};
+use crate::fixture::{akri, component, guest, linux_program, wait_for};
 use kube::Client;
 use serde_json::json;
 
@@ -68,7 +68,10 @@ impl Scene {
     }
 
     async fn push_images(&self) {
-        let module = std::fs::read(guest("workload")).unwrap();
+        // The same program as the other kind of guest.
+        let as_component = std::env::var_os("AS_COMPONENT").is_some();
+        let module = if as_component { component("workload") } else { guest("workload") };
+        let module = std::fs::read(module).unwrap();
         let program = std::fs::read(linux_program("workload")).unwrap();
         for tag in ["v1", "v2"] {
             let name = format!("workload:{tag}");

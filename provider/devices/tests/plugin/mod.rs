@@ -143,6 +143,11 @@ impl Plugin {
         };
     }
 
+    /// Adds a variable to each answer.
+    pub fn set_variable(&self, name: &str, value: &str) {
+        self.shared.extra.lock().unwrap().envs.insert(name.to_owned(), value.to_owned());
+    }
+
     /// The ids of each Allocate that came.
     pub fn allocated(&self) -> Vec<Vec<String>> {
         self.shared.allocated.lock().unwrap().clone()
@@ -223,8 +228,9 @@ impl DevicePlugin for Service {
         let answer = *self.0.answer.lock().unwrap();
         let of = |ids: &[String]| {
             let variable = |name: &str| (name.to_owned(), ids.join(","));
-            let envs = BTreeMap::from([variable("DEVICE"), variable(&format!("DEVICE_{}", self.0.name))]);
-            ContainerAllocateResponse { envs, ..self.0.extra.lock().unwrap().clone() }
+            let mut answer = self.0.extra.lock().unwrap().clone();
+            answer.envs.extend([variable("DEVICE"), variable(&format!("DEVICE_{}", self.0.name))]);
+            answer
         };
         let container_responses = match answer {
             Answer::Normal => vec![of(&ids)],

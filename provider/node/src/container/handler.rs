@@ -1,6 +1,7 @@
 //! A container that is a discovery handler: it serves streams until it is to end.
 
 use super::life::Prepared;
+use super::network::network_grant;
 use super::progress::{end_wanted, report_running};
 use crate::context::PodContext;
 use crate::grants;
@@ -9,7 +10,6 @@ use crate::status::{ContainerKind, DISCOVERY_HEALTHY};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_host::TokenBucket;
 use akri_krustlet_host::patience::patiently;
-use akri_krustlet_runtime::network::{Denials, NetworkGrant};
 use akri_krustlet_runtime::{GuestSpec, Outcome};
 use k8s_openapi::api::core::v1::Container;
 use std::sync::Arc;
@@ -83,10 +83,8 @@ async fn start(
     let GuestSpec { args, env, preopens, log, limits, .. } = guest;
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
     let name = format!("{}/{}", context.pod.key(), container.name);
-    let rules = grants::network(&context.latest()).map_err(|error| error.to_string())?;
+    let network = network_grant(context, &container.name, &log)?;
     let events = grants::events(&context.latest()).map_err(|error| error.to_string())?;
-    let denials = Denials::new(&name, Some(log.clone()));
-    let network = NetworkGrant::new(rules, services.network.clone(), denials);
     let spec = ContainerSpec {
         name,
         network,

@@ -205,14 +205,14 @@ async fn describe(
 ) -> Result<Option<Arc<HandlerInfo>>, ImageError> {
     let of_image = |what| ImageError::Describe { image: image.to_owned(), what };
     let described = services.descriptions.of(&services.runtime, program).await.map_err(of_image)?;
-    if described.is_none() && program.kind() == ModuleKind::Component {
+    if described.is_none() && program.kind() == ModuleKind::Component && !services.runtime.is_command(program) {
         let exports = services.runtime.exports(program);
         return Err(of_image(no_use(&exports)));
     }
     Ok(described)
 }
 
-/// Why a component is of no use to a node: it is no discovery handler.
+/// Why a component is of no use to a node: it is neither a discovery handler nor a command.
 pub fn no_use(exports: &[Item]) -> String {
     let is_proxy = exports.iter().any(|export| export.interface() == "wasi:http/incoming-handler");
     let names = exports.iter().map(|export| export.name.as_str()).collect::<Vec<_>>();
@@ -224,7 +224,7 @@ pub fn no_use(exports: &[Item]) -> String {
         (false, names) => format!("it exports {}", names.join(", ")),
     };
     format!(
-        "{what}; a component is a discovery handler by exporting akri:discovery/handler@0.1.0, a program must be a module (wasm32-wasip1)"
+        "{what}; a component is a discovery handler by exporting akri:discovery/handler@0.1.0, and a program by exporting wasi:cli/run (wasi:cli/command)"
     )
 }
 

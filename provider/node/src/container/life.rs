@@ -2,10 +2,12 @@
 
 use super::command::{arguments, run_command, with_images};
 use super::handler::run_handler;
+use super::network::network_access;
 use crate::admission;
 use crate::context::PodContext;
 use crate::device;
 use crate::environment::{self, Scope, Sources};
+use crate::grants;
 use crate::loaded_image::LoadedImage;
 use crate::status::ContainerKind;
 use crate::termination_message::TerminationMessage;
@@ -15,7 +17,7 @@ use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
-use akri_krustlet_runtime::{GuestSpec, Outcome};
+use akri_krustlet_runtime::{GuestSpec, ModuleKind, Outcome};
 use k8s_openapi::api::core::v1::Container;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -76,6 +78,7 @@ async fn prepare(
         .map_err(|error| error.to_string())?;
     // What the pod's author says counts.
     let own: Vec<_> = variables.iter().map(|(name, _)| name.clone()).collect();
+    let of_devices: Vec<_> = devices.variables.iter().map(|(_, value)| value.clone()).collect();
     variables.extend(devices.variables.into_iter().filter(|(name, _)| !own.contains(name)));
     let log_directory = services.data.container_logs(&context.pod, &container.name);
     let log_limits = LogLimits { many_guests: handler.is_some(), ..LogLimits::default() };
@@ -114,7 +117,13 @@ async fn prepare(
         let prepared = prepared.map_err(|error| failed(&error))?;
         preopens.extend(prepared.map_err(|error| failed(&error))?);
     }
+    // A handler has those of each stream's request, and a module has no sockets at all.
+    let is_command = handler.is_none() && image.program.kind() == ModuleKind::Component;
+    let network = is_command.then(|| network_access(context, &container.name, &log, &of_devices)).transpose()?;
+    let events = grants::events(&context.latest()).map_err(|error| error.to_string())?;
     let guest = GuestSpec {
+        network,
+        events,
         args: arguments(container, &image.launch, &variables),
         env: with_images(&image.launch, variables),
         preopens,

@@ -5,6 +5,7 @@ mod config;
 mod handler;
 pub mod image;
 mod life;
+mod network;
 mod progress;
 
 use crate::back_off::{self, BackOff};

@@ -1,9 +1,9 @@
 //! One call of a component: where it runs, how long it may take, and how it fails.
 
 use super::{ComponentSpec, ComponentState};
-use crate::guest::{Outcome, catch_host_panic, classify};
 use crate::limits::SharedLimits;
 use crate::network::NetworkAccess;
+use crate::outcome::{Outcome, catch_host_panic, classify};
 use crate::preopen::PreopenError;
 use crate::runtime::Runtime;
 use std::fmt;

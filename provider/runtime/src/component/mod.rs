@@ -13,6 +13,7 @@ use crate::limits::{GuestLimiter, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
 use crate::network::{NetworkAccess, sockets};
 use crate::preopen::{Preopen, PreopenError};
+use crate::stdin::Stdin;
 use akri_krustlet_events::{EventSources, Inbox};
 use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
@@ -73,6 +74,8 @@ pub struct ComponentSpec {
     pub preopens: Vec<Preopen>,
     /// What of the machine's events it may follow; nothing by default.
     pub events: EventGrant,
+    /// Standard input that is open until it is closed; empty by default.
+    pub stdin: Option<Stdin>,
     /// The container's limits.
     pub limits: Arc<SharedLimits>,
 }
@@ -167,6 +170,9 @@ pub(crate) fn store(
     let mut wasi = WasiCtxBuilder::new();
     wasi.arg(&spec.name).args(&spec.args).envs(&spec.env).max_random_size(RANDOM_BYTES);
     sockets::restrict(&mut wasi, network.as_ref());
+    if let Some(stdin) = &spec.stdin {
+        wasi.stdin(stdin.clone());
+    }
     if let Some(log) = &spec.log {
         wasi.stdout(log.stream(Stream::Stdout));
         wasi.stderr(log.stream(Stream::Stderr));

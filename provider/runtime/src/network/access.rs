@@ -114,6 +114,11 @@ impl NetworkAccess {
         })
     }
 
+    /// Whether it may listen to groups.
+    pub fn joins_groups(&self) -> bool {
+        self.grant.joins_groups()
+    }
+
     /// Whether there is nothing to reach; then the attempt to make a socket is counted and told.
     pub(super) fn denies_sockets(&self) -> bool {
         let denies = self.grant.rules.0.is_empty();

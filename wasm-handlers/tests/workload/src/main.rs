@@ -9,6 +9,7 @@
 //! read:PATH         a file's content, or the error        list:PATH       a directory's entries, sorted
 //! mode:PATH         a file's permissions                  write:PATH=TEXT writes a file, or prints the error
 //! follow:PATH       prints a file whenever it is another  runs:PATH=N     goes on from the Nth run on; ends with 7 before
+//! connect:ADDRESS=TEXT sends TEXT, prints the answer's line  serve:PORT   answers each line that is sent by it
 //! sleep:MS          waits                                 input           reads the standard input to its end
 //! wait              until the pod is asked to end         forever         waits, and does not hear that
 //! spin              computes without an end               memory:MIB      takes memory and keeps it
@@ -16,7 +17,7 @@
 //! exit:CODE         ends
 //! ```
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::time::Duration;
 
 fn main() {
@@ -76,6 +77,18 @@ fn take(name: &str, what: &str, kept: &mut Vec<Vec<u8>>) -> bool {
                 std::process::exit(7);
             }
         }
+        "connect" => {
+            let (address, text) = what.split_once('=').unwrap_or((what, ""));
+            match connect(address, text) {
+                Ok(answer) => println!("{address}: {answer}"),
+                Err(error) => println!("{address}: {:?}", error.kind()),
+            }
+        }
+        "serve" => {
+            if let Err(error) = serve(number(what)) {
+                println!("{what}: {:?}", error.kind());
+            }
+        }
         "sleep" => std::thread::sleep(Duration::from_millis(number(what) as u64)),
         "input" => {
             let mut input = Vec::new();
@@ -102,6 +115,26 @@ fn take(name: &str, what: &str, kept: &mut Vec<Vec<u8>>) -> bool {
         _ => return false,
     }
     true
+}
+
+fn connect(address: &str, text: &str) -> std::io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.write_all(format!("{text}\n").as_bytes())?;
+    let mut answer = String::new();
+    std::io::BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer.trim_end().to_owned())
+}
+
+fn serve(port: usize) -> std::io::Result<()> {
+    let port = u16::try_from(port).map_err(std::io::Error::other)?;
+    let listener = std::net::TcpListener::bind(("0.0.0.0", port))?;
+    println!("serving");
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        let mut line = String::new();
+        std::io::BufReader::new(&mut stream).read_line(&mut line)?;
+        stream.write_all(line.as_bytes())?;
+    }
 }
 
 fn number(text: &str) -> usize {

@@ -118,6 +118,7 @@ async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, S
         log: None,
         preopens: Vec::new(),
         events: EventGrant::default(),
+        stdin: None,
         limits: limits.clone(),
     };
     let mut store: wasmtime::Store<ComponentState> =

@@ -105,6 +105,7 @@ impl Component {
             log: Some(spec.log.clone()),
             preopens,
             events: spec.events.clone(),
+            stdin: None,
             limits: spec.limits.clone(),
         };
         Ok(Arc::new(Self { spec, runtime, handler, instance }))

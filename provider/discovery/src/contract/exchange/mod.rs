@@ -144,15 +144,13 @@ impl Exchange {
         }];
         preopens.extend(self.spec.preopens.iter().cloned());
         let spec = GuestSpec {
-            name: self.spec.name.clone(),
             args: self.spec.args.clone(),
             env,
             preopens,
             log: Some(self.spec.log.clone()),
-            limits: self.spec.limits.clone(),
             wakeable: self.spec.settings.wake_on_change,
-            stdin: None,
             answer: Some(ANSWER.to_owned()),
+            ..GuestSpec::new(self.spec.name.clone(), self.spec.limits.clone())
         };
         match self.runtime.start(&self.spec.program, spec) {
             Ok(guest) => Ok(OwnGuest { guest, exchange: Arc::new(exchange), given: files.keys().cloned().collect() }),
