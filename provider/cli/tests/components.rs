@@ -180,6 +180,51 @@ async fn a_broker_reaches_the_device_that_it_was_given() {
 }
 
 #[test]
+fn a_container_with_a_network_has_probes() {
+    let node = Node::start();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let probed = |name: &str, steps: &[&str], probes: &[&str], failures: u32| {
+        let mut pod = workload(name, steps);
+        pod["spec"]["hostNetwork"] = true.into();
+        pod["spec"]["restartPolicy"] = "Always".into();
+        pod["spec"]["terminationGracePeriodSeconds"] = 1.into();
+        let container = &mut pod["spec"]["containers"][0];
+        container["ports"] = json!([{"name": "lines", "containerPort": port}]);
+        for probe in probes {
+            container[probe] =
+                json!({"tcpSocket": {"port": "lines"}, "periodSeconds": 1, "failureThreshold": failures});
+        }
+        add(&node, &pod);
+    };
+    let status = |pod: &Value| pod["status"]["containerStatuses"][0].clone();
+    // Nobody listens before it is started, and from then on somebody does.
+    probed("late", &["print:begun", "sleep:1500", &format!("serve:{port}")], &["readinessProbe", "livenessProbe"], 30);
+    let is_running = |pod: &Value| status(pod)["state"]["running"].is_object();
+    let early = node.wait_for_pod("late", "running", is_running);
+    assert_eq!((&status(&early)["ready"], &status(&early)["started"]), (&json!(false), &json!(true)), "{early:#}");
+    assert_eq!(fixture::condition(&early, "Ready"), Some(false));
+    let ready = node.wait_for_pod("late", "ready", |pod| fixture::condition(pod, "Ready") == Some(true));
+    assert_eq!(status(&ready)["restartCount"], 0);
+    node.remove_manifest("late.json");
+    assert!(wait_for(|| node.pod("late").is_none()));
+    // Nobody ever listens.
+    probed("deaf", &["forever"], &["startupProbe", "readinessProbe"], 2);
+    let first = node.wait_for_pod("deaf", "running", is_running);
+    assert_eq!((&status(&first)["ready"], &status(&first)["started"]), (&json!(false), &json!(false)), "{first:#}");
+    node.wait_for_pod("deaf", "restarted", |pod| status(pod)["restartCount"].as_i64() > Some(0));
+    // Without a network there is nothing to ask.
+    let mut alone = workload("alone", &["forever"]);
+    alone["spec"]["containers"][0]["livenessProbe"] = json!({"tcpSocket": {"port": 1}});
+    add(&node, &alone);
+    let refused = node.wait_for_pod("alone", "refused", |pod| pod["status"]["phase"] == "Failed");
+    let message = refused["status"]["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("container main: livenessProbe") && message.contains("spec.hostNetwork: true"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_command_is_no_discovery_handler() {
     let node = Node::start();
     let mut exchange = workload("exchange", &["forever"]);

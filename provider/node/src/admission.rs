@@ -1,5 +1,6 @@
 //! Checks a pod before anything of it is started: what the node cannot do is refused in words.
 
+use crate::container::probe::{ProbeError, Probes};
 use crate::environment::{self, EnvironmentError, Scope};
 use crate::fields::NodeFacts;
 use crate::grants::{self, GrantError};
@@ -50,6 +51,9 @@ pub enum AdmissionError {
     /// See [`GrantError`].
     #[error(transparent)]
     Grant(#[from] GrantError),
+    /// See [`ProbeError`].
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// An amount makes no sense.
     #[error("container {container}: resources.{list}.{resource}: {message}")]
     Amount {
@@ -93,6 +97,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         let environment = environment::variables(container, pod, node, Scope::OfPod)?;
         handler_settings(container, pod, &environment, None)?;
         limits(container)?;
+        Probes::of(container, node)?;
     }
     Ok(())
 }

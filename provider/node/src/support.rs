@@ -114,11 +114,23 @@ const CONTAINER: &[Row] = &[
     ("lifecycle.postStart", Refused, "there is no process to run a hook in, and no port"),
     ("lifecycle.preStop", Refused, "there is no process to run a hook in, and no port"),
     ("lifecycle.stopSignal", Ignored, "a guest receives no signals"),
-    ("livenessProbe", Refused, "a guest has no process to run a probe in, and no port"),
+    (
+        "livenessProbe",
+        Honoured,
+        "tcpSocket and httpGet, of this node; only with hostNetwork, since else a guest has no port",
+    ),
+    ("livenessProbe.exec", Refused, "a guest has no process to run a command in"),
+    ("livenessProbe.grpc", Refused, "not supported yet"),
     ("name", Honoured, ""),
-    ("ports", Ignored, "a guest serves where the annotation akri-krustlet/network lets it"),
-    ("ports[].hostPort", Refused, "a guest has no network of its own; with hostNetwork it is ignored"),
-    ("readinessProbe", Refused, "a guest has no process to run a probe in, and no port"),
+    ("ports", Honoured, "with hostNetwork: the guests of the pod may listen on them, components only"),
+    ("ports[].hostPort", Ignored, "with hostNetwork; without it, a pod that has it is refused"),
+    (
+        "readinessProbe",
+        Honoured,
+        "tcpSocket and httpGet, of this node; only with hostNetwork, since else a guest has no port",
+    ),
+    ("readinessProbe.exec", Refused, "a guest has no process to run a command in"),
+    ("readinessProbe.grpc", Refused, "not supported yet"),
     ("resizePolicy", Ignored, "limits are those of the start"),
     (
         "resources",
@@ -140,7 +152,13 @@ const CONTAINER: &[Row] = &[
     ("securityContext.seLinuxOptions", Ignored, "a guest is no process"),
     ("securityContext.seccompProfile", Ignored, "a guest makes no system calls"),
     ("securityContext.windowsOptions", Refused, "the node is not Windows"),
-    ("startupProbe", Refused, "a guest has no process to run a probe in, and no port"),
+    (
+        "startupProbe",
+        Honoured,
+        "tcpSocket and httpGet, of this node; only with hostNetwork, since else a guest has no port",
+    ),
+    ("startupProbe.exec", Refused, "a guest has no process to run a command in"),
+    ("startupProbe.grpc", Refused, "not supported yet"),
     ("stdin", Honoured, "the input is open and empty, and ends when the pod is asked to end, or the node ends"),
     ("stdinOnce", Ignored, "nobody can attach"),
     (
@@ -162,6 +180,16 @@ const CONTAINER: &[Row] = &[
     ("volumeMounts[].subPathExpr", Honoured, ""),
     ("workingDir", Refused, "a guest has no working directory; give it absolute paths"),
 ];
+
+/// What a container has only with the machine's network.
+const WITHOUT_NETWORK: &[Row] = &[
+    ("livenessProbe", Refused, NO_PORT),
+    ("readinessProbe", Refused, NO_PORT),
+    ("startupProbe", Refused, NO_PORT),
+    // With it, the API server copies containerPort into hostPort.
+    ("ports[].hostPort", Refused, NO_PORT),
+];
+const NO_PORT: &str = "a guest has no port without spec.hostNetwork: true (docs/grants.md)";
 
 /// Of init containers besides.
 const INIT_CONTAINER: &[Row] =
@@ -190,14 +218,13 @@ fn is_in(path: &str, field: &str) -> bool {
 pub fn refused(pod: &PodObject) -> Option<String> {
     let spec = serde_json::to_value(pod.spec()).unwrap_or_default();
     let lists = [("initContainers", INIT_CONTAINER), ("containers", APP_CONTAINER)];
-    let of_pod = first_refused(&spec, POD, &[]).map(|(path, why)| format!("spec.{path}: {why}"));
-    // The API server copies containerPort into hostPort.
-    let excepted: &[&str] = if is_set(&spec, "hostNetwork") { &["ports[].hostPort"] } else { &[] };
+    let of_pod = first_refused(&spec, POD).map(|(path, why)| format!("spec.{path}: {why}"));
+    let by_network = if is_set(&spec, "hostNetwork") { &[] } else { WITHOUT_NETWORK };
     of_pod.or_else(|| {
         lists.into_iter().find_map(|(list, rows)| {
             spec.get(list)?.as_array()?.iter().find_map(|container| {
-                let (path, why) = first_refused(container, CONTAINER, excepted)
-                    .or_else(|| first_refused(container, rows, excepted))?;
+                let mut tables = [CONTAINER, rows, by_network].into_iter();
+                let (path, why) = tables.find_map(|rows| first_refused(container, rows))?;
                 let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
                 Some(format!("container {name}: {path}: {why}"))
             })
@@ -205,9 +232,8 @@ pub fn refused(pod: &PodObject) -> Option<String> {
     })
 }
 
-fn first_refused(object: &Value, rows: &'static [Row], excepted: &[&str]) -> Option<(&'static str, &'static str)> {
-    let row =
-        rows.iter().find(|(path, support, _)| *support == Refused && !excepted.contains(path) && is_set(object, path));
+fn first_refused(object: &Value, rows: &'static [Row]) -> Option<(&'static str, &'static str)> {
+    let row = rows.iter().find(|(path, support, _)| *support == Refused && is_set(object, path));
     row.map(|(path, _, why)| (*path, *why))
 }
 

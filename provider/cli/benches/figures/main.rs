@@ -17,6 +17,7 @@ mod fixture;
 mod peers;
 mod pods;
 mod process;
+mod typed;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -49,6 +50,9 @@ fn main() {
     };
     if wanted("discovery") {
         take(runtime.block_on(discovery::measure()));
+    }
+    if wanted("typed") {
+        take(runtime.block_on(typed::measure()));
     }
     if wanted("cluster") {
         take(runtime.block_on(cluster::measure()));

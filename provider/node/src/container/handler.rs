@@ -37,7 +37,8 @@ pub async fn run_handler(
 
     let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
     let run = handler.run();
-    tokio::pin!(run);
+    let end_wanted = end_wanted(context, ContainerKind::App, container);
+    tokio::pin!(run, end_wanted);
     loop {
         let changed = async {
             tokio::time::sleep_until(conditions.when(1.0)).await;
@@ -46,7 +47,7 @@ pub async fn run_handler(
         tokio::select! {
             outcome = &mut run => return Ok(outcome),
             // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
-            _ = end_wanted(context, ContainerKind::App, container) => {
+            _ = &mut end_wanted => {
                 handler.stop();
                 return Ok(run.await);
             }

@@ -6,6 +6,7 @@ mod handler;
 pub mod image;
 mod life;
 mod network;
+pub mod probe;
 mod progress;
 
 use crate::back_off::{self, BackOff};

@@ -1,5 +1,6 @@
 //! What a container's events and status tell of its life, and when it is to end.
 
+use super::probe::Probes;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::loaded_image::LoadedImage;
@@ -16,6 +17,9 @@ pub fn report_running(
     image: &LoadedImage,
 ) {
     let name = &container.name;
+    if kind == ContainerKind::App {
+        probes(context, container).begin(&context.reporter, name);
+    }
     context.event(kind, name, EventType::Normal, "Created", format!("Container created: {name}"));
     context.reporter.update_container(kind, name, |status| {
         status::running(status, container, restart, context.pod.uid(), (&image.name, &image.id));
@@ -23,14 +27,32 @@ pub fn report_running(
     context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
 }
 
-/// Resolves when the container is to end, with its pod or for another image, and tells so; the time that it has for that.
+/// What admission has read.
+fn probes(context: &PodContext, container: &Container) -> Probes {
+    Probes::of(container, &context.services.node).unwrap_or_default()
+}
+
+/// Resolves when the container is to end, with its pod, for another image or because its probes say so, and tells so; the time
+/// that it has for that.
 pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &Container) -> Instant {
     let name = &container.name;
+    let probes = probes(context, container);
+    let asked = async {
+        match kind {
+            ContainerKind::App => probes.run(context, kind, name).await,
+            ContainerKind::Init => std::future::pending().await,
+        }
+    };
     let (message, deadline) = tokio::select! {
         stop = context.termination.requested() => (format!("Stopping container {name}"), stop.deadline),
         () = context.image_changed(kind, container) => {
             let deadline = Instant::now() + context.latest().grace_period();
             (format!("Container {name} definition changed, will be restarted"), deadline)
+        }
+        unhealthy = asked => {
+            let grace_period = unhealthy.grace_period.unwrap_or_else(|| context.latest().grace_period());
+            let probe = unhealthy.probe.to_lowercase();
+            (format!("Container {name} failed {probe} probe, will be restarted"), Instant::now() + grace_period)
         }
     };
     context.event(kind, name, EventType::Normal, "Killing", message);

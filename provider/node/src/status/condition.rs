@@ -1,13 +1,14 @@
 //! Pod conditions, derived from the rest of the status as a kubelet derives them.
 
-use super::now;
+use super::{Verdict, now};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, PodStatus};
+use std::collections::BTreeMap;
 
 /// The pod's volumes are there and its containers can be started; a kubelet has made the pod's sandbox then.
 pub(crate) const READY_TO_START: &str = "PodReadyToStartContainers";
 
 /// Brings what follows from phase and containers up to date.
-pub(super) fn complete(status: &mut PodStatus) {
+pub(super) fn complete(status: &mut PodStatus, verdicts: &BTreeMap<String, Verdict>) {
     let phase = status.phase.clone().unwrap_or_default();
     if phase.is_empty() {
         return;
@@ -15,8 +16,9 @@ pub(super) fn complete(status: &mut PodStatus) {
     let succeeded = phase == "Succeeded";
     let ended = succeeded || phase == "Failed";
     for container in status.container_statuses.iter_mut().flatten() {
-        container.ready = is_running(container);
-        container.started = Some(container.ready);
+        let verdict = verdicts.get(&container.name).copied().unwrap_or(Verdict { started: true, ready: true });
+        container.ready = is_running(container) && verdict.ready;
+        container.started = Some(is_running(container) && verdict.started);
     }
     for container in status.init_container_statuses.iter_mut().flatten() {
         container.ready = exited_well(container);
@@ -120,7 +122,7 @@ mod tests {
 
     fn completed(status: Value) -> Value {
         let mut status: PodStatus = serde_json::from_value(status).unwrap();
-        complete(&mut status);
+        complete(&mut status, &BTreeMap::new());
         let conditions = status.conditions.into_iter().flatten();
         conditions
             .map(|condition| {

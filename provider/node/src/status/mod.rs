@@ -31,6 +31,17 @@ pub struct StatusReporter {
     pod: PodObject,
     sink: Arc<dyn StatusSink>,
     status: Mutex<PodStatus>,
+    /// What the probes of containers say, by the containers' names.
+    verdicts: Mutex<BTreeMap<String, Verdict>>,
+}
+
+/// What the probes of a running container say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its startup probe has succeeded.
+    pub started: bool,
+    /// And its readiness probe says so.
+    pub ready: bool,
 }
 
 impl StatusReporter {
@@ -60,7 +71,7 @@ impl StatusReporter {
                 statuses.push(container::initial(spec, !pod.init_containers().is_empty()));
             }
         }
-        Self { pod, sink, status: Mutex::new(status) }
+        Self { pod, sink, status: Mutex::new(status), verdicts: Mutex::default() }
     }
 
     /// The pod.
@@ -147,10 +158,22 @@ impl StatusReporter {
         if !matches!(status.phase.as_deref(), None | Some("Succeeded" | "Failed")) {
             status.phase = Some(condition::phase(&status).to_owned());
         }
-        condition::complete(&mut status);
+        condition::complete(&mut status, &self.verdicts());
         if *status != before {
             self.sink.report(&self.pod, &status);
         }
+    }
+
+    /// The probes of a container say something, or are about to.
+    pub fn set_verdict(&self, container: &str, verdict: Verdict) {
+        let old = self.verdicts().insert(container.to_owned(), verdict);
+        if old != Some(verdict) {
+            self.update(|_| {});
+        }
+    }
+
+    fn verdicts(&self) -> MutexGuard<'_, BTreeMap<String, Verdict>> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, PodStatus> {

@@ -7,6 +7,7 @@ mod environment;
 mod images;
 mod logs;
 mod nodes;
+mod probes;
 mod random;
 mod resources;
 mod volumes;
@@ -20,6 +21,7 @@ pub fn of_pods() -> Vec<Spec> {
     let groups = [
         // The longest first.
         endings::specs(),
+        probes::specs(),
         workloads::specs(),
         environment::specs(),
         deletion::specs(),

@@ -1,0 +1,45 @@
+//! Probes of pods with the machine's network. The program is a component on this node: modules have no sockets.
+
+use crate::side::Kind;
+use crate::spec::{Run, Spec, Until, pod};
+use serde_json::{Value, json};
+
+pub fn specs() -> Vec<Spec> {
+    vec![
+        pod("probe-succeeds-late", Until::Ready, |run, pod| {
+            let port = port(run, 0);
+            probed(run, pod, &["sleep:4000", &format!("serve:{port}")], port, &["readinessProbe", "startupProbe"]);
+        }),
+        pod("probe-fails-at-startup", Until::Restarted(1), |run, pod| {
+            probed(run, pod, &["forever"], port(run, 1), &["startupProbe", "readinessProbe"]);
+        }),
+        pod("probe-fails-for-ever", Until::Restarted(1), |run, pod| {
+            probed(run, pod, &["forever"], port(run, 2), &["livenessProbe"]);
+        }),
+    ]
+}
+
+/// Both nodes are in one network.
+fn port(run: &Run, number: u16) -> u16 {
+    let first = match run.kind {
+        Kind::Wasm => 39_180,
+        Kind::Linux => 39_190,
+    };
+    first + number
+}
+
+fn probed(run: &Run, pod: &mut Value, steps: &[&str], port: u16, probes: &[&str]) {
+    let spec = &mut pod["spec"];
+    spec["hostNetwork"] = true.into();
+    spec["terminationGracePeriodSeconds"] = 1.into();
+    spec["restartPolicy"] = "Always".into();
+    let container = &mut spec["containers"][0];
+    container["image"] = run.scene.image(run.kind, "served:v1").into();
+    container["args"] = json!(steps);
+    container["ports"] = json!([{"name": "lines", "containerPort": port}]);
+    for probe in probes {
+        // Time for the program to start, however busy the machine is, and for a result that is the same each time.
+        let failures = if probe == &"livenessProbe" { 2 } else { 8 };
+        container[probe] = json!({"tcpSocket": {"port": "lines"}, "periodSeconds": 1, "failureThreshold": failures});
+    }
+}

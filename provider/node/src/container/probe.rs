@@ -1,0 +1,398 @@
+//! Probes of containers that have a network: by TCP and HTTP, in a kubelet's rhythm.
+//!
+//! # Flow
+//! 1. [`Probes::of`] reads what a container's probes say, first of all at admission.
+//! 2. When the container is started, [`Probes::begin`] has it count as not started or not ready until its probes have said so.
+//! 3. [`Probes::run`] asks, for as long as the container runs, and resolves when it is to be ended. While there is a startup
+//!    probe that has not succeeded, the others wait.
+
+use crate::cluster::events::EventType;
+use crate::context::PodContext;
+use crate::fields::NodeFacts;
+use crate::status::{ContainerKind, StatusReporter, Verdict};
+use k8s_openapi::api::core::v1::{Container, Probe as ApiProbe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// How far a redirect may lead, on the same host.
+const MOST_REDIRECTS: usize = 10;
+
+/// What is wrong with a probe.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("container {container}: {probe}: {what}")]
+pub struct ProbeError {
+    container: String,
+    probe: &'static str,
+    what: String,
+}
+
+/// The probes of one container.
+#[derive(Debug, Default)]
+pub struct Probes {
+    startup: Option<Probe>,
+    readiness: Option<Probe>,
+    liveness: Option<Probe>,
+}
+
+/// One probe.
+#[derive(Debug, PartialEq)]
+struct Probe {
+    /// As events name it.
+    name: &'static str,
+    check: Check,
+    initial_delay: Duration,
+    period: Duration,
+    timeout: Duration,
+    /// How many results of one kind in a row count.
+    successes: u32,
+    failures: u32,
+    /// How long the container may take to end; as long as with its pod without it.
+    grace_period: Option<Duration>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Check {
+    /// A connection can be made.
+    Tcp(String, u16),
+    /// A GET is answered by a status from 200 to 399.
+    Http { url: reqwest::Url, headers: Vec<(String, String)> },
+}
+
+/// A container that is to be ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unhealthy {
+    /// Which probe says so, as events name it.
+    pub probe: &'static str,
+    /// See [`Probe::grace_period`].
+    pub grace_period: Option<Duration>,
+}
+
+impl Probes {
+    /// Those that a container has.
+    pub fn of(container: &Container, node: &NodeFacts) -> Result<Self, ProbeError> {
+        let read = |probe: &Option<ApiProbe>, field, name| {
+            let failed = |what| ProbeError { container: container.name.clone(), probe: field, what };
+            probe.as_ref().map(|probe| Probe::read(probe, name, container, node).map_err(failed)).transpose()
+        };
+        Ok(Self {
+            startup: read(&container.startup_probe, "startupProbe", "Startup")?,
+            readiness: read(&container.readiness_probe, "readinessProbe", "Readiness")?,
+            liveness: read(&container.liveness_probe, "livenessProbe", "Liveness")?,
+        })
+    }
+
+    /// The container is being started.
+    pub fn begin(&self, reporter: &StatusReporter, container: &str) {
+        let started = self.startup.is_none();
+        reporter.set_verdict(container, Verdict { started, ready: started && self.readiness.is_none() });
+    }
+
+    /// Asks until the container is to be ended.
+    pub async fn run(&self, context: &PodContext, kind: ContainerKind, container: &str) -> Unhealthy {
+        let started = watch::Sender::new(self.startup.is_none());
+        let is_started = || async { drop(started.subscribe().wait_for(|started| *started).await) };
+        let failed = |probe: &Probe, output: String| {
+            let message = format!("{} probe failed: {output}", probe.name);
+            context.event(kind, container, EventType::Warning, "Unhealthy", message);
+        };
+        let startup = async {
+            if let Some(probe) = &self.startup {
+                if !Rounds::new(probe).verdict(&failed).await {
+                    return probe.unhealthy();
+                }
+                let ready = self.readiness.is_none();
+                context.reporter.set_verdict(container, Verdict { started: true, ready });
+                started.send_replace(true);
+            }
+            std::future::pending().await
+        };
+        let readiness = async {
+            let Some(probe) = &self.readiness else { return std::future::pending().await };
+            is_started().await;
+            let mut rounds = Rounds::new(probe);
+            loop {
+                let ready = rounds.verdict(&failed).await;
+                context.reporter.set_verdict(container, Verdict { started: true, ready });
+            }
+        };
+        let liveness = async {
+            let Some(probe) = &self.liveness else { return std::future::pending().await };
+            is_started().await;
+            let mut rounds = Rounds::new(probe);
+            while rounds.verdict(&failed).await {}
+            probe.unhealthy()
+        };
+        tokio::select! {
+            unhealthy = startup => unhealthy,
+            unhealthy = liveness => unhealthy,
+            unhealthy = readiness => unhealthy,
+        }
+    }
+}
+
+impl Probe {
+    fn read(probe: &ApiProbe, name: &'static str, container: &Container, node: &NodeFacts) -> Result<Self, String> {
+        let check = match (&probe.tcp_socket, &probe.http_get) {
+            (Some(tcp), None) => Check::Tcp(host(tcp.host.as_deref(), node)?, port(&tcp.port, container)?),
+            (None, Some(http)) => {
+                let scheme = http.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
+                if !["http", "https"].contains(&scheme.as_str()) {
+                    return Err(format!("httpGet.scheme {scheme:?}: expected HTTP or HTTPS"));
+                }
+                let (host, port) = (host(http.host.as_deref(), node)?, port(&http.port, container)?);
+                let host = if host.contains(':') { format!("[{host}]") } else { host };
+                let path = http.path.as_deref().unwrap_or_default();
+                let url = format!("{scheme}://{host}:{port}/{}", path.strip_prefix('/').unwrap_or(path));
+                let url = reqwest::Url::parse(&url).map_err(|error| format!("httpGet.path {path:?}: {error}"))?;
+                let headers = http.http_headers.iter().flatten();
+                Check::Http {
+                    url,
+                    headers: headers.map(|header| (header.name.clone(), header.value.clone())).collect(),
+                }
+            }
+            _ => return Err("expected either tcpSocket or httpGet".to_owned()),
+        };
+        // What the API server fills in; a manifest may leave it out.
+        let or =
+            |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default);
+        let seconds = |value, default| Duration::from_secs(or(value, default).into());
+        let grace_period = probe.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        Ok(Self {
+            name,
+            check,
+            initial_delay: seconds(probe.initial_delay_seconds, 0),
+            period: seconds(probe.period_seconds, 10).max(Duration::from_secs(1)),
+            timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
+            successes: or(probe.success_threshold, 1).max(1),
+            failures: or(probe.failure_threshold, 3).max(1),
+            grace_period: grace_period.map(Duration::from_secs),
+        })
+    }
+
+    fn unhealthy(&self) -> Unhealthy {
+        Unhealthy { probe: self.name, grace_period: self.grace_period }
+    }
+
+    /// Asks once. An error says what came instead.
+    async fn attempt(&self) -> Result<(), String> {
+        let attempt = async {
+            match &self.check {
+                Check::Tcp(host, port) => {
+                    let connected = tokio::net::TcpStream::connect((host.as_str(), *port)).await;
+                    connected.map(drop).map_err(|error| format!("no connection to {host}:{port}: {error}"))
+                }
+                Check::Http { url, headers } => get(url, headers).await,
+            }
+        };
+        let late = |_| Err(format!("no answer within {} s", self.timeout.as_secs()));
+        tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(late)
+    }
+}
+
+/// The results of one probe in a row.
+struct Rounds<'a> {
+    probe: &'a Probe,
+    since: Instant,
+    ticks: Interval,
+    last: Option<bool>,
+    row: u32,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(probe: &'a Probe) -> Self {
+        let mut ticks = tokio::time::interval(probe.period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        Self { probe, since: Instant::now(), ticks, last: None, row: 0 }
+    }
+
+    /// The next result that counts.
+    async fn verdict(&mut self, failed: impl Fn(&Probe, String)) -> bool {
+        loop {
+            self.ticks.tick().await;
+            if self.since.elapsed() < self.probe.initial_delay {
+                continue;
+            }
+            let result = self.probe.attempt().await;
+            let succeeded = result.is_ok();
+            if let Err(output) = result {
+                failed(self.probe, output);
+            }
+            self.row = if self.last == Some(succeeded) { self.row.saturating_add(1) } else { 1 };
+            self.last = Some(succeeded);
+            if self.row >= if succeeded { self.probe.successes } else { self.probe.failures } {
+                return succeeded;
+            }
+        }
+    }
+}
+
+/// Where the container is: on this machine, and nowhere else.
+fn host(host: Option<&str>, node: &NodeFacts) -> Result<String, String> {
+    let host = host.unwrap_or_default();
+    if host.is_empty() {
+        return Ok(node.address());
+    }
+    let is_loopback = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    if is_loopback || node.addresses.iter().any(|address| address == host) {
+        return Ok(host.to_owned());
+    }
+    Err(format!("host {host:?} is not this node: a probe asks the container itself; leave the host out"))
+}
+
+fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => {
+            let mut ports = container.ports.iter().flatten();
+            let named = ports.find(|port| port.name.as_deref() == Some(name));
+            named.ok_or_else(|| format!("port {name:?}: the container has no port of this name"))?.container_port
+        }
+    };
+    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("port {number}: expected 1 to 65535"))
+}
+
+async fn get(url: &reqwest::Url, headers: &[(String, String)]) -> Result<(), String> {
+    let mut request = client()?.get(url.clone());
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let status = match request.send().await {
+        Ok(answer) => answer.status(),
+        Err(error) => {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            return Err(format!("GET {url}: {cause}"));
+        }
+    };
+    // A redirect to elsewhere is an answer, too.
+    if status.is_success() || status.is_redirection() {
+        return Ok(());
+    }
+    Err(format!("GET {url}: status {}", status.as_u16()))
+}
+
+/// As a kubelet asks: certificates are not checked, since they are of whatever name the service has.
+fn client() -> Result<&'static reqwest::Client, String> {
+    static CLIENT: OnceLock<Result<reqwest::Client, String>> = OnceLock::new();
+    let same_host = |attempt: reqwest::redirect::Attempt<'_>| {
+        let is_same = attempt.previous().first().is_some_and(|first| first.host() == attempt.url().host());
+        if is_same && attempt.previous().len() <= MOST_REDIRECTS { attempt.follow() } else { attempt.stop() }
+    };
+    let make = || {
+        let client = reqwest::Client::builder()
+            .danger_accept_invalid_certs(true)
+            .no_proxy()
+            .pool_max_idle_per_host(0)
+            .redirect(reqwest::redirect::Policy::custom(same_host))
+            .user_agent(concat!("kube-probe/akri-krustlet-", env!("CARGO_PKG_VERSION")))
+            .build();
+        client.map_err(|error| format!("cannot ask: {error}"))
+    };
+    CLIENT.get_or_init(make).as_ref().map_err(String::clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    fn node() -> NodeFacts {
+        let allocatable = crate::cluster::machine::Capacity::default();
+        NodeFacts { name: "n".to_owned(), addresses: vec!["127.0.0.1".to_owned()], allocatable }
+    }
+
+    fn container(probe: Value) -> Container {
+        let ports = json!([{"name": "web", "containerPort": 8080}]);
+        serde_json::from_value(json!({"name": "c", "ports": ports, "livenessProbe": probe})).unwrap()
+    }
+
+    fn read(probe: Value) -> Result<Probe, String> {
+        let probes = Probes::of(&container(probe), &node()).map_err(|error| error.to_string())?;
+        Ok(probes.liveness.unwrap())
+    }
+
+    #[test]
+    fn a_probe_is_read_and_what_is_wrong_with_it_is_named() {
+        let probe = read(json!({"httpGet": {"port": "web", "path": "healthz?full=1"}, "periodSeconds": 3})).unwrap();
+        let url = reqwest::Url::parse("http://127.0.0.1:8080/healthz?full=1").unwrap();
+        assert_eq!(probe.check, Check::Http { url, headers: Vec::new() });
+        assert_eq!((probe.period, probe.timeout, probe.failures), (Duration::from_secs(3), Duration::from_secs(1), 3));
+        let tcp = read(json!({"tcpSocket": {"port": 80, "host": "::1"}, "terminationGracePeriodSeconds": 1})).unwrap();
+        assert_eq!(tcp.check, Check::Tcp("::1".to_owned(), 80));
+        assert_eq!(tcp.grace_period, Some(Duration::from_secs(1)));
+        for (probe, what) in [
+            (json!({"tcpSocket": {"port": "other"}}), "no port of this name"),
+            (json!({"tcpSocket": {"port": 0}}), "expected 1 to 65535"),
+            (json!({"tcpSocket": {"port": 80, "host": "169.254.169.254"}}), "is not this node"),
+            (json!({"httpGet": {"port": 80, "scheme": "FTP"}}), "expected HTTP or HTTPS"),
+            (json!({}), "expected either tcpSocket or httpGet"),
+        ] {
+            let error = read(probe).unwrap_err();
+            assert!(error.contains(what) && error.contains("container c: livenessProbe"), "{error}");
+        }
+    }
+
+    /// Answers requests by these statuses in turn, the last one for ever.
+    async fn server(statuses: &'static [&'static str]) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let number = AtomicUsize::new(0);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let status = statuses[number.fetch_add(1, Ordering::Relaxed).min(statuses.len() - 1)];
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn statuses_decide_and_an_answer_elsewhere_is_an_answer() {
+        for (status, expected) in [
+            ("200 OK", Ok(())),
+            ("204 No Content", Ok(())),
+            ("302 Found\r\nLocation: http://example.invalid/", Ok(())),
+            ("404 Not Found", Err("status 404")),
+            ("503 Service Unavailable", Err("status 503")),
+        ] {
+            let statuses: &'static [&'static str] = Box::leak(Box::new([status]));
+            let probe = read(json!({"httpGet": {"port": server(statuses).await, "host": "127.0.0.1"}})).unwrap();
+            match (probe.attempt().await, expected) {
+                (Ok(()), Ok(())) => {}
+                (Err(error), Err(what)) => assert!(error.contains(what), "{error}"),
+                (result, _) => panic!("{status}: {result:?}"),
+            }
+        }
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        for check in ["tcpSocket", "httpGet"] {
+            let error = read(json!({check: {"port": closed}})).unwrap().attempt().await.unwrap_err();
+            assert!(error.to_lowercase().contains("connection refused"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn as_many_results_in_a_row_count_as_the_probe_says() {
+        const STATUSES: &[&str] = &["500 No", "200 OK", "500 No", "500 No", "200 OK", "200 OK"];
+        let port = server(STATUSES).await;
+        let probe = read(json!({"httpGet": {"port": port}, "failureThreshold": 2, "successThreshold": 2})).unwrap();
+        let mut rounds = Rounds::new(&probe);
+        rounds.ticks = tokio::time::interval(Duration::from_millis(1));
+        let failures = AtomicUsize::new(0);
+        let failed = |_: &Probe, _| drop(failures.fetch_add(1, Ordering::Relaxed));
+        assert!(!rounds.verdict(failed).await);
+        assert_eq!(failures.load(Ordering::Relaxed), 3, "each of them is told");
+        assert!(rounds.verdict(failed).await);
+        assert!(rounds.verdict(failed).await, "and from then on each one counts");
+    }
+}
