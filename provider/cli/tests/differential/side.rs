@@ -87,8 +87,9 @@ impl Scene {
     /// So that no spec is the first to have an image, whichever that would be.
     fn have_images_pulled(&self) {
         for kind in KINDS {
-            for tag in ["v1", "v2"] {
-                let (name, image) = (format!("pulls-{tag}"), self.image(kind, &format!("workload:{tag}")));
+            for (repository, tag) in [("workload", "v1"), ("workload", "v2"), ("served", "v1")] {
+                let name = format!("pulls-{repository}-{tag}");
+                let image = self.image(kind, &format!("{repository}:{tag}"));
                 self.cluster.apply(&json!({
                     "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": kind.name()},
                     "spec": {"nodeName": kind.name(), "restartPolicy": "Never", "tolerations": [{"operator": "Exists"}],

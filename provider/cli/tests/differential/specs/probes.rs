@@ -10,10 +10,11 @@ pub fn specs() -> Vec<Spec> {
             let port = port(run, 0);
             probed(run, pod, &["sleep:4000", &format!("serve:{port}")], port, &["readinessProbe", "startupProbe"]);
         }),
-        pod("probe-fails-at-startup", Until::Restarted(1), |run, pod| {
+        // Until the first end: a kubelet's pauses between ends that probes cause are those of the end before.
+        pod("probe-fails-at-startup", Until::Event("Killing"), |run, pod| {
             probed(run, pod, &["forever"], port(run, 1), &["startupProbe", "readinessProbe"]);
         }),
-        pod("probe-fails-for-ever", Until::Restarted(1), |run, pod| {
+        pod("probe-fails-for-ever", Until::Event("Killing"), |run, pod| {
             probed(run, pod, &["forever"], port(run, 2), &["livenessProbe"]);
         }),
     ]
@@ -31,7 +32,8 @@ fn port(run: &Run, number: u16) -> u16 {
 fn probed(run: &Run, pod: &mut Value, steps: &[&str], port: u16, probes: &[&str]) {
     let spec = &mut pod["spec"];
     spec["hostNetwork"] = true.into();
-    spec["terminationGracePeriodSeconds"] = 1.into();
+    // It does not hear that it is to end, so it runs on until all has been seen.
+    spec["terminationGracePeriodSeconds"] = 60.into();
     spec["restartPolicy"] = "Always".into();
     let container = &mut spec["containers"][0];
     container["image"] = run.scene.image(run.kind, "served:v1").into();
