@@ -105,8 +105,13 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
             sizes.memory >> 10,
             limits.memory >> 20
         );
-        let beyond = sizes.beyond(module.program.kind(), &limits);
+        // What its pod may be given is no reason to call it unfit.
+        let with_its_memory = ContainerLimits { memory: usize::MAX, ..limits };
+        let beyond = sizes.beyond(module.program.kind(), &with_its_memory);
         anyhow::ensure!(beyond.is_empty(), "{} would not run: {}", path.display(), beyond.join("; "));
+        for what in sizes.beyond(module.program.kind(), &limits) {
+            println!("{:13} {what}", "");
+        }
     }
     let provided = "imports       all provided";
     match (module.program.kind(), &module.info) {

@@ -82,7 +82,6 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         return Err(AdmissionError::Unsupported(what));
     }
     volume::validate(pod)?;
-    grants::network(pod)?;
     grants::events(pod)?;
     let mut names = Vec::new();
     for container in pod.init_containers().iter().chain(&pod.spec().containers) {
@@ -97,7 +96,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         let environment = environment::variables(container, pod, node, Scope::OfPod)?;
         handler_settings(container, pod, &environment, None)?;
         limits(container)?;
-        Probes::of(container, node)?;
+        Probes::of(container, node, &*grants::network_of(pod, container)?)?;
     }
     Ok(())
 }

@@ -5,10 +5,10 @@ use akri_krustlet_runtime::EventGrant;
 use akri_krustlet_runtime::events::{LinkNames, Subsystems};
 use akri_krustlet_runtime::network::NetworkRules;
 use akri_krustlet_runtime::network::rules::{Ports, Protocol, Rule, RuleError};
-use k8s_openapi::api::core::v1::ContainerPort;
+use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use std::sync::Arc;
 
-/// Annotation: the rules of its containers' network, one a line; without it they have none.
+/// Annotation: the rules of its containers' network, one a line; without it they have none but their ports.
 pub const NETWORK: &str = "akri-krustlet/network";
 
 /// Annotation: the subsystems whose uevents its containers may follow.
@@ -20,7 +20,7 @@ pub const LINKS: &str = "akri-krustlet/links";
 const MOST_SUBSYSTEM: usize = 63;
 const MOST_LINK: usize = 15;
 const MOST_NAMES: usize = 64;
-/// Ports of its containers that a pod may listen on.
+/// Ports of one container.
 const MOST_PORTS: usize = 256;
 
 /// A grant that makes no sense.
@@ -44,6 +44,16 @@ pub enum GrantError {
         /// What it has.
         name: String,
     },
+    /// More ports than anybody lists by hand.
+    #[error(
+        "container {container}: it has {count} ports, {MOST_PORTS} can be listed; give ranges by a rule `listen tcp PORTS` (docs/grants.md)"
+    )]
+    Ports {
+        /// The container.
+        container: String,
+        /// How many it has.
+        count: usize,
+    },
     /// An annotation lists nothing, or too much.
     #[error("annotation {annotation}: it has {count} names, 1 to {MOST_NAMES} can be listed; `*` stands for all")]
     Names {
@@ -54,34 +64,42 @@ pub enum GrantError {
     },
 }
 
-/// The network that a pod grants its containers.
+/// The network that a pod grants its containers by rules.
 pub fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
-    let is_host_network = pod.spec().host_network == Some(true);
-    let mut rules = match annotation(pod, NETWORK) {
-        None => NetworkRules::default(),
-        Some(_) if !is_host_network => return Err(GrantError::HostNetwork),
-        Some(text) => text.parse()?,
-    };
-    if is_host_network {
-        rules.0.extend(served(pod));
+    let Some(text) = annotation(pod, NETWORK) else { return Ok(Arc::default()) };
+    let rules: NetworkRules = text.parse()?;
+    if !is_host_network(pod) {
+        return Err(GrantError::HostNetwork);
     }
     Ok(Arc::new(rules))
 }
 
-/// What the ports of a pod's containers say that they listen on.
-fn served(pod: &PodObject) -> impl Iterator<Item = Rule> {
-    let containers = pod.init_containers().iter().chain(&pod.spec().containers);
-    let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let rule = |port: &ContainerPort| {
-        let protocol = match port.protocol.as_deref() {
-            None | Some("TCP") => Protocol::Tcp,
-            Some("UDP") => Protocol::Udp,
-            // WASI has no others.
-            Some(_) => return None,
-        };
-        Some(Rule::Listen { protocol, ports: Ports::one(u16::try_from(port.container_port).ok()?) })
+/// The network of one container that is no discovery handler: its pod's, and its ports, which it may listen on.
+pub fn network_of(pod: &PodObject, container: &Container) -> Result<Arc<NetworkRules>, GrantError> {
+    let mut rules = network(pod)?;
+    let ports = container.ports.as_deref().unwrap_or_default();
+    if ports.len() > MOST_PORTS {
+        return Err(GrantError::Ports { container: container.name.clone(), count: ports.len() });
+    }
+    if is_host_network(pod) {
+        Arc::make_mut(&mut rules).0.extend(ports.iter().filter_map(served));
+    }
+    Ok(rules)
+}
+
+fn is_host_network(pod: &PodObject) -> bool {
+    pod.spec().host_network == Some(true)
+}
+
+/// Listening on a port of a container.
+fn served(port: &ContainerPort) -> Option<Rule> {
+    let protocol = match port.protocol.as_deref() {
+        None | Some("TCP") => Protocol::Tcp,
+        Some("UDP") => Protocol::Udp,
+        // WASI has no others.
+        Some(_) => return None,
     };
-    ports.filter_map(rule).take(MOST_PORTS)
+    Some(Rule::Listen { protocol, ports: Ports::one(u16::try_from(port.container_port).ok()?) })
 }
 
 /// What of the machine's events a pod grants its containers.
@@ -167,10 +185,26 @@ mod tests {
         assert!(of("tcp 10.0.0.1:80", false).unwrap_err().contains("spec.hostNetwork: true"));
         assert!(of("tcp 10.0.0.1", true).unwrap_err().contains("annotation akri-krustlet/network, line 1"));
         assert!(of("# nothing\n", true).unwrap().0.is_empty());
-        let ports = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"hostNetwork": true, "containers": [
-            {"name": "c", "ports": [{"containerPort": 80}, {"containerPort": 81, "protocol": "UDP"}, {"containerPort": 82, "protocol": "SCTP"}]}]}});
-        let pod = PodObject { api: Arc::new(serde_json::from_value(ports).unwrap()), folder: None };
+    }
+
+    #[test]
+    fn a_container_may_listen_on_its_own_ports() {
+        let pod = |host_network: bool, ports: serde_json::Value| {
+            let spec =
+                json!({"hostNetwork": host_network, "containers": [{"name": "c", "ports": ports}, {"name": "d"}]});
+            let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": spec});
+            PodObject::new(&serde_json::from_value(pod).unwrap(), None)
+        };
+        let ports = json!([{"containerPort": 80}, {"containerPort": 81, "protocol": "UDP"}, {"containerPort": 82, "protocol": "SCTP"}]);
+        let of = |pod: &PodObject, number: usize| {
+            network_of(pod, &pod.spec().containers[number]).map(|rules| rules.0.clone())
+        };
         let listens = |protocol, port| Rule::Listen { protocol, ports: Ports::one(port) };
-        assert_eq!(network(&pod).unwrap().0, [listens(Protocol::Tcp, 80), listens(Protocol::Udp, 81)]);
+        let with_network = pod(true, ports.clone());
+        assert_eq!(of(&with_network, 0).unwrap(), [listens(Protocol::Tcp, 80), listens(Protocol::Udp, 81)]);
+        assert!(of(&with_network, 1).unwrap().is_empty() && network(&with_network).unwrap().0.is_empty());
+        assert!(of(&pod(false, ports), 0).unwrap().is_empty());
+        let many: Vec<_> = (1..=257).map(|port| json!({"containerPort": port})).collect();
+        assert!(of(&pod(true, many.into()), 0).unwrap_err().to_string().contains("it has 257 ports"));
     }
 }

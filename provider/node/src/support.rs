@@ -192,8 +192,12 @@ const WITHOUT_NETWORK: &[Row] = &[
 const NO_PORT: &str = "a guest has no port without spec.hostNetwork: true (docs/grants.md)";
 
 /// Of init containers besides.
-const INIT_CONTAINER: &[Row] =
-    &[("restartPolicy", Refused, "not supported yet: with it the container would be a sidecar")];
+const INIT_CONTAINER: &[Row] = &[
+    ("livenessProbe", Refused, "it runs to its end"),
+    ("readinessProbe", Refused, "it runs to its end"),
+    ("restartPolicy", Refused, "not supported yet: with it the container would be a sidecar"),
+    ("startupProbe", Refused, "it runs to its end"),
+];
 
 /// Of a container that is no init container.
 const APP_CONTAINER: &[Row] = &[("restartPolicy", Refused, "not supported yet for a container by itself")];

@@ -33,7 +33,7 @@ pub struct GuestSpec {
     pub log: Option<Arc<ContainerLog>>,
     /// The container's limits.
     pub limits: Arc<SharedLimits>,
-    /// Whether [`Guest::wake`] may end a sleep early.
+    /// Whether [`Guest::wake`] may end a sleep early; modules only.
     pub wakeable: bool,
     /// Standard input that is open until it is closed; empty by default.
     pub stdin: Option<Stdin>,
@@ -41,7 +41,7 @@ pub struct GuestSpec {
     pub network: Option<Arc<NetworkAccess>>,
     /// What of the machine's events a component may follow; nothing by default.
     pub events: EventGrant,
-    /// Name of a file; [`Guest::progress`] tells when the guest has finished one of that name.
+    /// Name of a file, modules only; [`Guest::progress`] tells when the guest has finished one of that name.
     pub answer: Option<String>,
 }
 
@@ -178,7 +178,7 @@ pub(crate) fn module_life(
 /// Descriptor of the first directory that a guest is given.
 const FIRST_PREOPEN: i32 = 3;
 
-/// Builds the store of every guest: the one place where what a guest may use is decided.
+/// Builds the store of every module: the one place where what a module may use is decided, as `component::store` is for components.
 pub(crate) fn build_store(
     engine: &Engine,
     spec: &GuestSpec,

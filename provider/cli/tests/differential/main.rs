@@ -2,6 +2,8 @@
 //! them from outside is the same, or the difference is a row of docs/differences.md. Needs root; `make differential` runs it alone.
 //!
 //! `SPECS=init-*,logs` takes only those specs, and does not hold the file's rows against them. `SEED` repeats the random ones.
+//! `AS_COMPONENT=1` has this node run the program as a component instead of a module: what differs then are exit codes, of which
+//! WASI 0.2 has two.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
 
 mod differences;

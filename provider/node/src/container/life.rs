@@ -119,7 +119,7 @@ async fn prepare(
     }
     // A handler has those of each stream's request, and a module has no sockets at all.
     let is_command = handler.is_none() && image.program.kind() == ModuleKind::Component;
-    let network = is_command.then(|| network_access(context, &container.name, &log, &of_devices)).transpose()?;
+    let network = is_command.then(|| network_access(context, container, &log, &of_devices)).transpose()?;
     let events = grants::events(&context.latest()).map_err(|error| error.to_string())?;
     let guest = GuestSpec {
         network,

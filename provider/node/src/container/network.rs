@@ -1,14 +1,20 @@
 //! What a container's guests reach of the network, by its pod's grants.
 
 use crate::context::PodContext;
-use crate::grants;
+use crate::grants::{self, GrantError};
 use akri_krustlet_runtime::log::ContainerLog;
-use akri_krustlet_runtime::network::{Denials, NetworkAccess, NetworkGrant};
+use akri_krustlet_runtime::network::{Denials, NetworkAccess, NetworkGrant, NetworkRules};
+use k8s_openapi::api::core::v1::Container;
 use std::sync::Arc;
 
-/// The grant of one container; what is denied is told in its log.
-pub fn network_grant(context: &PodContext, container: &str, log: &Arc<ContainerLog>) -> Result<NetworkGrant, String> {
-    let rules = grants::network(&context.latest()).map_err(|error| error.to_string())?;
+/// The grant of a container by these rules; what is denied is told in its log.
+pub fn network_grant(
+    context: &PodContext,
+    container: &str,
+    log: &Arc<ContainerLog>,
+    rules: Result<Arc<NetworkRules>, GrantError>,
+) -> Result<NetworkGrant, String> {
+    let rules = rules.map_err(|error| error.to_string())?;
     let name = format!("{}/{container}", context.pod.key());
     let denials = Denials::new(&name, Some(log.clone()));
     Ok(NetworkGrant::new(rules, context.services.network.clone(), denials))
@@ -18,10 +24,11 @@ pub fn network_grant(context: &PodContext, container: &str, log: &Arc<ContainerL
 /// variables of its devices name.
 pub fn network_access(
     context: &PodContext,
-    container: &str,
+    container: &Container,
     log: &Arc<ContainerLog>,
     of_devices: &[String],
 ) -> Result<Arc<NetworkAccess>, String> {
     let details = serde_json::Value::from(of_devices).to_string();
-    Ok(NetworkAccess::new(network_grant(context, container, log)?, &details))
+    let rules = grants::network_of(&context.latest(), container);
+    Ok(NetworkAccess::new(network_grant(context, &container.name, log, rules)?, &details))
 }

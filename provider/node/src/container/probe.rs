@@ -10,6 +10,8 @@ use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::fields::NodeFacts;
 use crate::status::{ContainerKind, StatusReporter, Verdict};
+use akri_krustlet_runtime::network::NetworkRules;
+use akri_krustlet_runtime::network::rules::Protocol;
 use k8s_openapi::api::core::v1::{Container, Probe as ApiProbe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::net::IpAddr;
@@ -18,7 +20,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-/// How far a redirect may lead, on the same host.
+/// As events name it.
+const READINESS: &str = "Readiness";
+/// How far a redirect may lead, to the same port of the same host.
 const MOST_REDIRECTS: usize = 10;
 
 /// What is wrong with a probe.
@@ -73,14 +77,14 @@ pub struct Unhealthy {
 
 impl Probes {
     /// Those that a container has.
-    pub fn of(container: &Container, node: &NodeFacts) -> Result<Self, ProbeError> {
+    pub fn of(container: &Container, node: &NodeFacts, rules: &NetworkRules) -> Result<Self, ProbeError> {
         let read = |probe: &Option<ApiProbe>, field, name| {
             let failed = |what| ProbeError { container: container.name.clone(), probe: field, what };
-            probe.as_ref().map(|probe| Probe::read(probe, name, container, node).map_err(failed)).transpose()
+            probe.as_ref().map(|probe| Probe::read(probe, name, container, node, rules).map_err(failed)).transpose()
         };
         Ok(Self {
             startup: read(&container.startup_probe, "startupProbe", "Startup")?,
-            readiness: read(&container.readiness_probe, "readinessProbe", "Readiness")?,
+            readiness: read(&container.readiness_probe, "readinessProbe", READINESS)?,
             liveness: read(&container.liveness_probe, "livenessProbe", "Liveness")?,
         })
     }
@@ -92,16 +96,27 @@ impl Probes {
     }
 
     /// Asks until the container is to be ended.
-    pub async fn run(&self, context: &PodContext, kind: ContainerKind, container: &str) -> Unhealthy {
+    pub async fn run(
+        &self,
+        context: &PodContext,
+        kind: ContainerKind,
+        container: &str,
+        rules: &NetworkRules,
+    ) -> Unhealthy {
+        let since = Instant::now();
+        let network = &context.services.network;
+        let rounds =
+            |probe| Rounds::new(probe, since, |port| network.gives_listening(rules, Protocol::Tcp, Some(port)));
         let started = watch::Sender::new(self.startup.is_none());
         let is_started = || async { drop(started.subscribe().wait_for(|started| *started).await) };
         let failed = |probe: &Probe, output: String| {
             let message = format!("{} probe failed: {output}", probe.name);
+            tracing::info!(pod = context.pod.key(), container, "{message}");
             context.event(kind, container, EventType::Warning, "Unhealthy", message);
         };
         let startup = async {
             if let Some(probe) = &self.startup {
-                if !Rounds::new(probe).verdict(&failed).await {
+                if !rounds(probe).verdict(&failed).await {
                     return probe.unhealthy();
                 }
                 let ready = self.readiness.is_none();
@@ -113,7 +128,7 @@ impl Probes {
         let readiness = async {
             let Some(probe) = &self.readiness else { return std::future::pending().await };
             is_started().await;
-            let mut rounds = Rounds::new(probe);
+            let mut rounds = rounds(probe);
             loop {
                 let ready = rounds.verdict(&failed).await;
                 context.reporter.set_verdict(container, Verdict { started: true, ready });
@@ -122,28 +137,38 @@ impl Probes {
         let liveness = async {
             let Some(probe) = &self.liveness else { return std::future::pending().await };
             is_started().await;
-            let mut rounds = Rounds::new(probe);
+            let mut rounds = rounds(probe);
             while rounds.verdict(&failed).await {}
             probe.unhealthy()
         };
-        tokio::select! {
+        let unhealthy = tokio::select! {
             unhealthy = startup => unhealthy,
             unhealthy = liveness => unhealthy,
             unhealthy = readiness => unhealthy,
-        }
+        };
+        // Nobody is sent to it while it comes to its end.
+        context.reporter.set_verdict(container, Verdict { started: *started.borrow(), ready: false });
+        unhealthy
     }
 }
 
 impl Probe {
-    fn read(probe: &ApiProbe, name: &'static str, container: &Container, node: &NodeFacts) -> Result<Self, String> {
+    fn read(
+        probe: &ApiProbe,
+        name: &'static str,
+        container: &Container,
+        node: &NodeFacts,
+        rules: &NetworkRules,
+    ) -> Result<Self, String> {
+        let port = |named| port(named, container, rules);
         let check = match (&probe.tcp_socket, &probe.http_get) {
-            (Some(tcp), None) => Check::Tcp(host(tcp.host.as_deref(), node)?, port(&tcp.port, container)?),
+            (Some(tcp), None) => Check::Tcp(host(tcp.host.as_deref(), node)?, port(&tcp.port)?),
             (None, Some(http)) => {
                 let scheme = http.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
                 if !["http", "https"].contains(&scheme.as_str()) {
                     return Err(format!("httpGet.scheme {scheme:?}: expected HTTP or HTTPS"));
                 }
-                let (host, port) = (host(http.host.as_deref(), node)?, port(&http.port, container)?);
+                let (host, port) = (host(http.host.as_deref(), node)?, port(&http.port)?);
                 let host = if host.contains(':') { format!("[{host}]") } else { host };
                 let path = http.path.as_deref().unwrap_or_default();
                 let url = format!("{scheme}://{host}:{port}/{}", path.strip_prefix('/').unwrap_or(path));
@@ -156,19 +181,27 @@ impl Probe {
             }
             _ => return Err("expected either tcpSocket or httpGet".to_owned()),
         };
-        // What the API server fills in; a manifest may leave it out.
-        let or =
-            |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default);
-        let seconds = |value, default| Duration::from_secs(or(value, default).into());
+        // What the API server fills in; a manifest may leave it out, or write 0 for that.
+        let or = |field: &str, value: Option<i32>, default: u32| match value.map(u32::try_from) {
+            None | Some(Ok(0)) => Ok(default),
+            Some(Ok(value)) => Ok(value),
+            Some(Err(_)) => Err(format!("{field} is less than 0")),
+        };
+        let seconds =
+            |field, value, default| or(field, value, default).map(|number| Duration::from_secs(number.into()));
+        let successes = or("successThreshold", probe.success_threshold, 1)?;
+        if successes != 1 && name != READINESS {
+            return Err(format!("successThreshold {successes}: only a readinessProbe may have another than 1"));
+        }
         let grace_period = probe.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         Ok(Self {
             name,
             check,
-            initial_delay: seconds(probe.initial_delay_seconds, 0),
-            period: seconds(probe.period_seconds, 10).max(Duration::from_secs(1)),
-            timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
-            successes: or(probe.success_threshold, 1).max(1),
-            failures: or(probe.failure_threshold, 3).max(1),
+            initial_delay: seconds("initialDelaySeconds", probe.initial_delay_seconds, 0)?,
+            period: seconds("periodSeconds", probe.period_seconds, 10)?,
+            timeout: seconds("timeoutSeconds", probe.timeout_seconds, 1)?,
+            successes,
+            failures: or("failureThreshold", probe.failure_threshold, 3)?,
             grace_period: grace_period.map(Duration::from_secs),
         })
     }
@@ -200,13 +233,23 @@ struct Rounds<'a> {
     ticks: Interval,
     last: Option<bool>,
     row: u32,
+    /// Why it is not asked.
+    barred: Option<String>,
 }
 
 impl<'a> Rounds<'a> {
-    fn new(probe: &'a Probe) -> Self {
+    /// Of a container that has been running since then, and that may listen on a port or not.
+    fn new(probe: &'a Probe, since: Instant, may_listen: impl Fn(u16) -> bool) -> Self {
+        let port = match &probe.check {
+            Check::Tcp(_, port) => Some(*port),
+            Check::Http { url, .. } => url.port_or_known_default(),
+        };
+        let barred = port.filter(|port| !may_listen(*port));
+        let barred = barred
+            .map(|port| format!("the node lets no pod listen on port {port} (--network-ceiling), so nobody is asked"));
         let mut ticks = tokio::time::interval(probe.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        Self { probe, since: Instant::now(), ticks, last: None, row: 0 }
+        Self { probe, since, ticks, last: None, row: 0, barred }
     }
 
     /// The next result that counts.
@@ -216,7 +259,10 @@ impl<'a> Rounds<'a> {
             if self.since.elapsed() < self.probe.initial_delay {
                 continue;
             }
-            let result = self.probe.attempt().await;
+            let result = match self.barred.clone() {
+                None => self.probe.attempt().await,
+                Some(why) => Err(why),
+            };
             let succeeded = result.is_ok();
             if let Err(output) = result {
                 failed(self.probe, output);
@@ -236,14 +282,16 @@ fn host(host: Option<&str>, node: &NodeFacts) -> Result<String, String> {
     if host.is_empty() {
         return Ok(node.address());
     }
-    let is_loopback = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    if is_loopback || node.addresses.iter().any(|address| address == host) {
+    let address = host.parse::<IpAddr>();
+    let is_own = |own: &String| own.parse::<IpAddr>().is_ok_and(|own| address.as_ref() == Ok(&own));
+    let is_loopback = host == "localhost" || address.as_ref().is_ok_and(IpAddr::is_loopback);
+    if is_loopback || node.addresses.iter().any(is_own) {
         return Ok(host.to_owned());
     }
     Err(format!("host {host:?} is not this node: a probe asks the container itself; leave the host out"))
 }
 
-fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+fn port(port: &IntOrString, container: &Container, rules: &NetworkRules) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => {
@@ -252,7 +300,12 @@ fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
             named.ok_or_else(|| format!("port {name:?}: the container has no port of this name"))?.container_port
         }
     };
-    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("port {number}: expected 1 to 65535"))
+    let port = u16::try_from(number).ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| format!("port {number}: expected 1 to 65535"))?;
+    if !rules.give_listening(Protocol::Tcp, Some(port)) {
+        return Err(format!("port {port}: the container may not listen on it; list it among its ports"));
+    }
+    Ok(port)
 }
 
 async fn get(url: &reqwest::Url, headers: &[(String, String)]) -> Result<(), String> {
@@ -280,16 +333,24 @@ async fn get(url: &reqwest::Url, headers: &[(String, String)]) -> Result<(), Str
 /// As a kubelet asks: certificates are not checked, since they are of whatever name the service has.
 fn client() -> Result<&'static reqwest::Client, String> {
     static CLIENT: OnceLock<Result<reqwest::Client, String>> = OnceLock::new();
-    let same_host = |attempt: reqwest::redirect::Attempt<'_>| {
-        let is_same = attempt.previous().first().is_some_and(|first| first.host() == attempt.url().host());
-        if is_same && attempt.previous().len() <= MOST_REDIRECTS { attempt.follow() } else { attempt.stop() }
+    // What else is on this machine is not for a guest to have asked.
+    let same_place = |attempt: reqwest::redirect::Attempt<'_>| {
+        let place = |url: &reqwest::Url| {
+            (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port_or_known_default())
+        };
+        let is_same = attempt.previous().first().is_some_and(|first| place(first) == place(attempt.url()));
+        match attempt.previous().len() {
+            _ if !is_same => attempt.stop(),
+            0..=MOST_REDIRECTS => attempt.follow(),
+            _ => attempt.error(format!("stopped after {MOST_REDIRECTS} redirects")),
+        }
     };
     let make = || {
         let client = reqwest::Client::builder()
             .danger_accept_invalid_certs(true)
             .no_proxy()
             .pool_max_idle_per_host(0)
-            .redirect(reqwest::redirect::Policy::custom(same_host))
+            .redirect(reqwest::redirect::Policy::custom(same_place))
             .user_agent(concat!("kube-probe/akri-krustlet-", env!("CARGO_PKG_VERSION")))
             .build();
         client.map_err(|error| format!("cannot ask: {error}"))
@@ -315,7 +376,8 @@ mod tests {
     }
 
     fn read(probe: Value) -> Result<Probe, String> {
-        let probes = Probes::of(&container(probe), &node()).map_err(|error| error.to_string())?;
+        let rules: NetworkRules = "listen tcp 1-2000,8080,10000-65535".parse().unwrap();
+        let probes = Probes::of(&container(probe), &node(), &rules).map_err(|error| error.to_string())?;
         Ok(probes.liveness.unwrap())
     }
 
@@ -331,6 +393,9 @@ mod tests {
         for (probe, what) in [
             (json!({"tcpSocket": {"port": "other"}}), "no port of this name"),
             (json!({"tcpSocket": {"port": 0}}), "expected 1 to 65535"),
+            (json!({"tcpSocket": {"port": 2379}}), "port 2379: the container may not listen on it"),
+            (json!({"tcpSocket": {"port": 80}, "periodSeconds": -1}), "periodSeconds is less than 0"),
+            (json!({"tcpSocket": {"port": 80}, "successThreshold": 2}), "only a readinessProbe"),
             (json!({"tcpSocket": {"port": 80, "host": "169.254.169.254"}}), "is not this node"),
             (json!({"httpGet": {"port": 80, "scheme": "FTP"}}), "expected HTTP or HTTPS"),
             (json!({}), "expected either tcpSocket or httpGet"),
@@ -363,6 +428,8 @@ mod tests {
             ("200 OK", Ok(())),
             ("204 No Content", Ok(())),
             ("302 Found\r\nLocation: http://example.invalid/", Ok(())),
+            ("302 Found\r\nLocation: http://127.0.0.1:1/", Ok(())),
+            ("302 Found\r\nLocation: /again", Err("10 redirects")),
             ("404 Not Found", Err("status 404")),
             ("503 Service Unavailable", Err("status 503")),
         ] {
@@ -385,8 +452,10 @@ mod tests {
     async fn as_many_results_in_a_row_count_as_the_probe_says() {
         const STATUSES: &[&str] = &["500 No", "200 OK", "500 No", "500 No", "200 OK", "200 OK"];
         let port = server(STATUSES).await;
-        let probe = read(json!({"httpGet": {"port": port}, "failureThreshold": 2, "successThreshold": 2})).unwrap();
-        let mut rounds = Rounds::new(&probe);
+        let mut probe = read(json!({"httpGet": {"port": port}, "failureThreshold": 2, "periodSeconds": 0})).unwrap();
+        assert_eq!(probe.period, Duration::from_secs(10), "0 is as good as nothing");
+        probe.successes = 2;
+        let mut rounds = Rounds::new(&probe, Instant::now(), |_| true);
         rounds.ticks = tokio::time::interval(Duration::from_millis(1));
         let failures = AtomicUsize::new(0);
         let failed = |_: &Probe, _| {
@@ -396,5 +465,8 @@ mod tests {
         assert_eq!(failures.load(Ordering::Relaxed), 3, "each of them is told");
         assert!(rounds.verdict(failed).await);
         assert!(rounds.verdict(failed).await, "and from then on each one counts");
+        let mut barred = Rounds::new(&probe, Instant::now(), |_| false);
+        barred.ticks = tokio::time::interval(Duration::from_millis(1));
+        assert!(!barred.verdict(|_: &Probe, why: String| assert!(why.contains("--network-ceiling"))).await);
     }
 }

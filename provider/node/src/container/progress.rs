@@ -3,10 +3,13 @@
 use super::probe::Probes;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
+use crate::grants;
 use crate::loaded_image::LoadedImage;
 use crate::status::{self, ContainerKind};
 use akri_krustlet_runtime::Outcome;
+use akri_krustlet_runtime::network::NetworkRules;
 use k8s_openapi::api::core::v1::Container;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 pub fn report_running(
@@ -18,7 +21,7 @@ pub fn report_running(
 ) {
     let name = &container.name;
     if kind == ContainerKind::App {
-        probes(context, container).begin(&context.reporter, name);
+        probes(context, container).0.begin(&context.reporter, name);
     }
     context.event(kind, name, EventType::Normal, "Created", format!("Container created: {name}"));
     context.reporter.update_container(kind, name, |status| {
@@ -27,19 +30,20 @@ pub fn report_running(
     context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
 }
 
-/// What admission has read.
-fn probes(context: &PodContext, container: &Container) -> Probes {
-    Probes::of(container, &context.services.node).unwrap_or_default()
+/// What admission has read, and what the container may listen on.
+fn probes(context: &PodContext, container: &Container) -> (Probes, Arc<NetworkRules>) {
+    let rules = grants::network_of(&context.latest(), container).unwrap_or_default();
+    (Probes::of(container, &context.services.node, &rules).unwrap_or_default(), rules)
 }
 
 /// Resolves when the container is to end, with its pod, for another image or because its probes say so, and tells so; the time
 /// that it has for that.
 pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &Container) -> Instant {
     let name = &container.name;
-    let probes = probes(context, container);
+    let (probes, rules) = probes(context, container);
     let asked = async {
         match kind {
-            ContainerKind::App => probes.run(context, kind, name).await,
+            ContainerKind::App => probes.run(context, kind, name, &rules).await,
             ContainerKind::Init => std::future::pending().await,
         }
     };
@@ -52,6 +56,7 @@ pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &C
         unhealthy = asked => {
             let grace_period = unhealthy.grace_period.unwrap_or_else(|| context.latest().grace_period());
             let probe = unhealthy.probe.to_lowercase();
+            tracing::warn!(pod = context.pod.key(), container = name, probe, "the container is ended, as its probe says");
             (format!("Container {name} failed {probe} probe, will be restarted"), Instant::now() + grace_period)
         }
     };

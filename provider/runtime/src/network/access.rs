@@ -38,6 +38,14 @@ pub struct NodeNetwork {
 }
 
 impl NodeNetwork {
+    /// Whether rules give listening on a port, or on any without one, and the ceiling lets them.
+    pub fn gives_listening(&self, rules: &NetworkRules, protocol: Protocol, port: Option<u16>) -> bool {
+        let allowed = self.ceiling.allowed.as_ref();
+        rules.give_listening(protocol, port)
+            && !self.ceiling.denies_listening
+            && allowed.is_none_or(|allowed| allowed.give_listening(protocol, port))
+    }
+
     /// With a ceiling.
     pub fn new(ceiling: NetworkCeiling) -> Self {
         Self { ceiling, ..Self::default() }
@@ -165,7 +173,7 @@ impl NetworkAccess {
             return NO_RULES;
         }
         match is_bind {
-            true if self.rules().any(|rule| listens_on(rule, protocol, Some(place.port()))) => CEILING,
+            true if self.grant.rules.give_listening(protocol, Some(place.port())) => CEILING,
             true => "no rule `listen` of its pod gives that port",
             false if self.is_given(protocol, place) => CEILING,
             false if self.is_special(place) => SPECIAL,
@@ -193,10 +201,7 @@ impl NetworkAccess {
     }
 
     fn listens(&self, protocol: Protocol, port: Option<u16>) -> bool {
-        let ceiling = self.ceiling();
-        self.rules().any(|rule| listens_on(rule, protocol, port))
-            && !ceiling.denies_listening
-            && ceiling.allowed.as_ref().is_none_or(|rules| rules.0.iter().any(|rule| listens_on(rule, protocol, port)))
+        self.grant.node.gives_listening(&self.grant.rules, protocol, port)
     }
 
     fn may_reach(&self, protocol: Protocol, place: SocketAddr) -> bool {
@@ -353,13 +358,6 @@ fn joins<'a>(rules: impl Iterator<Item = &'a Rule>, place: SocketAddr) -> Option
         }
     }
     named.map(LinkNames::Named)
-}
-
-fn listens_on(rule: &Rule, protocol: Protocol, port: Option<u16>) -> bool {
-    match rule {
-        Rule::Listen { protocol: of, ports } => *of == protocol && port.is_none_or(|port| ports.contain(port)),
-        _ => false,
-    }
 }
 
 /// The names that a rule has looked up.

@@ -157,6 +157,16 @@ pub struct RuleError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkRules(pub Vec<Rule>);
 
+impl NetworkRules {
+    /// Whether one of them gives listening on a port, or on any without one.
+    pub fn give_listening(&self, protocol: Protocol, port: Option<u16>) -> bool {
+        self.0.iter().any(|rule| match rule {
+            Rule::Listen { protocol: of, ports } => *of == protocol && port.is_none_or(|port| ports.contain(port)),
+            _ => false,
+        })
+    }
+}
+
 impl FromStr for NetworkRules {
     type Err = RuleError;
 
