@@ -71,7 +71,7 @@ enum Check {
 pub struct Unhealthy {
     /// Which probe says so, as events name it.
     pub probe: &'static str,
-    /// See [`Probe::grace_period`].
+    /// How long the container may take to end, if the probe says it.
     pub grace_period: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-//! Components: guests that are called, again and again; commands among them run to their end in one call ([`crate::start`]).
+//! Components: guests that are called, again and again; commands among them run to their end in one call (`start.rs`).
 //!
 //! An instance costs memory only between two calls: no thread, no timer, no stack of its own. What a component may use is what
 //! its linker has: WASI 0.2 with the directories and the network that it was granted ([`crate::network`]), and the host's own
