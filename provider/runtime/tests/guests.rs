@@ -156,7 +156,7 @@ async fn what_cannot_run_is_refused_with_its_reason() {
     let component = runtime.load(&component).await.unwrap();
     let limits = ContainerLimits::default().share();
     let error = runtime.start(&component, GuestSpec::new("component", limits)).unwrap_err();
-    assert!(error.to_string().contains("it is a component, a module is needed"), "{error}");
+    assert!(error.to_string().contains("it does not export wasi:cli/run"), "{error}");
 }
 
 /// Compiling it takes many seconds.
