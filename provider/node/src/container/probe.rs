@@ -146,8 +146,10 @@ impl Probes {
             unhealthy = liveness => unhealthy,
             unhealthy = readiness => unhealthy,
         };
-        // Nobody is sent to it while it comes to its end.
-        context.reporter.set_verdict(container, Verdict { started: *started.borrow(), ready: false });
+        // Nobody is sent to it while it comes to its end; without a readiness probe it stays as it was, as on a kubelet.
+        if self.readiness.is_some() {
+            context.reporter.set_verdict(container, Verdict { started: *started.borrow(), ready: false });
+        }
         unhealthy
     }
 }
