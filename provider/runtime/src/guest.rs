@@ -65,12 +65,8 @@ impl GuestSpec {
 
     /// Which of the host's own interfaces this gives a component.
     pub(crate) fn granted(&self) -> Granted {
-        Granted {
-            uevents: self.events.uevents.is_some(),
-            links: self.events.links.is_some(),
-            multicast: self.network.as_ref().is_some_and(|network| network.joins_groups()),
-            watch: !self.preopens.is_empty(),
-        }
+        let joins_groups = self.network.as_ref().is_some_and(|network| network.joins_groups());
+        Granted::of(&self.events, joins_groups, !self.preopens.is_empty())
     }
 }
 

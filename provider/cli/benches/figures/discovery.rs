@@ -45,7 +45,7 @@ fn exchange(name: &str) -> HandlerPod<'_> {
     HandlerPod::new(name, name, "debug-echo")
 }
 
-pub async fn first_list(socket: &Path) -> (Duration, Streaming<DiscoverResponse>) {
+async fn first_list(socket: &Path) -> (Duration, Streaming<DiscoverResponse>) {
     let request = DiscoverRequest { discovery_details: FOO.to_owned(), ..Default::default() };
     let started = Instant::now();
     let mut stream = agent::discover(socket.to_owned(), request).await.unwrap();
@@ -55,7 +55,7 @@ pub async fn first_list(socket: &Path) -> (Duration, Streaming<DiscoverResponse>
     (elapsed, stream)
 }
 
-pub async fn latencies(socket: &Path, number: usize) -> Vec<Duration> {
+async fn latencies(socket: &Path, number: usize) -> Vec<Duration> {
     for _ in 0..20 {
         first_list(socket).await;
     }
@@ -66,6 +66,22 @@ pub async fn latencies(socket: &Path, number: usize) -> Vec<Duration> {
     samples
 }
 
+/// 500 of this handler and, if there is one, of the native one: in turn, so that a machine whose speed drifts is fair to both.
+pub async fn latencies_in_turn(socket: &Path, native: Option<&Path>) -> (Vec<Duration>, Vec<Duration>) {
+    let native = match native {
+        Some(program) => Some(NativeAlone::start(program).await.0),
+        None => None,
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        ours.extend(latencies(socket, 50).await);
+        if let Some(native) = &native {
+            theirs.extend(latencies(&native.socket(), 50).await);
+        }
+    }
+    (ours, theirs)
+}
+
 pub fn ready_node() -> Node {
     let node = Node::start();
     node.wait_for_running("witness");
@@ -74,19 +90,7 @@ pub fn ready_node() -> Node {
 
 async fn discover_latency(native: Option<&Path>) -> Vec<Row> {
     let node = ready_node();
-    let mut ours = Vec::new();
-    let mut theirs = Vec::new();
-    let native = match native {
-        Some(program) => Some(NativeAlone::start(program).await.0),
-        None => None,
-    };
-    // In turn, so that a machine whose speed drifts is fair to both.
-    for _ in 0..10 {
-        ours.extend(latencies(&node.socket("debugEcho"), 50).await);
-        if let Some(native) = &native {
-            theirs.extend(latencies(&native.socket(), 50).await);
-        }
-    }
+    let (mut ours, mut theirs) = latencies_in_turn(&node.socket("debugEcho"), native).await;
     let (p50, p99) = (percentile(&mut ours, 50), percentile(&mut ours, 99));
     let (native_p50, native_p99, holds) = match native {
         Some(_) => {

@@ -1,7 +1,6 @@
 //! Figures of handlers that are components.
 
-use crate::discovery::{Many, latencies, many_handlers, memory_with, ready_node};
-use crate::fixture::native::NativeAlone;
+use crate::discovery::{Many, latencies_in_turn, many_handlers, memory_with, ready_node};
 use crate::fixture::{HandlerPod, Node, next_ids};
 use crate::{Row, ms, percentile};
 use akri_krustlet_discovery::agent;
@@ -46,18 +45,7 @@ async fn discover_latency(native: Option<&Path>) -> Vec<Row> {
     let node = ready_node();
     node.add(&typed("typed"));
     node.wait_for_running("typed");
-    let native = match native {
-        Some(program) => Some(NativeAlone::start(program).await.0),
-        None => None,
-    };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    // In turn, so that a machine whose speed drifts is fair to both.
-    for _ in 0..10 {
-        ours.extend(latencies(&node.socket("typed"), 50).await);
-        if let Some(native) = &native {
-            theirs.extend(latencies(&native.socket(), 50).await);
-        }
-    }
+    let (mut ours, mut theirs) = latencies_in_turn(&node.socket("typed"), native).await;
     let (p50, p99) = (percentile(&mut ours, 50), percentile(&mut ours, 99));
     let (native_p50, native_p99, holds) = match native {
         Some(_) => {

@@ -81,11 +81,10 @@ async fn start(
             directory
         }
     };
-    let GuestSpec { args, env, preopens, log, limits, .. } = guest;
+    let GuestSpec { args, env, preopens, log, limits, events, .. } = guest;
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
     let name = format!("{}/{}", context.pod.key(), container.name);
     let network = network_grant(context, &container.name, &log, grants::network(&context.latest()))?;
-    let events = grants::events(&context.latest()).map_err(|error| error.to_string())?;
     let spec = ContainerSpec {
         name,
         network,

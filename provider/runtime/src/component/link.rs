@@ -1,6 +1,6 @@
 //! What a component imports and exports, and what of that its host gives it: WASI 0.2 and the host's own interfaces (`akri:host`).
 
-use super::ComponentState;
+use super::{ComponentState, EventGrant};
 use std::sync::OnceLock;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
@@ -89,6 +89,16 @@ pub struct Granted {
 }
 
 impl Granted {
+    /// By what of the machine's events is granted, whether a rule gives groups, and whether there are directories.
+    pub fn of(events: &EventGrant, joins_groups: bool, has_directories: bool) -> Self {
+        Self {
+            uevents: events.uevents.is_some(),
+            links: events.links.is_some(),
+            multicast: joins_groups,
+            watch: has_directories,
+        }
+    }
+
     /// Everything that a program imports and that its pod has to grant is granted.
     pub fn check(self, imports: &[Item]) -> Result<(), LinkError> {
         let is_missing = |import: &&Item| match import.interface() {

@@ -91,12 +91,7 @@ impl Component {
             // A directory like others, here.
             preopens.push(Preopen::new(&spec.exchange_volume, &*spec.settings.exchange_directory));
         }
-        let granted = Granted {
-            uevents: spec.events.uevents.is_some(),
-            links: spec.events.links.is_some(),
-            multicast: spec.network.joins_groups(),
-            watch: !preopens.is_empty(),
-        };
+        let granted = Granted::of(&spec.events, spec.network.joins_groups(), !preopens.is_empty());
         granted.check(&runtime.imports(&spec.program)).map_err(|error| refused(error.to_string()))?;
         let instance = ComponentSpec {
             name: spec.name.clone(),
