@@ -73,10 +73,11 @@ impl Scene {
         let module = if as_component { component("workload") } else { guest("workload") };
         let module = std::fs::read(module).unwrap();
         let program = std::fs::read(linux_program("workload")).unwrap();
-        // With sockets, which a module has not.
+        // With sockets, which a module has not. Another label: containerd names an image that
+        // it has under two names by whichever it likes.
         let served = std::fs::read(component("workload")).unwrap();
         self.registry.push_module("wasm/served:v1", &served).await;
-        self.registry.push_linux("linux/served:v1", ("program", &program), "v1").await;
+        self.registry.push_linux("linux/served:v1", ("program", &program), "served").await;
         for tag in ["v1", "v2"] {
             let name = format!("workload:{tag}");
             self.registry.push_module(&format!("wasm/{name}"), &module).await;
