@@ -2,7 +2,7 @@
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
 COMPONENT_TARGET := wasm32-wasip2
-COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package udev --package workload
+COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package http --package onvif --package opcua --package udev --package workload
 # Where cargo builds, which is not always `target`: CARGO_TARGET_DIR, or a user's configuration.
 TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
@@ -19,7 +19,7 @@ quickstart: guests build ## build everything, run a node with a WebAssembly hand
 
 test: guests workload programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
-	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --package udev --target $(HOST)
+	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --package http --package onvif --package opcua --package udev --target $(HOST)
 
 differential: guests workload programs ## compare this node with a real kubelet, pod by pod (needs root)
 	$(CARGO) build --workspace --bins

@@ -41,15 +41,21 @@
 pub mod fake;
 
 pub mod fs;
+pub mod http;
 pub mod links;
 pub mod multicast;
+pub mod random;
+pub mod tcp;
 pub mod time;
+pub mod udp;
 pub mod uevents;
 pub mod watch;
 
 mod details;
 mod device;
 mod logger;
+#[cfg(target_family = "wasm")]
+mod wait;
 
 /// What the WIT of `proto/wit` generates.
 #[doc(hidden)]

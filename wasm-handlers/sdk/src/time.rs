@@ -14,3 +14,16 @@ pub fn now() -> Duration {
     #[cfg(not(target_family = "wasm"))]
     crate::fake::now()
 }
+
+/// Since 1970-01-01, as the machine's clock has it; in a test, that time and the time that has passed.
+pub fn wall_clock() -> Duration {
+    #[cfg(target_family = "wasm")]
+    {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+    }
+    #[cfg(not(target_family = "wasm"))]
+    {
+        const START: Duration = Duration::from_secs(1_700_000_000);
+        START + crate::fake::now()
+    }
+}

@@ -37,6 +37,10 @@ impl Item {
                 "annotation akri-krustlet/network: a rule `join GROUP:PORT` or `join GROUP:PORT on LINK` (docs/grants.md)",
             ],
             "akri:host/watch" => &["a volume that the container mounts (spec.volumes, volumeMounts)"],
+            "wasi:http/outgoing-handler" => &[
+                "spec.hostNetwork: true",
+                "annotation akri-krustlet/network: a rule `http URL` or `http details` (docs/grants.md)",
+            ],
             interface if interface.starts_with("wasi:sockets/") => {
                 &["spec.hostNetwork: true", "annotation akri-krustlet/network: RULES (docs/grants.md)"]
             }

@@ -11,7 +11,7 @@ pub mod link;
 
 use crate::limits::{GuestLimiter, RANDOM_BYTES, SharedLimits};
 use crate::log::{ContainerLog, Stream};
-use crate::network::{NetworkAccess, sockets};
+use crate::network::{NetworkAccess, http, sockets};
 use crate::preopen::{Preopen, PreopenError};
 use crate::stdin::Stdin;
 use akri_krustlet_events::{EventSources, Inbox};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
 use wasmtime_wasi::{TrappableError, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::WasiHttpCtxView;
 
 pub use call::CallError;
 pub use events::EventGrant;
@@ -89,6 +90,7 @@ pub struct ComponentState {
     level: Level,
     network: Option<Arc<NetworkAccess>>,
     events: Events,
+    requests: http::Requests,
 }
 
 impl ComponentState {
@@ -103,6 +105,10 @@ impl ComponentState {
 
     pub(crate) fn table(&mut self) -> &mut ResourceTable {
         &mut self.table
+    }
+
+    pub(crate) fn requests(&mut self) -> WasiHttpCtxView<'_> {
+        self.requests.view(&mut self.table)
     }
 }
 
@@ -151,6 +157,7 @@ pub(crate) fn linker(engine: &Engine) -> wasmtime::Result<Linker<ComponentState>
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     sockets::add_to_linker(&mut linker)?;
+    http::add_to_linker(&mut linker)?;
     files::add_to_linker(&mut linker)?;
     log::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
     uevents::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut ComponentState| state)?;
@@ -189,6 +196,7 @@ pub(crate) fn store(
         log: spec.log.clone(),
         level: level(&spec.env),
         network: network.clone(),
+        requests: http::Requests::new(network.clone()),
         events: Events {
             sources: sources.clone(),
             inbox: Inbox::new(),

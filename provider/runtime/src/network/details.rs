@@ -1,6 +1,7 @@
 //! The places that a request's details name by URLs.
 
-use super::rules::{NamePattern, Ports, Protocol, Rule, Target};
+use super::rules::{NamePattern, Ports, Rule, Target};
+use super::urls::UrlPattern;
 use serde_json::Value;
 use std::net::IpAddr;
 use url::Url;
@@ -19,28 +20,35 @@ const PORTS: [(&str, u16); 7] = [
     ("mqtts", 8883),
 ];
 
-/// A rule for each URL in details, which are JSON.
-pub(super) fn places(details: &str, protocol: Protocol) -> Vec<Rule> {
+/// What a rule about details gives: a rule for each URL in them, which are JSON; nothing for other rules.
+pub(super) fn given(rule: &Rule, details: &str) -> Vec<Rule> {
+    if !matches!(rule, Rule::Details(_) | Rule::HttpDetails(_)) {
+        return Vec::new();
+    }
     let Ok(details) = serde_json::from_str::<Value>(details) else { return Vec::new() };
     let mut rules = Vec::new();
-    visit(&details, protocol, &mut rules);
+    visit(&details, rule, &mut rules);
     rules
 }
 
-fn visit(value: &Value, protocol: Protocol, rules: &mut Vec<Rule>) {
+fn visit(value: &Value, of: &Rule, rules: &mut Vec<Rule>) {
     if rules.len() >= MOST_PLACES {
         return;
     }
     match value {
-        Value::String(text) => rules.extend(place(text, protocol)),
-        Value::Array(list) => list.iter().for_each(|value| visit(value, protocol, rules)),
-        Value::Object(members) => members.values().for_each(|value| visit(value, protocol, rules)),
+        Value::String(text) => rules.extend(Url::parse(text.trim()).ok().and_then(|url| place(&url, of))),
+        Value::Array(list) => list.iter().for_each(|value| visit(value, of, rules)),
+        Value::Object(members) => members.values().for_each(|value| visit(value, of, rules)),
         _ => {}
     }
 }
 
-fn place(text: &str, protocol: Protocol) -> Option<Rule> {
-    let url = Url::parse(text.trim()).ok()?;
+fn place(url: &Url, of: &Rule) -> Option<Rule> {
+    let protocol = match of {
+        Rule::HttpDetails(certificates) => return UrlPattern::origin(url, *certificates).map(Rule::Http),
+        Rule::Details(protocol) => *protocol,
+        _ => return None,
+    };
     let by_scheme = || PORTS.iter().find(|(scheme, _)| *scheme == url.scheme()).map(|(_, port)| *port);
     let port = url.port_or_known_default().or_else(by_scheme)?;
     let host = url.host_str().filter(|host| !host.is_empty())?;

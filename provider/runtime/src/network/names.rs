@@ -103,7 +103,7 @@ fn addresses(access: Option<&Arc<NetworkAccess>>, name: String) -> std::result::
     }))))
 }
 
-async fn look_up(name: String, of_guest: Arc<Semaphore>) -> std::result::Result<Vec<IpAddr>, ErrorCode> {
+pub(super) async fn look_up(name: String, of_guest: Arc<Semaphore>) -> std::result::Result<Vec<IpAddr>, ErrorCode> {
     let own = of_guest.acquire_owned().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
     let turn = LOOK_UPS.acquire().await.map_err(|_| ErrorCode::TemporaryResolverFailure)?;
     // The resolver cannot be interrupted: it keeps its place until it returns, also when nobody waits any more.

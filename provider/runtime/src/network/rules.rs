@@ -6,6 +6,8 @@
 //! | `tcp ADDRESS:PORTS` | connections there |
 //! | `tcp NAME:PORTS`, `udp NAME:PORTS` | the same to what the name leads to; the name may be looked up |
 //! | `tcp details`, `udp details` | the same to the hosts and ports of the URLs in the request's details |
+//! | `http URL` | requests by `wasi:http`; the URL has a scheme, a host, and if wanted ports and a path (see [`UrlPattern`]) |
+//! | `http details` | requests to the hosts and ports of the URLs in the request's details |
 //! | `dns NAME` | looking the name up |
 //! | `listen tcp PORTS`, `listen udp PORTS` | being a server there |
 //! | `join ADDRESS:PORTS`, `join ADDRESS:PORTS on LINK` | listening to a multicast group by `akri:host/multicast`, and sending to it from its port; on all links or on one |
@@ -13,6 +15,7 @@
 //! ADDRESS is an address or a network (`10.0.0.0/8`), IPv6 in brackets; NAME is a host's, or `*.` and a domain for all in it; PORTS are
 //! ports and ranges with commas between; LINK is a network link's name, `eth*` for all that begin so. What follows `#` is a comment.
 
+use super::urls::{Certificates, UrlPattern};
 use ipnet::IpNet;
 use std::fmt;
 use std::net::IpAddr;
@@ -71,7 +74,7 @@ impl NamePattern {
         Self::read(name).filter(|pattern| !pattern.is_domain)
     }
 
-    fn read(text: &str) -> Option<Self> {
+    pub(super) fn read(text: &str) -> Option<Self> {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let (name, is_domain) = match name.strip_prefix("*.") {
             Some(domain) => (domain.to_owned(), true),
@@ -124,6 +127,10 @@ pub enum Rule {
     },
     /// Reaching out to what the request's details name.
     Details(Protocol),
+    /// Requests by HTTP.
+    Http(UrlPattern),
+    /// Requests to what the request's details name.
+    HttpDetails(Certificates),
     /// Looking up names.
     Names(NamePattern),
     /// Being a server.
@@ -206,15 +213,18 @@ fn rule(line: &str) -> Result<Rule, String> {
         ["listen", "udp", listed] => Ok(Rule::Listen { protocol: Protocol::Udp, ports: ports(listed)? }),
         ["join", group] => join(group, None),
         ["join", group, "on", link] => join(group, Some(link)),
-        ["http", ..] => Err(format!("this version of the node has no `{}` rules yet", words[0])),
+        ["http", "details"] => Ok(Rule::HttpDetails(Certificates::Valid)),
+        ["http", "details", "any-certificate"] => Ok(Rule::HttpDetails(Certificates::Any)),
+        ["http", url] => UrlPattern::read(url, Certificates::Valid).map(Rule::Http),
+        ["http", url, "any-certificate"] => UrlPattern::read(url, Certificates::Any).map(Rule::Http),
         _ => Err(
-            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `dns NAME`, `listen tcp|udp PORTS` or `join GROUP:PORT [on LINK]`"
+            "expected `udp ADDRESS:PORTS`, `tcp ADDRESS:PORTS`, `tcp NAME:PORTS`, `tcp details`, `http URL [any-certificate]`, `http details [any-certificate]`, `dns NAME`, `listen tcp|udp PORTS` or `join GROUP:PORT [on LINK]`"
                 .to_owned(),
         ),
     }
 }
 
-fn no_name(name: &str) -> String {
+pub(super) fn no_name(name: &str) -> String {
     format!("{name:?} is no host's name; expected one as camera.plant.example, or *.plant.example for all in a domain")
 }
 
@@ -272,7 +282,7 @@ fn target(host: &str, in_brackets: bool) -> Result<Target, String> {
 }
 
 /// A network of IPv4-mapped addresses is one of IPv4.
-fn canonical(net: IpNet) -> Result<IpNet, String> {
+pub(super) fn canonical(net: IpNet) -> Result<IpNet, String> {
     let IpNet::V6(of_six) = net else { return Ok(net) };
     let mapped = of_six.addr().to_ipv4_mapped().filter(|_| of_six.prefix_len() >= 96);
     match mapped {
@@ -281,7 +291,7 @@ fn canonical(net: IpNet) -> Result<IpNet, String> {
     }
 }
 
-fn ports(listed: &str) -> Result<Ports, String> {
+pub(super) fn ports(listed: &str) -> Result<Ports, String> {
     let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
     let range = |text: &str| -> Option<RangeInclusive<u16>> {
         let (first, last) = match text.split_once('-') {
@@ -320,7 +330,9 @@ impl FromStr for NetworkCeiling {
                     return Err(failed(what.to_owned()));
                 }
                 _ => match rule(line).map_err(failed)? {
-                    Rule::Details(_) => return Err(failed("a ceiling is about places, not about details".to_owned())),
+                    Rule::Details(_) | Rule::HttpDetails(_) => {
+                        return Err(failed("a ceiling is about places, not about details".to_owned()));
+                    }
                     rule => ceiling.allowed.get_or_insert_default().0.push(rule),
                 },
             }
@@ -360,10 +372,15 @@ mod tests {
             dns LDS.plant.example.\n\
             listen tcp 8080\n\
             join 239.255.255.250:3702 on cam*\n\
-            join [ff02::fb]:5353\n"
+            join [ff02::fb]:5353\n\
+            http https://inventory.plant.example/devices*\n\
+            http https://[10.0.0.0/24]:8443 any-certificate\n\
+            http details\n"
             .parse()
             .unwrap();
-        assert_eq!(rules.0.len(), 10);
+        assert_eq!(rules.0.len(), 13);
+        assert_eq!(rules.0[12], Rule::HttpDetails(Certificates::Valid));
+        assert!(matches!(&rules.0[11], Rule::Http(url) if url.certificates == Certificates::Any));
         let Rule::Reach { target, ports, .. } = &rules.0[1] else { panic!() };
         assert_eq!(*target, Target::Net("10.0.0.0/8".parse().unwrap()));
         assert!([80, 443, 8000, 8500, 8999].iter().all(|port| ports.contain(*port)) && !ports.contain(81));
@@ -407,7 +424,9 @@ mod tests {
             ("join 239.255.255.250", "it has no ports"),
             ("join 239.255.255.250:1 on", "expected `udp"),
             ("join 239.255.255.250:1 on a/b", "no network link's name"),
-            ("http https://camera.example/", "yet"),
+            ("http camera.example/", "no URL of a rule"),
+            ("http http://camera.example/ any-certificate", "about https"),
+            ("http https://camera.example/ no-certificate", "expected `udp"),
         ] {
             let error = format!("dns a.example\n{text}\n").parse::<NetworkRules>().unwrap_err().to_string();
             assert!(error.starts_with("line 2, ") && error.contains(what), "{text}: {error}");
@@ -432,6 +451,7 @@ mod tests {
             "deny",
             "deny tcp 10.0.0.1",
             "tcp details",
+            "http details",
             "allow x",
         ] {
             assert!(line.parse::<NetworkCeiling>().is_err(), "{line}");

@@ -18,10 +18,10 @@ use wasmtime_wasi::p2::{
 use wasmtime_wasi::sockets::WasiSocketsView as _;
 
 /// Sockets that one guest may have at once.
-const SOCKETS: usize = 32;
+pub(super) const SOCKETS: usize = 32;
 /// The least that a datagram counts for, in bytes, and what a new connection does: each costs the machine a place in its tables.
 const DATAGRAM: usize = 4 << 10;
-const CONNECTION: usize = 64 << 10;
+pub(super) const CONNECTION: usize = 64 << 10;
 /// Largest buffer of a socket in the kernel, in bytes, and most connections that wait to be accepted.
 const BUFFER: u64 = 256 << 10;
 const BACKLOG: u64 = 64;
@@ -72,7 +72,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
 }
 
 /// Counts bytes as sent, and waits until more may be: whoever floods waits here, in its own step.
-async fn paid(access: &NetworkAccess, bytes: usize) {
+pub(super) async fn paid(access: &NetworkAccess, bytes: usize) {
     let mut free = access.sends(bytes);
     while free > Instant::now() {
         tokio::time::sleep_until(free).await;

@@ -205,6 +205,21 @@ fn reach(what: &str) -> String {
             let addresses: Vec<_> = (name, 0).to_socket_addrs()?.map(|address| address.ip().to_string()).collect();
             Ok(addresses.join(","))
         }
+        ["http", url] => Ok(ask(url)),
+        ["follow", url] => {
+            let answer = akri_handler::http::Call::get(url).send();
+            Ok(match answer.as_ref().ok().and_then(|answer| answer.header("location")) {
+                Some(location) => ask(location),
+                None => format!("{answer:?}"),
+            })
+        }
+        ["many-requests", number, url] => {
+            let calls = (0..number.parse::<usize>().unwrap()).map(|_| akri_handler::http::Call::get(url)).collect();
+            let answers = akri_handler::http::send_all(calls);
+            Ok(format!("{} answered", answers.iter().filter(|answer| answer.is_ok()).count()))
+        }
+        ["keep-requests", number, url] => Ok(keep_requests(number.parse().unwrap(), url)),
+        ["long-words"] => Ok(long_words()),
         ["listen", place] => TcpListener::bind(place).map(|_| "listens".to_owned()),
         ["sockets", number] => {
             let (mut sockets, mut refused) = (Vec::new(), 0);
@@ -228,6 +243,53 @@ fn reach(what: &str) -> String {
         Ok(text) => text,
         Err(error) => format!("{:?}", error.kind()),
     }
+}
+
+/// What is answered to a request: its status and what it says, or why there is none.
+fn ask(url: &str) -> String {
+    let call = akri_handler::http::Call::get(url).timeout(std::time::Duration::from_secs(2));
+    match call.send() {
+        Ok(answer) if answer.body.len() > 100 => format!("{} {} bytes", answer.status, answer.body.len()),
+        Ok(answer) => format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
+        Err(error) => format!("{:?}", error.kind),
+    }
+}
+
+/// Begins requests and lets none of them go.
+fn keep_requests(number: u32, url: &str) -> String {
+    use wasip2::http::types::{ErrorCode, Fields, OutgoingRequest, Scheme};
+    let authority = url.strip_prefix("http://").unwrap();
+    let (mut kept, mut refused) = (0, 0);
+    for _ in 0..number {
+        let request = OutgoingRequest::new(Fields::new());
+        request.set_scheme(Some(&Scheme::Http)).unwrap();
+        request.set_authority(Some(authority)).unwrap();
+        let answer = wasip2::http::outgoing_handler::handle(request, None).unwrap();
+        // Those that are refused are answered at once, the others by nobody.
+        let soon = wasip2::clocks::monotonic_clock::subscribe_duration(20_000_000);
+        wasip2::io::poll::poll(&[&answer.subscribe(), &soon]);
+        match answer.get() {
+            Some(Ok(Err(ErrorCode::ConnectionLimitReached))) => refused += 1,
+            None => kept += 1,
+            other => return format!("{other:?}"),
+        }
+        std::mem::forget(answer);
+    }
+    format!("{kept} kept, {refused} refused")
+}
+
+/// Gives requests words that nobody needs; says what was taken.
+fn long_words() -> String {
+    use wasip2::http::types::{Fields, Method, OutgoingRequest, Scheme};
+    let request = OutgoingRequest::new(Fields::new());
+    let long = "x".repeat(1 << 20);
+    let taken = [
+        request.set_method(&Method::Other(long.clone())).is_ok(),
+        request.set_scheme(Some(&Scheme::Other("ftp".to_owned()))).is_ok(),
+        request.set_authority(Some(&long)).is_ok(),
+        request.set_path_with_query(Some(&format!("/{long}"))).is_ok(),
+    ];
+    format!("{taken:?}")
 }
 
 export!(Misbehave);

@@ -3,9 +3,14 @@
 //! A rule for a network or a name does not open this machine (loopback and its own addresses), the metadata services of clouds or
 //! the places that the node names (the API server): each of them needs a rule with its own address.
 
+mod requests;
+#[cfg(test)]
+mod tests;
+
 use super::denials::Denials;
 use super::rules::{NamePattern, NetworkCeiling, NetworkRules, Ports, Protocol, Rule, Target};
 use super::special::{SpecialAddresses, canonical, is_private, is_single};
+use super::urls::UrlPattern;
 use akri_krustlet_events::LinkNames;
 use akri_krustlet_host::TokenBucket;
 use std::collections::VecDeque;
@@ -25,6 +30,7 @@ const MOST_HEARD: usize = 64;
 const MOST_LOOK_UPS: usize = 2;
 
 const NO_RULES: &str = "its pod grants no network (spec.hostNetwork: true and annotation akri-krustlet/network)";
+const NO_RULE: &str = "no rule of its pod gives it";
 const CEILING: &str = "the node gives it to no pod (--network-ceiling)";
 const SPECIAL: &str =
     "it is this machine's, a cloud's metadata service or the API server, and needs a rule with just that address";
@@ -108,11 +114,7 @@ pub struct NetworkAccess {
 impl NetworkAccess {
     /// Of a guest that has a request with these details, JSON; or none.
     pub fn new(grant: NetworkGrant, details: &str) -> Arc<Self> {
-        let protocols = grant.rules.0.iter().filter_map(|rule| match rule {
-            Rule::Details(protocol) => Some(*protocol),
-            _ => None,
-        });
-        let details = protocols.flat_map(|protocol| super::details::places(details, protocol)).collect();
+        let details = grant.rules.0.iter().flat_map(|rule| super::details::given(rule, details)).collect();
         Arc::new(Self {
             grant,
             details,
@@ -177,7 +179,7 @@ impl NetworkAccess {
             true => "no rule `listen` of its pod gives that port",
             false if self.is_given(protocol, place) => CEILING,
             false if self.is_special(place) => SPECIAL,
-            false => "no rule of its pod gives it",
+            false => NO_RULE,
         }
     }
 
@@ -299,7 +301,7 @@ impl NetworkAccess {
             return Some(NO_RULES);
         }
         if !self.rules().any(has) {
-            return Some("no rule of its pod gives it");
+            return Some(NO_RULE);
         }
         let denied = |(target, _): &(Target, _)| matches!(target, Target::Name(pattern) if pattern.matches(name));
         let allowed = ceiling.allowed.as_ref().is_none_or(|rules| rules.0.iter().any(has));
@@ -364,6 +366,7 @@ fn joins<'a>(rules: impl Iterator<Item = &'a Rule>, place: SocketAddr) -> Option
 fn name_of(rule: &Rule) -> Option<&NamePattern> {
     match rule {
         Rule::Names(pattern) | Rule::Reach { target: Target::Name(pattern), .. } => Some(pattern),
+        Rule::Http(UrlPattern { host: Target::Name(pattern), .. }) => Some(pattern),
         _ => None,
     }
 }
@@ -394,213 +397,4 @@ fn remember<'a>(resolved: &Mutex<Resolved>, rules: impl Iterator<Item = &'a Rule
     }
     let surplus = resolved.len().saturating_sub(MOST_RESOLVED);
     resolved.drain(..surplus);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::network::denials::MOST_TOLD;
-
-    impl NetworkAccess {
-        fn looks_up(&self, name: &str) -> bool {
-            self.look_up_denied(name).is_none()
-        }
-    }
-
-    fn access(rules: &str, node: NodeNetwork, details: &str) -> Arc<NetworkAccess> {
-        let denials = Denials::new("default/pod/main", None);
-        let grant = NetworkGrant::new(Arc::new(rules.parse().unwrap()), Arc::new(node), denials);
-        NetworkAccess::new(grant, details)
-    }
-
-    fn tcp(access: &NetworkAccess, place: &str) -> bool {
-        access.permits(place.parse().unwrap(), SocketAddrUse::TcpConnect)
-    }
-
-    #[tokio::test]
-    async fn networks_and_names_do_not_open_this_machine_nor_metadata_nor_what_the_node_protects() {
-        let node = NodeNetwork::default();
-        node.protect(vec!["192.0.2.9".parse().unwrap()]);
-        let access = access("tcp 0.0.0.0/0:1-65535\ntcp [::/0]:1-65535\ntcp 127.0.0.1:8080\n", node, "");
-        assert!(tcp(&access, "192.0.2.1:80") && tcp(&access, "[2001:db8::1]:80"));
-        for place in [
-            "127.0.0.1:80",
-            "127.8.8.8:80",
-            "0.0.0.0:80",
-            "[::]:80",
-            "[::1]:80",
-            "[::ffff:127.0.0.1]:80",
-            "169.254.169.254:80",
-            "[::ffff:169.254.169.254]:80",
-            "[fd00:ec2::254]:80",
-            "192.0.2.9:6443",
-            "[::ffff:192.0.2.9]:6443",
-        ] {
-            assert!(!tcp(&access, place), "{place}");
-        }
-        assert!(tcp(&access, "127.0.0.1:8080") && tcp(&access, "[::ffff:127.0.0.1]:8080"), "it has a rule of its own");
-        assert!(!tcp(&access, "127.0.0.2:8080"));
-        assert_eq!(access.grant.node.denials(), 12);
-    }
-
-    #[tokio::test]
-    async fn answers_to_a_group_come_from_private_addresses_and_others_from_whom_was_asked() {
-        let receives =
-            |access: &NetworkAccess, place: &str| access.permits(place.parse().unwrap(), SocketAddrUse::UdpReceive);
-        let group = access("udp 239.255.255.250:3702", NodeNetwork::default(), "");
-        assert!(group.permits("239.255.255.250:3702".parse().unwrap(), SocketAddrUse::UdpSend));
-        assert!(!group.permits("239.255.255.250:3703".parse().unwrap(), SocketAddrUse::UdpSend));
-        assert!(!group.permits("192.168.1.5:3702".parse().unwrap(), SocketAddrUse::UdpSend));
-        assert!(receives(&group, "192.168.1.5:3702") && receives(&group, "[fe80::1]:5353"));
-        assert!(!receives(&group, "8.8.8.8:3702") && !receives(&group, "169.254.169.254:80"));
-        let one = access("udp 192.168.1.5:161", NodeNetwork::default(), "");
-        assert!(
-            receives(&one, "192.168.1.5:161")
-                && !receives(&one, "192.168.1.6:161")
-                && !receives(&one, "192.168.1.5:162")
-        );
-        assert!(one.permits("0.0.0.0:0".parse().unwrap(), SocketAddrUse::UdpBind));
-        assert!(!one.permits("0.0.0.0:161".parse().unwrap(), SocketAddrUse::UdpBind));
-        assert!(!one.permits("0.0.0.0:0".parse().unwrap(), SocketAddrUse::TcpBind));
-    }
-
-    #[tokio::test]
-    async fn a_name_opens_where_it_leads_unless_that_is_special() {
-        let access = access("tcp *.plant.example:80\ndns other.example\ntcp 127.0.0.1:1\n", NodeNetwork::default(), "");
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(access.looks_up("A.plant.example.") && access.looks_up("other.example"));
-        assert!(!access.looks_up("plant.example") && !access.looks_up("x.other.example"));
-        assert!(!tcp(&access, "203.0.113.1:80"));
-        let all =
-            vec![ip("203.0.113.1"), ip("169.254.169.254"), ip("::1"), ip("::ffff:169.254.169.254"), ip("0.0.0.0")];
-        assert_eq!(
-            access.resolved("a.plant.example", all),
-            [ip("203.0.113.1")],
-            "a name that leads elsewhere now opens nothing"
-        );
-        assert!(
-            tcp(&access, "203.0.113.1:80") && !tcp(&access, "203.0.113.1:81") && !tcp(&access, "169.254.169.254:80")
-        );
-        // Looked up only; and an address that is granted itself is told.
-        assert_eq!(
-            access.resolved("other.example", vec![ip("203.0.113.2"), ip("127.0.0.1")]),
-            [ip("203.0.113.2"), ip("127.0.0.1")]
-        );
-        assert!(!tcp(&access, "203.0.113.2:80") && tcp(&access, "127.0.0.1:1") && !tcp(&access, "127.0.0.1:80"));
-        for number in 0..1000 {
-            access.resolved("a.plant.example", vec![IpAddr::from([198, 51, 100, (number % 256) as u8])]);
-        }
-        assert!(access.resolved.lock().unwrap().len() <= MOST_RESOLVED);
-    }
-
-    #[tokio::test]
-    async fn a_ceiling_is_above_every_rule() {
-        let all = "tcp 0.0.0.0/0:1-65535\ndns *.example\nlisten tcp 80,81\n";
-        let denied = NodeNetwork::new("deny 10.0.0.0/8\ndeny 192.0.2.1:22\ndeny *.corp.example".parse().unwrap());
-        let access_denied = access(all, denied, "");
-        assert!(
-            !tcp(&access_denied, "10.1.2.3:80")
-                && !tcp(&access_denied, "192.0.2.1:22")
-                && tcp(&access_denied, "192.0.2.1:80")
-        );
-        assert!(!access_denied.looks_up("a.corp.example") && access_denied.looks_up("a.example"));
-        let only = NodeNetwork::new("tcp 192.0.2.0/24:80\nlisten tcp 80".parse().unwrap());
-        let access_only = access(all, only, "");
-        assert!(
-            tcp(&access_only, "192.0.2.1:80")
-                && !tcp(&access_only, "192.0.2.1:81")
-                && !tcp(&access_only, "198.51.100.1:80")
-        );
-        assert!(access_only.permits("0.0.0.0:80".parse().unwrap(), SocketAddrUse::TcpBind));
-        assert!(!access_only.permits("0.0.0.0:81".parse().unwrap(), SocketAddrUse::TcpBind));
-        assert!(!access_only.looks_up("a.example"));
-    }
-
-    #[tokio::test]
-    async fn details_open_what_their_urls_name_and_no_more() {
-        let details = r#"{"discoveryUrls": ["opc.tcp://192.0.2.1:4840/", "opc.tcp://lds.plant.example", "http://[2001:db8::1]/x",
-            "https://user:secret@198.51.100.7/?u=http://203.0.113.1/", "opc.tcp://127.0.0.1:4840", "no url", "file:///etc/passwd", "10.0.0.1:80"]}"#;
-        let by_details = access("tcp details", NodeNetwork::default(), details);
-        assert!(
-            tcp(&by_details, "192.0.2.1:4840")
-                && tcp(&by_details, "[2001:db8::1]:80")
-                && tcp(&by_details, "198.51.100.7:443")
-        );
-        for place in ["192.0.2.1:80", "203.0.113.1:80", "10.0.0.1:80", "127.0.0.1:4840"] {
-            assert!(!tcp(&by_details, place), "{place}");
-        }
-        assert!(by_details.looks_up("lds.plant.example") && !by_details.looks_up("plant.example"));
-        let lds = by_details.resolved("lds.plant.example", vec!["192.0.2.50".parse().unwrap()]);
-        assert!(lds.len() == 1 && tcp(&by_details, "192.0.2.50:4840") && !tcp(&by_details, "192.0.2.50:4841"));
-        let without = access("tcp 198.51.100.1:1", NodeNetwork::default(), details);
-        assert!(!tcp(&without, "192.0.2.1:4840") && !without.looks_up("lds.plant.example"));
-    }
-
-    #[tokio::test]
-    async fn denials_are_counted_and_told_once() {
-        let access = access("tcp 192.0.2.1:80", NodeNetwork::default(), "");
-        for _ in 0..1000 {
-            assert!(!tcp(&access, "192.0.2.2:80"));
-        }
-        for port in 1..1000 {
-            tcp(&access, &format!("192.0.2.3:{port}"));
-        }
-        assert_eq!(access.grant.node.denials(), 1999);
-        let told = access.grant.denials.told.lock().unwrap();
-        assert!(told.len() <= MOST_TOLD && told["tcp connection to 192.0.2.2:80"].1 == 999);
-    }
-
-    #[tokio::test]
-    async fn a_server_answers_who_has_asked_and_sends_to_nobody_else() {
-        let node = NodeNetwork::new("deny 203.0.113.0/24".parse().unwrap());
-        let server = access("listen udp 5000\nlisten tcp 80", node, "");
-        let use_of = |place: &str, how| server.permits(place.parse().unwrap(), how);
-        assert!(!use_of("198.51.100.1:99", SocketAddrUse::UdpSend), "nobody has asked");
-        assert!(
-            use_of("198.51.100.1:99", SocketAddrUse::UdpReceive) && use_of("198.51.100.1:99", SocketAddrUse::UdpSend)
-        );
-        assert!(
-            !use_of("198.51.100.1:98", SocketAddrUse::UdpSend) && !use_of("198.51.100.2:99", SocketAddrUse::UdpSend)
-        );
-        // What the operator denies neither asks nor is answered.
-        assert!(
-            !use_of("203.0.113.7:99", SocketAddrUse::UdpReceive) && !use_of("203.0.113.7:99", SocketAddrUse::UdpSend)
-        );
-        assert!(
-            !use_of("203.0.113.7:99", SocketAddrUse::TcpAccept) && use_of("198.51.100.1:1", SocketAddrUse::TcpAccept)
-        );
-        let silent = access("listen udp 5000", NodeNetwork::new("deny listen".parse().unwrap()), "");
-        assert!(!silent.permits("0.0.0.0:5000".parse().unwrap(), SocketAddrUse::UdpBind));
-    }
-
-    #[tokio::test]
-    async fn a_ceiling_of_names_gives_what_they_lead_to() {
-        let node = NodeNetwork::new("tcp *.plant.example:4840".parse().unwrap());
-        let access = access("tcp 0.0.0.0/0:1-65535\ndns *.example", node, "");
-        assert!(access.looks_up("a.plant.example") && !access.looks_up("a.example"));
-        assert!(!tcp(&access, "203.0.113.5:4840"));
-        access.resolved("a.plant.example", vec!["203.0.113.5".parse().unwrap()]);
-        assert!(tcp(&access, "203.0.113.5:4840") && !tcp(&access, "203.0.113.5:80"));
-    }
-
-    #[tokio::test]
-    async fn a_denial_says_whose_it_is() {
-        let told = |access: &NetworkAccess| {
-            let told = access.grant.denials.told.lock().unwrap();
-            told.keys().cloned().collect::<Vec<_>>().join("; ")
-        };
-        let connect = SocketAddrUse::TcpConnect;
-        let node = NodeNetwork::new("deny 203.0.113.1".parse().unwrap());
-        let some = access("tcp 203.0.113.1:80\nlisten tcp 80", node, "");
-        let reason = |place: &str, how| some.reason(place.parse().unwrap(), how);
-        assert_eq!(reason("203.0.113.1:80", connect), CEILING);
-        assert_eq!(reason("127.0.0.1:80", connect), SPECIAL);
-        assert!(reason("203.0.113.2:80", connect).starts_with("no rule of its pod"));
-        assert!(reason("0.0.0.0:81", SocketAddrUse::TcpBind).contains("`listen`"));
-        let none = access("", NodeNetwork::default(), "");
-        assert!(!tcp(&none, "203.0.113.2:80") && !none.permits("0.0.0.0:0".parse().unwrap(), SocketAddrUse::UdpBind));
-        assert_eq!(none.reason("203.0.113.2:80".parse().unwrap(), connect), NO_RULES);
-        assert_eq!(none.look_up_denied("a.example"), Some(NO_RULES));
-        assert!(told(&none).contains("tcp connection to 203.0.113.2:80"));
-    }
 }

@@ -30,6 +30,11 @@
 //! assert!(!world.wants_step());
 //! ```
 
+mod network;
+
+pub use network::{Sent, Session};
+pub(crate) use network::{http, tcp, udp};
+
 use crate::links::Link;
 use crate::multicast::Datagram;
 use crate::uevents::Uevent;
@@ -50,11 +55,13 @@ struct State {
     root: PathBuf,
     owns_root: bool,
     now: Duration,
+    random: u64,
     links: Vec<Link>,
     monitors: Vec<Source<Uevent, Vec<String>>>,
     listeners: Vec<Source<Datagram, (SocketAddr, Option<String>)>>,
     watches: Vec<Source<String, PathBuf>>,
     sent: Vec<(SocketAddr, Vec<u8>)>,
+    network: network::Network,
 }
 
 type Waiting<T> = Rc<RefCell<(VecDeque<T>, u32)>>;
@@ -236,6 +243,17 @@ pub(crate) fn place(path: &Path) -> PathBuf {
 
 pub(crate) fn now() -> Duration {
     here(|state| state.now)
+}
+
+/// Other ones each time in one test, the same ones in each run of it.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    here(|state| {
+        std::array::from_fn(|_| {
+            // A linear congruential generator, of Knuth's MMIX.
+            state.random = state.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.random.to_be_bytes()[0]
+        })
+    })
 }
 
 pub(crate) fn links() -> Vec<Link> {

@@ -1,0 +1,92 @@
+//! TLS of requests: by the authorities that the machine trusts, or with any certificate where a rule says so.
+
+use crate::network::urls::Certificates;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_platform_verifier::Verifier;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_rustls::TlsConnector;
+
+/// How long the machine's authorities are remembered.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// The machine's authorities, as they were at that time.
+static TRUSTING: Mutex<Option<(Instant, Arc<ClientConfig>)>> = Mutex::new(None);
+
+/// What makes a connection one of TLS.
+pub(super) fn connector(certificates: Certificates) -> Result<TlsConnector, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    if certificates == Certificates::Any {
+        let any = AnyCertificate(provider.signature_verification_algorithms);
+        return config(provider, Arc::new(any)).map(TlsConnector::from);
+    }
+    let mut trusting = TRUSTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let config = match &*trusting {
+        Some((at, config)) if at.elapsed() < REMEMBERED => config.clone(),
+        _ => {
+            let config = config(provider.clone(), Arc::new(Verifier::new(provider)?))?;
+            *trusting = Some((Instant::now(), config.clone()));
+            config
+        }
+    };
+    Ok(config.into())
+}
+
+fn config(
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Whether a handshake failed for what the server showed.
+pub(super) fn is_about_certificates(error: &io::Error) -> bool {
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(of_tls, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
+}
+
+/// Takes the certificate of anybody who has its key.
+#[derive(Debug)]
+struct AnyCertificate(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}

@@ -1,0 +1,160 @@
+//! WS-Discovery (OASIS, with ONVIF's types): probes, and what cameras answer or say of themselves.
+
+use crate::xml::{self, Element};
+use akri_handler::{links, random, time, udp};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// Where probes go and cameras say hello.
+pub const GROUP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)), 3702);
+
+/// What is asked for: cameras as ONVIF's first versions call them, and any device of it.
+const TYPES: [&str; 2] = [
+    r#"xmlns:o="http://www.onvif.org/ver10/network/wsdl">o:NetworkVideoTransmitter"#,
+    r#"xmlns:o="http://www.onvif.org/ver10/device/wsdl">o:Device"#,
+];
+
+/// A camera may wait for 500 ms before it answers (APP_MAX_DELAY), and answers twice.
+const LEAST_WINDOW: Duration = Duration::from_millis(1500);
+/// A probe is sent again after that time, for datagrams get lost.
+const REPEATED: Duration = Duration::from_millis(200);
+
+/// Most cameras of one round, and of one sender: others on the network have their places, too.
+const MOST_MATCHES: usize = 2048;
+const MOST_OF_ONE: usize = 16;
+/// Most URLs of one camera, and longest one.
+const MOST_URLS: usize = 4;
+const MOST_URL: usize = 512;
+
+/// A camera, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    pub uuid: String,
+    pub scopes: Vec<String>,
+    /// Its service, at one or more addresses.
+    pub urls: Vec<String>,
+}
+
+/// What a camera tells everybody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Announcement {
+    Hello(Match),
+    /// The camera of this uuid goes.
+    Bye(String),
+}
+
+/// Asks on every link that carries multicast, and gathers what is answered within the window. The reason is why nothing could be
+/// asked anywhere.
+pub fn probe(window: Duration) -> Result<Vec<Match>, String> {
+    let until = time::now() + window.max(LEAST_WINDOW);
+    let mut failed = None;
+    let mut sockets = Vec::new();
+    for address in addresses() {
+        let asked = udp::Socket::bind(address).and_then(|socket| ask(&socket).map(|()| socket));
+        match asked {
+            Ok(socket) => sockets.push(socket),
+            Err(error) => failed = Some(error.to_string()),
+        }
+    }
+    if sockets.is_empty() {
+        return Err(
+            failed.unwrap_or_else(|| "no granted network link carries multicast and has an IPv4 address".to_owned())
+        );
+    }
+    let all: Vec<_> = sockets.iter().collect();
+    let again = time::now() + REPEATED;
+    let (mut found, mut of_sender) = (BTreeMap::new(), BTreeMap::<IpAddr, usize>::new());
+    let mut gather = |until: Duration| {
+        while let Some((_, datagram)) = udp::receive(&all, until) {
+            let sender = of_sender.entry(datagram.from.ip()).or_default();
+            if *sender >= MOST_OF_ONE || found.len() >= MOST_MATCHES {
+                continue;
+            }
+            for camera in matches(&datagram.payload) {
+                // Each answers twice, to each question.
+                if found.insert(camera.uuid.clone(), camera).is_none() {
+                    *sender += 1;
+                }
+            }
+        }
+    };
+    gather(again.min(until));
+    for socket in &sockets {
+        let _ = ask(socket);
+    }
+    gather(until);
+    Ok(found.into_values().collect())
+}
+
+/// An address on each link that may be asked on.
+fn addresses() -> Vec<IpAddr> {
+    let of_link = |link: &links::Link| link.addresses.iter().map(|(address, _)| *address).find(IpAddr::is_ipv4);
+    links::list().iter().filter(|link| link.multicast && !link.loopback).filter_map(of_link).collect()
+}
+
+fn ask(socket: &udp::Socket) -> Result<(), akri_handler::Error> {
+    TYPES.iter().try_for_each(|types| socket.send(GROUP, message(types).as_bytes()))
+}
+
+fn message(types: &str) -> String {
+    format!(
+        concat!(
+            r#"<?xml version="1.0" encoding="UTF-8"?>"#,
+            r#"<s:Envelope xmlns:s="http://www.w3.org/2003/05/soap-envelope" xmlns:a="http://schemas.xmlsoap.org/ws/2004/08/addressing" xmlns:d="http://schemas.xmlsoap.org/ws/2005/04/discovery">"#,
+            "<s:Header><a:MessageID>urn:uuid:{id}</a:MessageID><a:To>urn:schemas-xmlsoap-org:ws:2005:04:discovery</a:To>",
+            "<a:Action>http://schemas.xmlsoap.org/ws/2005/04/discovery/Probe</a:Action></s:Header>",
+            "<s:Body><d:Probe><d:Types {types}</d:Types></d:Probe></s:Body></s:Envelope>",
+        ),
+        id = random::uuid(),
+        types = types,
+    )
+}
+
+/// The cameras of an answer; none if it is not one.
+pub fn matches(payload: &[u8]) -> Vec<Match> {
+    // Some send a ProbeMatch without the ProbeMatches around it.
+    let document = xml::read(payload).unwrap_or_default();
+    document.all("ProbeMatch").into_iter().filter_map(camera).collect()
+}
+
+/// What was said to the group, if it is about a camera. Other devices have other types, and their addresses are not asked.
+pub fn announcement(payload: &[u8]) -> Option<Announcement> {
+    let document = xml::read(payload)?;
+    let is_camera = |hello: &Element| {
+        let types = hello.child("Types").map(|types| types.text.as_str()).unwrap_or_default();
+        let is_one = |name: &str| matches!(name.rsplit(':').next(), Some("NetworkVideoTransmitter" | "Device"));
+        types.split_whitespace().any(is_one)
+    };
+    if let Some(hello) = document.all("Hello").first() {
+        return is_camera(hello).then(|| camera(hello)).flatten().map(Announcement::Hello);
+    }
+    document.all("Bye").first().and_then(|bye| uuid(bye)).map(Announcement::Bye)
+}
+
+fn camera(element: &Element) -> Option<Match> {
+    let words = |name: &str| {
+        let text = element.child(name).map(|child| child.text.as_str()).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut urls = words("XAddrs");
+    urls.retain(|url| url.len() <= MOST_URL && is_reachable(url));
+    urls.truncate(MOST_URLS);
+    Some(Match { uuid: uuid(element)?, scopes: words("Scopes"), urls })
+}
+
+fn uuid(element: &Element) -> Option<String> {
+    let address = &element.at(&["EndpointReference", "Address"])?.text;
+    let plain = address.strip_prefix("urn:").unwrap_or(address);
+    let plain = plain.strip_prefix("uuid:").unwrap_or(plain).to_ascii_lowercase();
+    (!plain.is_empty() && plain.len() <= 256).then_some(plain)
+}
+
+/// A link-local IPv6 address leads nowhere without the name of its link, which is another one here than at the camera.
+fn is_reachable(url: &str) -> bool {
+    let lower = url.to_ascii_lowercase();
+    let rest = lower.strip_prefix("http://").or_else(|| lower.strip_prefix("https://"));
+    rest.is_some_and(|rest| {
+        !rest.starts_with("[fe8") && !rest.starts_with("[fe9") && !rest.starts_with("[fea") && !rest.starts_with("[feb")
+    })
+}

@@ -1,0 +1,353 @@
+//! The handler in a faked world: cameras made of XML.
+
+use crate::Onvif;
+use crate::discovery::{self, Announcement};
+use akri_handler::fake::{Opened, World};
+use akri_handler::http::{Answer, Call, ErrorKind};
+use akri_handler::links::Link;
+use akri_handler::multicast;
+use akri_handler::udp::Datagram;
+use akri_handler::{Device, Error, Step};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+const GROUP: &str = "239.255.255.250:3702";
+
+fn link(name: &str, address: &str) -> Link {
+    Link { name: name.to_owned(), addresses: vec![(address.parse().unwrap(), 24)], multicast: true, loopback: false }
+}
+
+fn answer(status: u16, body: impl Into<Vec<u8>>) -> Answer {
+    Answer { status, headers: Vec::new(), body: body.into() }
+}
+
+fn probe_match(uuid: &str, urls: &str) -> String {
+    format!(
+        r#"<?xml version="1.0"?><e:Envelope xmlns:e="http://www.w3.org/2003/05/soap-envelope" xmlns:wsa="http://schemas.xmlsoap.org/ws/2004/08/addressing"
+        xmlns:d="http://schemas.xmlsoap.org/ws/2005/04/discovery"><e:Body><d:ProbeMatches><d:ProbeMatch>
+        <wsa:EndpointReference><wsa:Address>urn:uuid:{uuid}</wsa:Address></wsa:EndpointReference><d:Types>dn:NetworkVideoTransmitter</d:Types>
+        <d:Scopes>onvif://www.onvif.org/name/{uuid} onvif://www.onvif.org/hardware/x</d:Scopes><d:XAddrs>{urls}</d:XAddrs>
+        </d:ProbeMatch></d:ProbeMatches></e:Body></e:Envelope>"#
+    )
+}
+
+fn date(year: u32) -> String {
+    format!(
+        "<e><GetSystemDateAndTimeResponse><SystemDateAndTime><UTCDateTime><Time><Hour>1</Hour><Minute>2</Minute><Second>3</Second></Time>
+        <Date><Year>{year}</Year><Month>2</Month><Day>3</Day></Date></UTCDateTime></SystemDateAndTime></GetSystemDateAndTimeResponse></e>"
+    )
+}
+
+fn interfaces(ip: &str, mac: &str) -> String {
+    format!(
+        "<e><tds:GetNetworkInterfacesResponse><tds:NetworkInterfaces token=\"eth0\"><tt:Info><tt:Name>eth0</tt:Name><tt:HwAddress>{mac}</tt:HwAddress></tt:Info>
+        <tt:IPv4><tt:Config><tt:Manual><tt:Address>{ip}</tt:Address></tt:Manual></tt:Config></tt:IPv4></tds:NetworkInterfaces></tds:GetNetworkInterfacesResponse></e>"
+    )
+}
+
+/// A network of cameras: each with its uuid, the address at which it is, and how long after a probe it answers.
+#[derive(Clone, Default)]
+struct Cameras(Rc<RefCell<Vec<(String, String, u64)>>>);
+
+impl Cameras {
+    fn add(&self, uuid: &str, host: &str, delay: u64) {
+        self.0.borrow_mut().push((uuid.to_owned(), host.to_owned(), delay));
+    }
+
+    fn live_in(&self, world: &World) {
+        let (cameras, web) = (self.clone(), self.clone());
+        world.responder(move |sent| {
+            assert_eq!(sent.to, GROUP.parse().unwrap());
+            let of = |(uuid, host, delay): &(String, String, u64)| {
+                let payload = probe_match(uuid, &format!("http://{host}/onvif/device_service")).into_bytes();
+                let datagram = Datagram { from: format!("{host}:3702").parse().unwrap(), payload };
+                // Each answers twice.
+                [(Duration::from_millis(*delay), datagram.clone()), (Duration::from_millis(delay + 40), datagram)]
+            };
+            cameras.0.borrow().iter().flat_map(of).collect()
+        });
+        world.web(move |call| {
+            let host = call.url.split('/').nth(2).unwrap();
+            let is_there = web.0.borrow().iter().any(|(_, of, _)| of == host);
+            if !is_there {
+                return Err(ErrorKind::Timeout);
+            }
+            let asked = String::from_utf8(call.body.clone()).unwrap();
+            Ok(match asked.contains("GetSystemDateAndTime") {
+                true => answer(200, date(2024)),
+                false => answer(200, interfaces(host, "00:11:22:33:44:55")),
+            })
+        });
+    }
+}
+
+fn world(cameras: &Cameras) -> World {
+    let world = World::new();
+    world.set_links(vec![link("eth0", "192.0.2.1"), link("eth1", "198.51.100.1")]);
+    cameras.live_in(&world);
+    world
+}
+
+fn ids(step: &Step) -> Vec<&str> {
+    step.devices.as_ref().unwrap().iter().map(|device| device.id.as_str()).collect()
+}
+
+fn property<'a>(device: &'a Device, name: &str) -> Option<&'a str> {
+    device.properties.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
+}
+
+/// A step when it is due.
+fn next(world: &World, onvif: &mut Opened<Onvif>) -> Step {
+    let step = onvif.step().unwrap();
+    world.advance(step.wake_after.unwrap());
+    step
+}
+
+#[test]
+fn cameras_are_found_as_native_finds_them() {
+    let cameras = Cameras::default();
+    cameras.add("AAAA-1", "192.0.2.7", 0);
+    cameras.add("bbbb-2", "192.0.2.8", 590);
+    let world = world(&cameras);
+    let mut onvif = world.open::<Onvif>("{}").unwrap();
+    let step = next(&world, &mut onvif);
+    assert_eq!(
+        ids(&step),
+        ["http://192.0.2.7/onvif/device_service-aaaa-1", "http://192.0.2.8/onvif/device_service-bbbb-2"],
+        "also one that is as late as it may be"
+    );
+    assert_eq!(step.note, None);
+    let device = &step.devices.as_ref().unwrap()[0];
+    assert_eq!(property(device, "ONVIF_DEVICE_SERVICE_URL"), Some("http://192.0.2.7/onvif/device_service"));
+    assert_eq!(property(device, "ONVIF_DEVICE_UUID"), Some("aaaa-1"));
+    assert_eq!(property(device, "ONVIF_DEVICE_IP_ADDRESS"), Some("192.0.2.7"));
+    assert_eq!(property(device, "ONVIF_DEVICE_MAC_ADDRESS"), Some("00:11:22:33:44:55"));
+    // On each link, for both types, twice; with prefixes that are declared.
+    let sent = world.datagrams();
+    assert_eq!(sent.len(), 8);
+    assert_eq!(sent.iter().filter(|sent| sent.from.to_string() == "198.51.100.1").count(), 4);
+    for sent in &sent {
+        let text = String::from_utf8(sent.payload.clone()).unwrap();
+        assert!(text.contains("xmlns:o=") && text.contains(">o:"), "{text}");
+    }
+    let by_uuid = next(&world, &mut world.open::<Onvif>(r#"{"identity": "uuid"}"#).unwrap());
+    assert_eq!(ids(&by_uuid), ["aaaa-1", "bbbb-2"]);
+}
+
+#[test]
+fn filters_are_those_of_native() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 0);
+    cameras.add("b", "192.0.2.8", 0);
+    let world = world(&cameras);
+    let count = |details: &str| ids(&next(&world, &mut world.open::<Onvif>(details).unwrap())).len();
+    for (details, found) in [
+        (r#"{"uuids": {"items": ["A"]}}"#, 1),
+        (r#"{"uuids": {"items": ["A"], "action": "Exclude"}}"#, 1),
+        (r#"{"uuids": {"items": []}}"#, 0),
+        (r#"{"uuids": {"items": [], "action": "Exclude"}}"#, 2),
+        (r#"{"ipAddresses": {"items": ["192.0.2.7"]}}"#, 1),
+        (r#"{"macAddresses": {"items": ["00:11:22:33:44:55"]}}"#, 2),
+        (r#"{"macAddresses": {"items": ["00:11:22:33:44:55"], "action": "Exclude"}}"#, 0),
+        (r#"{"scopes": {"items": ["onvif://www.onvif.org/name/a"]}}"#, 1),
+        (r#"{"scopes": {"items": ["onvif://www.onvif.org/name"]}}"#, 0),
+        (r#"{"scopes": {"items": ["onvif://www.onvif.org/name/a"], "action": "Exclude"}}"#, 1),
+        (r#"{"ipAddresses": null, "discoveryTimeoutSeconds": 2}"#, 2),
+    ] {
+        assert_eq!(count(details), found, "{details}");
+    }
+    // Nothing is known of the network of one that does not tell: it passes only where nothing is asked.
+    let tells_nothing = |call: &Call| {
+        let asked = String::from_utf8(call.body.clone()).unwrap();
+        Ok(answer(if asked.contains("GetSystemDateAndTime") { 200 } else { 400 }, "<x/>"))
+    };
+    world.web(tells_nothing);
+    assert_eq!(count("{}"), 2);
+    assert_eq!(count(r#"{"ipAddresses": {"items": ["192.0.2.9"], "action": "Exclude"}}"#), 0);
+    assert_eq!(count(r#"{"ipAddresses": {"items": [], "action": "Exclude"}}"#), 2);
+}
+
+#[test]
+fn a_camera_stays_for_some_probes_that_it_misses() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 0);
+    let world = world(&cameras);
+    let mut onvif = world.open::<Onvif>(r#"{"missedProbes": 2}"#).unwrap();
+    assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
+    let gone = cameras.0.take();
+    let counts: Vec<_> = (0..4).map(|_| ids(&next(&world, &mut onvif)).len()).collect();
+    assert_eq!(counts, [1, 1, 0, 0]);
+    cameras.0.replace(gone);
+    assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
+    // One that answers probes and nothing else has gone, too.
+    world.web(|_| Err(ErrorKind::Timeout));
+    let counts: Vec<_> = (0..4).map(|_| ids(&next(&world, &mut onvif)).len()).collect();
+    assert_eq!(counts, [1, 1, 0, 0]);
+    // No network is no reason to forget anybody.
+    cameras.live_in(&world);
+    assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
+    world.set_links(Vec::new());
+    assert!(matches!(onvif.step(), Err(Error::Unavailable(why)) if why.contains("no granted network link")));
+    world.set_links(vec![link("eth0", "192.0.2.1")]);
+    world.advance(Duration::from_secs(10));
+    assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
+}
+
+#[test]
+fn passwords_are_sent_as_cameras_want_them() {
+    let cameras = Cameras::default();
+    cameras.add("a-b", "192.0.2.7", 0);
+    let world = world(&cameras);
+    let properties = [("username_a_b", b"admin".as_slice()), ("password_a_b", b"secret".as_slice())];
+    let calls = Rc::<RefCell<Vec<Call>>>::default();
+    let details = "{}";
+    // By WS-UsernameToken, at the camera's time.
+    let noted = calls.clone();
+    world.web(move |call| {
+        noted.borrow_mut().push(call.clone());
+        let asked = String::from_utf8(call.body.clone()).unwrap();
+        Ok(match asked.contains("GetSystemDateAndTime") {
+            true => answer(401, date(2001)),
+            false if asked.contains("<w:Username>admin<") && asked.contains("<u:Created>2001-02-03T01:02:03Z<") => {
+                answer(200, interfaces("192.0.2.7", "m"))
+            }
+            false => answer(400, "<fault/>"),
+        })
+    });
+    let step = next(&world, &mut world.open_with::<Onvif>(details, properties).unwrap());
+    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), Some("m"));
+    assert!(calls.borrow().iter().all(|call| !String::from_utf8_lossy(&call.body).contains("secret")));
+    // Without one, the camera is there, and the note says what is missing.
+    let step = next(&world, &mut world.open::<Onvif>(details).unwrap());
+    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_IP_ADDRESS"), None);
+    assert!(step.note.unwrap().contains("the Configuration has no name and password for it"));
+    // By HTTP's digest.
+    let noted = calls.clone();
+    noted.borrow_mut().clear();
+    world.web(move |call| {
+        noted.borrow_mut().push(call.clone());
+        let asked = String::from_utf8(call.body.clone()).unwrap();
+        let authorization =
+            call.headers.iter().find(|(name, _)| name == "authorization").map(|(_, value)| value.as_str());
+        Ok(match authorization {
+            _ if asked.contains("GetSystemDateAndTime") => answer(200, date(2024)),
+            Some(digest)
+                if digest.contains("username=\"admin\"") && digest.contains("uri=\"/onvif/device_service\"") =>
+            {
+                answer(200, interfaces("192.0.2.7", "d"))
+            }
+            _ => {
+                let mut refused = answer(401, "");
+                let challenge = "Digest realm=\"camera\", qop=\"auth\", nonce=\"0123\", algorithm=MD5";
+                refused.headers.push(("www-authenticate".to_owned(), "Basic realm=\"camera\"".to_owned()));
+                refused.headers.push(("www-authenticate".to_owned(), challenge.to_owned()));
+                refused
+            }
+        })
+    });
+    let step = next(&world, &mut world.open_with::<Onvif>(details, properties).unwrap());
+    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), Some("d"));
+    assert_eq!(calls.borrow().len(), 3);
+}
+
+#[test]
+fn hello_and_bye_count_at_once() {
+    let cameras = Cameras::default();
+    let world = world(&cameras);
+    let mut onvif = world.open::<Onvif>("{}").unwrap();
+    assert!(ids(&next(&world, &mut onvif)).is_empty());
+    world.datagrams();
+    cameras.add("a", "192.0.2.7", 0);
+    let says = |text: String| multicast::Datagram {
+        from: "192.0.2.7:3702".parse().unwrap(),
+        link: "eth0".to_owned(),
+        payload: text.into_bytes(),
+    };
+    let hello = probe_match("a", "http://192.0.2.7/onvif/device_service")
+        .replace("ProbeMatches", "x")
+        .replace("ProbeMatch", "Hello");
+    world.datagram(GROUP.parse().unwrap(), says(hello.clone()));
+    assert!(world.wants_step());
+    // Not a probe later.
+    let mut early = world.open::<Onvif>("{}").unwrap();
+    drop(early.step());
+    world.datagrams();
+    world.datagram(GROUP.parse().unwrap(), says(hello.clone()));
+    assert_eq!(ids(&early.step().unwrap()).len(), 1);
+    assert!(world.datagrams().is_empty());
+    let bye =
+        "<e><b><Bye><EndpointReference><Address>urn:uuid:A</Address></EndpointReference></Bye></b></e>".to_owned();
+    cameras.0.take();
+    world.datagram(GROUP.parse().unwrap(), says(bye));
+    assert!(ids(&early.step().unwrap()).is_empty());
+    // A printer is no camera.
+    let printer = hello.replace("dn:NetworkVideoTransmitter", "wprt:PrintDeviceType");
+    assert_eq!(discovery::announcement(printer.as_bytes()), None);
+    assert!(matches!(discovery::announcement(hello.as_bytes()), Some(Announcement::Hello(_))));
+}
+
+#[test]
+fn what_strangers_send_changes_nothing_for_others() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 300);
+    let world = world(&cameras);
+    let known = cameras.clone();
+    let fake = |number: u32, uuid: &str, urls: &str| Datagram {
+        from: format!("192.0.2.{}:3702", 100 + number % 2).parse().unwrap(),
+        payload: probe_match(uuid, urls).into_bytes(),
+    };
+    world.responder(move |_| {
+        let mut sent: Vec<_> = (0..10_000)
+            .map(|number| {
+                (Duration::ZERO, fake(number, &format!("f{number}"), &format!("http://192.0.2.100:{number}/")))
+            })
+            .collect();
+        for text in ["", "<", "no xml", "<a><b></a>", &"<a>".repeat(10_000)] {
+            sent.push((
+                Duration::ZERO,
+                Datagram { from: "192.0.2.9:1".parse().unwrap(), payload: text.as_bytes().to_vec() },
+            ));
+        }
+        for urls in ["http://[fe80::1]/x", "ftp://192.0.2.9/", &"http://192.0.2.9/".repeat(1000), ""] {
+            sent.push((
+                Duration::ZERO,
+                Datagram { from: "192.0.2.9:1".parse().unwrap(), payload: probe_match("c", urls).into_bytes() },
+            ));
+        }
+        let payload = probe_match("a", "http://192.0.2.7/onvif/device_service").into_bytes();
+        sent.push((Duration::from_millis(300), Datagram { from: "192.0.2.7:3702".parse().unwrap(), payload }));
+        sent
+    });
+    let mut onvif = world.open::<Onvif>("{}").unwrap();
+    let step = next(&world, &mut onvif);
+    assert_eq!(ids(&step), ["http://192.0.2.7/onvif/device_service-a"]);
+    drop(known);
+}
+
+#[test]
+fn a_service_that_the_pod_does_not_grant_is_named() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 0);
+    let world = world(&cameras);
+    world.web(|_| Err(ErrorKind::Denied));
+    let step = next(&world, &mut world.open::<Onvif>("{}").unwrap());
+    assert!(ids(&step).is_empty());
+    assert!(step.note.unwrap().contains("http://192.0.2.7/onvif/device_service: the pod does not grant it"));
+}
+
+#[test]
+fn a_day_of_a_thousand_cameras_does_not_grow() {
+    let cameras = Cameras::default();
+    for number in 0..1000 {
+        cameras.add(&format!("u{number}"), &format!("10.0.{}.{}", number / 250, number % 250 + 1), number % 500);
+    }
+    let world = world(&cameras);
+    let mut onvif = world.open::<Onvif>("{}").unwrap();
+    for round in 0..5 {
+        let step = next(&world, &mut onvif);
+        assert_eq!(ids(&step).len(), 1000, "{round}");
+    }
+    let rounds = world.datagrams().len() / 8;
+    assert_eq!(rounds, 5, "one probe a round on each of two links");
+}

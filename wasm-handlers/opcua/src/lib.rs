@@ -1,0 +1,288 @@
+//! Akri's OPC UA discovery handler: servers that discovery endpoints name.
+//!
+//! # Flow
+//! Details -> a [`conversation`] with each discovery endpoint, all at once -> applications, filtered -> their URLs ([`url`]), as
+//! Akri's own handler makes them -> devices. What an endpoint said last stays for some polls that it misses.
+
+mod binary;
+mod conversation;
+#[cfg(test)]
+mod tests;
+mod url;
+
+use akri_handler::{Device, Error, Handler, Request, Step, Text, handler, tcp};
+use conversation::{Application, ApplicationType, FindServers};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use url::Place;
+
+/// As Akri's own handler has it.
+const URL: &str = "OPCUA_DISCOVERY_URL";
+
+/// How long one endpoint may take; less for each if there are many, so that all are asked within a step.
+const TIMEOUT: Duration = Duration::from_secs(3);
+const ALL: Duration = Duration::from_secs(7);
+/// How long names may take to be looked up, and for how many polls one is remembered.
+const NAMES: Duration = Duration::from_secs(1);
+const REMEMBERED: u32 = 6;
+/// Most discovery endpoints of one Configuration.
+const MOST_URLS: usize = 256;
+/// Most endpoints that a note names.
+const MOST_NAMED: usize = 8;
+
+/// What the node checks before it asks.
+const SCHEMA: &str = r##"{
+    "$defs": {
+        "text": {"type": ["string", "number", "boolean", "null"]},
+        "filter": {
+            "type": ["object", "null"], "required": ["items"],
+            "properties": {
+                "items": {"type": "array", "items": {"$ref": "#/$defs/text"}},
+                "action": {"enum": ["Include", "Exclude"]}
+            }
+        }
+    },
+    "type": "object",
+    "required": ["opcuaDiscoveryMethod"],
+    "properties": {
+        "opcuaDiscoveryMethod": {
+            "type": "object", "required": ["standard"], "additionalProperties": false,
+            "properties": {"standard": {
+                "type": ["object", "null"],
+                "properties": {"discoveryUrls": {"type": "array", "maxItems": 256, "items": {"type": "string"}}}
+            }}
+        },
+        "applicationNames": {"$ref": "#/$defs/filter"},
+        "applicationTypes": {"type": "array", "minItems": 1,
+            "items": {"enum": ["Server", "Client", "ClientAndServer", "DiscoveryServer"]}},
+        "resolve": {"enum": ["node", "never"]},
+        "interval": {"type": "number", "minimum": 1, "maximum": 86400},
+        "missedPolls": {"type": "integer", "minimum": 0, "maximum": 1000}
+    }
+}"##;
+
+/// `discoveryDetails`, with the keys of Akri's own handler and four more.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Details {
+    opcua_discovery_method: Method,
+    application_names: Option<FilterList>,
+    #[serde(default = "servers")]
+    application_types: Vec<ApplicationType>,
+    #[serde(default)]
+    resolve: Resolve,
+    #[serde(default = "ten")]
+    interval: f64,
+    #[serde(default = "three")]
+    missed_polls: u32,
+}
+
+fn servers() -> Vec<ApplicationType> {
+    vec![ApplicationType::Server]
+}
+
+fn ten() -> f64 {
+    10.0
+}
+
+fn three() -> u32 {
+    3
+}
+
+#[derive(serde::Deserialize)]
+struct Method {
+    standard: Option<Standard>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Standard {
+    discovery_urls: Option<Vec<String>>,
+}
+
+#[derive(serde::Deserialize)]
+struct FilterList {
+    items: Vec<Text>,
+    #[serde(default)]
+    action: Action,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+enum Action {
+    #[default]
+    Include,
+    Exclude,
+}
+
+/// Whether a server whose name this node cannot look up is found by its discovery endpoint's URL.
+#[derive(Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Resolve {
+    #[default]
+    Node,
+    Never,
+}
+
+/// A discovery endpoint, and what it has said.
+struct Endpoint {
+    url: String,
+    place: Place,
+    last: Option<Vec<Application>>,
+    missed: u32,
+}
+
+struct Opcua {
+    endpoints: Vec<Endpoint>,
+    filter: Option<FilterList>,
+    kinds: Vec<ApplicationType>,
+    resolve: Resolve,
+    interval: Duration,
+    missed_polls: u32,
+    /// Whether names lead somewhere, and for how many more polls that is believed.
+    names: BTreeMap<String, (bool, u32)>,
+}
+
+impl Handler for Opcua {
+    const NAME: &'static str = "opcua";
+    const SHARED: bool = true;
+    type Details = Details;
+
+    fn schema() -> Option<String> {
+        Some(SCHEMA.to_owned())
+    }
+
+    fn open(request: Request<Details>) -> Result<Self, Error> {
+        let details = request.details;
+        let urls = details.opcua_discovery_method.standard.and_then(|standard| standard.discovery_urls);
+        let urls = urls.unwrap_or_else(|| vec!["opc.tcp://localhost:4840/".to_owned()]);
+        if urls.is_empty() || urls.len() > MOST_URLS {
+            return Err(Error::InvalidDetails(format!(
+                "discoveryUrls: there are {}, 1 to {MOST_URLS} can be asked",
+                urls.len()
+            )));
+        }
+        let endpoint = |url: String| match url::place(&url) {
+            Some(place) => Ok(Endpoint { url, place, last: None, missed: 0 }),
+            None => Err(Error::InvalidDetails(format!(
+                "discoveryUrls: {url:?} is no URL of OPC UA by TCP; expected one as opc.tcp://10.0.0.1:4840/"
+            ))),
+        };
+        Ok(Self {
+            endpoints: urls.into_iter().map(endpoint).collect::<Result<_, _>>()?,
+            filter: details.application_names,
+            kinds: details.application_types,
+            resolve: details.resolve,
+            interval: Duration::from_secs_f64(details.interval),
+            missed_polls: details.missed_polls,
+            names: BTreeMap::new(),
+        })
+    }
+
+    fn step(&mut self) -> Result<Step, Error> {
+        let mut notes = self.poll();
+        if self.endpoints.iter().all(|endpoint| endpoint.last.is_none() && endpoint.missed <= self.missed_polls) {
+            // There may be all of the servers that were there before.
+            return Err(Error::Unavailable(text(&notes)));
+        }
+        notes.extend(self.look_up());
+        let mut found = BTreeSet::new();
+        for endpoint in &self.endpoints {
+            let applications = endpoint.last.iter().flatten().filter(|application| self.is_wanted(application));
+            for url in applications.filter_map(|application| url::of_application(&application.urls)) {
+                found.insert(self.url(endpoint, url));
+            }
+        }
+        let device = |url: &String| Device::new(url).property(URL, url);
+        let step = Step::devices(found.iter().map(device).collect()).wake_after(self.interval);
+        Ok(if notes.is_empty() { step } else { step.note(text(&notes)) })
+    }
+}
+
+impl Opcua {
+    /// Asks all endpoints; says which of them did not answer, and why.
+    fn poll(&mut self) -> Vec<String> {
+        let turns = u32::try_from(self.endpoints.len().div_ceil(tcp::AT_ONCE)).unwrap_or(u32::MAX).max(1);
+        let peer = |endpoint: &Endpoint| endpoint.place.peer.clone();
+        let talks = self.endpoints.iter().map(|endpoint| (peer(endpoint), FindServers::new(&endpoint.url)));
+        let answers = tcp::talk(talks.collect(), TIMEOUT.min(ALL / turns));
+        let mut failed = Vec::new();
+        for (endpoint, answer) in self.endpoints.iter_mut().zip(answers) {
+            let said = answer.map_err(|error| error.to_string());
+            match said.and_then(|found| found.map_err(|why| format!("{}: {why}", endpoint.url))) {
+                Ok(applications) => (endpoint.last, endpoint.missed) = (Some(applications), 0),
+                Err(why) => {
+                    failed.push(why);
+                    endpoint.missed = endpoint.missed.saturating_add(1);
+                    if endpoint.missed > self.missed_polls {
+                        endpoint.last = None;
+                    }
+                }
+            }
+        }
+        failed
+    }
+
+    fn is_wanted(&self, application: &Application) -> bool {
+        let passes = |filter: &FilterList| {
+            let is_item = filter.items.iter().any(|item| item.0 == application.name);
+            is_item == (filter.action == Action::Include)
+        };
+        self.kinds.contains(&application.kind) && self.filter.as_ref().is_none_or(passes)
+    }
+
+    /// Looks up the names of servers that are not known yet; says which look-ups are not granted.
+    fn look_up(&mut self) -> Vec<String> {
+        if self.resolve == Resolve::Never {
+            return Vec::new();
+        }
+        for (_, polls) in self.names.values_mut() {
+            *polls = polls.saturating_sub(1);
+        }
+        let wanted = self.endpoints.iter().flat_map(|endpoint| endpoint.last.iter().flatten());
+        let wanted = wanted.filter(|application| self.is_wanted(application));
+        let hosts = wanted.filter_map(|application| url::of_application(&application.urls)).filter_map(url::place);
+        let hosts: BTreeSet<_> = hosts.map(|place| place.peer.host).collect();
+        self.names.retain(|name, _| hosts.contains(name));
+        let due = |host: &&String| self.names.get(*host).is_none_or(|(_, polls)| *polls == 0);
+        let due: Vec<_> = hosts.iter().filter(due).cloned().collect();
+        let mut denied = Vec::new();
+        for (host, found) in due.iter().zip(tcp::look_up(&due, NAMES)) {
+            match found {
+                Ok(addresses) => {
+                    self.names.insert(host.clone(), (!addresses.is_empty(), REMEMBERED));
+                }
+                Err(error) => {
+                    let (why, is_final) = match error {
+                        tcp::LookUpError::Denied(error) => (Some(error.to_string()), true),
+                        tcp::LookUpError::NotFound(_) => (None, true),
+                        tcp::LookUpError::Unavailable(_) => (None, false),
+                    };
+                    denied.extend(why);
+                    // What was known stays for as long as nobody knows better.
+                    let known = self.names.get(host).is_some_and(|(leads, _)| *leads);
+                    self.names.insert(host.clone(), (known && !is_final, if is_final { REMEMBERED } else { 1 }));
+                }
+            }
+        }
+        denied
+    }
+
+    fn url(&self, endpoint: &Endpoint, of_server: &str) -> String {
+        let leads = |place: Place| self.names.get(&place.peer.host).is_some_and(|(leads, _)| *leads);
+        match self.resolve == Resolve::Never || url::place(of_server).is_some_and(leads) {
+            true => of_server.to_owned(),
+            false => url::by_endpoint(&endpoint.url, of_server),
+        }
+    }
+}
+
+/// What a note says of several troubles.
+fn text(troubles: &[String]) -> String {
+    let named: Vec<_> = troubles.iter().take(MOST_NAMED).map(String::as_str).collect();
+    match troubles.len().saturating_sub(MOST_NAMED) {
+        0 => named.join("; "),
+        more => format!("{}; and {more} more", named.join("; ")),
+    }
+}
+
+handler!(Opcua);
