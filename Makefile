@@ -2,13 +2,15 @@
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
 COMPONENT_TARGET := wasm32-wasip2
-COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package http --package onvif --package opcua --package udev --package workload
+COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package http --package onvif --package opcua --package udev --package workload --package zeroconf
 # Where cargo builds, which is not always `target`: CARGO_TARGET_DIR, or a user's configuration.
 TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test differential bench guests build check docs deny toolchain programs workload
+.PHONY: help quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
+# Where programs of others are installed: the user's cache.
+CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akri-krustlet
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,16 +19,34 @@ quickstart: guests build ## build everything, run a node with a WebAssembly hand
 	@PROGRAM=$$($(TARGET_DIR))/debug/akri-krustlet \
 		GUESTS=$$(cd wasm-handlers && $(TARGET_DIR))/$(GUEST_TARGET)/release manifests/standalone/quickstart
 
-test: guests workload programs ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
+test: guests workload programs test-peers ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
-	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --package http --package onvif --package opcua --package udev --target $(HOST)
+	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --package http --package onvif --package opcua --package udev --package zeroconf --target $(HOST)
+
+# Servers and cameras that tests talk to, from PyPI; without Python those tests say that they are skipped.
+test-peers: $(CACHE)/peers/installed
+$(CACHE)/peers/installed: provider/cli/tests/peers/requirements.txt
+	@if command -v python3 >/dev/null; then \
+		python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet --disable-pip-version-check --requirement $< && touch $@; \
+	else echo "python3 is missing: tests that talk to programs in it are skipped" >&2; fi
+
+interop: guests ## build and run handlers in Python and JavaScript (needs python3 and npm)
+	python3 -m venv $(CACHE)/python
+	$(CACHE)/python/bin/pip install --quiet --disable-pip-version-check componentize-py==0.25.1
+	npm install --silent --no-save --prefix $(CACHE)/javascript componentize-qjs@0.4.5
+	cd wasm-handlers/examples/python && PYTHONDONTWRITEBYTECODE=1 $(CACHE)/python/bin/componentize-py -d ../../../proto/wit \
+		-w discovery-handler componentize handler -o $(CACHE)/python/handler.wasm
+	cd wasm-handlers/examples/javascript && $(CACHE)/javascript/node_modules/.bin/componentize-qjs --wit ../../../proto/wit --js handler.js \
+		-n discovery-handler --sync --opt-size -o $(CACHE)/javascript/handler.wasm
+	HANDLER_IN_PYTHON=$(CACHE)/python/handler.wasm HANDLER_IN_JAVASCRIPT=$(CACHE)/javascript/handler.wasm \
+		$(CARGO) test --workspace --test interop
 
 differential: guests workload programs ## compare this node with a real kubelet, pod by pod (needs root)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --package akri-krustlet --test differential -- --nocapture
 
 # `make bench -- peers` measures one part only, and writes nothing.
-PARTS := discovery cluster pods devices akri peers
+PARTS := discovery typed cluster pods devices akri peers
 .PHONY: $(PARTS)
 $(PARTS):
 	@$(if $(filter bench,$(MAKECMDGOALS)),:,$(MAKE) --no-print-directory bench -- $@)

@@ -159,10 +159,10 @@ async fn a_hostile_server_and_a_greedy_guest_are_bounded() {
         at("http", "/devices/silent"),
         at("http", "/devices/large"),
         "long-words".to_owned(),
-        at("many-requests 100", "/devices/1"),
+        at("many-requests 300", "/devices/1"),
     ];
     let found = outcomes(&node, "greedy", &tries).await;
-    assert_eq!(found, ["Timeout", "Timeout", "TooLong", "[false, false, false, false]", "100 answered"]);
+    assert_eq!(found, ["Timeout", "Timeout", "TooLong", "[false, false, false, false]", "300 answered"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let rules = format!("http http://{}", silent.local_addr().unwrap());
     let mut pod = HandlerPod::typed("keeps", "keeps", "typed-misbehave");

@@ -2,14 +2,17 @@
 
 use crate::details::{ListDetails, headers};
 use crate::{ENDPOINT, MARK};
-use akri_handler::http::{Answer, Call};
-use akri_handler::{Device, Error, Properties, Step};
+use akri_handler::http::{Answer, Call, without_secrets};
+use akri_handler::{Device, Error, Properties, Step, time};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Redirects that are followed.
 const MOST_REDIRECTS: usize = 3;
+/// How long one request may take, and all redirects together: a step has 10 s.
+const ONE: Duration = Duration::from_secs(5);
+const ALL: Duration = Duration::from_secs(8);
 /// Largest list, in bytes.
 const MOST: usize = 4 << 20;
 
@@ -32,6 +35,8 @@ pub struct List {
     form: Form,
     /// What the server calls the list that was read last, as it wants it back.
     version: Vec<(String, String)>,
+    /// What is wrong with it.
+    note: Option<String>,
 }
 
 impl List {
@@ -58,16 +63,17 @@ impl List {
             false => Form::Lines,
         };
         let interval = Duration::from_secs_f64(details.interval);
-        Ok(Self { url: details.url, headers, interval, form, version: Vec::new() })
+        Ok(Self { url: details.url, headers, interval, form, version: Vec::new(), note: None })
     }
 
     pub fn step(&mut self) -> Result<Step, Error> {
         let answer = self.ask()?;
         if answer.status == 304 {
-            return Ok(Step::unchanged().wake_after(self.interval));
+            let step = Step::unchanged().wake_after(self.interval);
+            return Ok(self.note.iter().fold(step, |step, note| step.note(note)));
         }
         if answer.status != 200 {
-            return Err(Error::Unavailable(format!("{}: the answer has status {}", shown(&self.url), answer.status)));
+            return Err(self.unreadable(&format!("the answer has status {}", answer.status)));
         }
         let text = String::from_utf8_lossy(&answer.body);
         let (devices, note) = match &self.form {
@@ -76,41 +82,43 @@ impl List {
                 json(&text, items, id.as_deref(), properties).map_err(|why| self.unreadable(&why))?
             }
         };
-        self.version = version(&answer);
         let step = Step::devices(devices).wake_after(self.interval);
-        Ok(match note {
-            Some(note) => step.note(note),
-            None => step,
-        })
+        let step = note.into_iter().fold(step, Step::note);
+        // What is said of this list holds until there is another one.
+        (self.version, self.note) = (version(&answer), step.note.clone());
+        Ok(step)
     }
 
     /// The answer at the end of all redirects.
     fn ask(&self) -> Result<Answer, Error> {
+        let until = time::now() + ALL;
         let mut call = Call::get(&self.url).most(MOST);
         call.headers = self.headers.iter().chain(&self.version).cloned().collect();
-        for _ in 0..=MOST_REDIRECTS {
-            let answer = call.clone().send()?;
+        for redirects in 0..=MOST_REDIRECTS {
+            call.timeout = ONE.min(until.saturating_sub(time::now()));
+            let answer = call.clone().send().map_err(|error| match redirects {
+                0 => Error::from(error),
+                // What a server says is not the Configuration's fault.
+                _ => self.unreadable(&format!("it redirects to {error}")),
+            })?;
             match call.redirected(&answer) {
                 Some(next) => call = next,
                 None => return Ok(answer),
             }
         }
-        Err(Error::Unavailable(format!("{}: it redirects more than {MOST_REDIRECTS} times", shown(&self.url))))
+        Err(self.unreadable(&format!("it redirects more than {MOST_REDIRECTS} times")))
     }
 
     fn unreadable(&self, why: &str) -> Error {
-        Error::Unavailable(format!("{}: {why}", shown(&self.url)))
+        Error::Unavailable(format!("{}: {why}", without_secrets(&self.url)))
     }
-}
-
-/// A URL without its query, which may have secrets.
-fn shown(url: &str) -> &str {
-    url.split('?').next().unwrap_or_default()
 }
 
 /// What makes the next request one for changes only.
 fn version(answer: &Answer) -> Vec<(String, String)> {
-    let of = |name: &str, wanted: &str| answer.header(name).map(|value| (wanted.to_owned(), value.to_owned()));
+    // One that is longer than anybody needs is not sent back.
+    let value = |name: &str| answer.header(name).filter(|value| value.len() <= 1024);
+    let of = |name: &str, wanted: &str| value(name).map(|value| (wanted.to_owned(), value.to_owned()));
     let (tag, date) = (of("etag", "if-none-match"), of("last-modified", "if-modified-since"));
     tag.or(date).into_iter().collect()
 }

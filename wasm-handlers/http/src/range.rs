@@ -35,7 +35,10 @@ pub struct Range {
     began: Duration,
     /// URLs that answered, and how many rounds ago.
     found: BTreeMap<String, u32>,
-    denied: Option<String>,
+    /// What is not granted, in this round and in the one before.
+    denied: (Option<String>, Option<String>),
+    /// All places have been asked, ever.
+    is_complete: bool,
 }
 
 impl Range {
@@ -64,7 +67,8 @@ impl Range {
             next: 0,
             began: time::now(),
             found: BTreeMap::new(),
-            denied: None,
+            denied: (None, None),
+            is_complete: false,
         })
     }
 
@@ -79,7 +83,7 @@ impl Range {
                 Ok(answer) if self.is_one(&answer) => {
                     self.found.insert(url, 0);
                 }
-                Err(error) if error.kind == ErrorKind::Denied => self.denied = Some(error.to_string()),
+                Err(error) if error.kind == ErrorKind::Denied => self.denied.0 = Some(error.to_string()),
                 _ => {
                     if let Some(rounds) = self.found.get_mut(&url) {
                         *rounds += 1;
@@ -95,13 +99,17 @@ impl Range {
             rest = rest.max(self.interval.saturating_sub(time::now().saturating_sub(self.began)));
             self.next = 0;
             self.began = time::now() + rest;
+            self.is_complete = true;
+            self.denied = (None, self.denied.0.take());
         }
         let device = |url: &String| Device::new(url).property(MARK.0, MARK.1).property(ENDPOINT, url);
-        let step = Step::devices(self.found.keys().map(device).collect()).wake_after(rest);
-        Ok(match self.denied.take() {
-            Some(denied) => step.note(denied),
-            None => step,
-        })
+        let step = match self.is_complete {
+            true => Step::devices(self.found.keys().map(device).collect()),
+            // The rest may be those that were there before a restart.
+            false => Step::unchanged(),
+        };
+        let denied = self.denied.0.as_ref().or(self.denied.1.as_ref());
+        Ok(denied.into_iter().fold(step.wake_after(rest), |step, denied| step.note(denied)))
     }
 
     fn is_one(&self, answer: &Answer) -> bool {
@@ -121,7 +129,7 @@ impl Range {
     }
 
     fn call(&self, url: &str) -> Call {
-        let mut call = Call::get(url).timeout(TIMEOUT).most(MOST);
+        let mut call = Call::get(url).timeout(TIMEOUT).cut(MOST);
         call.headers.clone_from(&self.headers);
         call
     }

@@ -1,6 +1,9 @@
 //! The cameras that are there: who has answered, who has been missing for how long, and what their services say.
+//!
+//! Whoever is on the network can send what a camera sends. So nothing that is said takes a camera away or makes it another one: only
+//! its own service does, by not answering.
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credential, Credentials};
 use crate::details::{Details, Identity, alike, passes};
 use crate::device_service::{self, Interfaces};
 use crate::discovery::Match;
@@ -9,22 +12,29 @@ use akri_handler::{Device, Properties, time};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long services are asked in one step; those that had no turn have it at the next.
-const ASKING: Duration = Duration::from_secs(5);
+/// A service that has not answered is asked again after that time, so often.
+const AGAIN: Duration = Duration::from_secs(2);
+const MOST_TRIES: u32 = 3;
 /// What a service says of itself is asked for again after so many probes that it has answered.
 const RENEWED: u32 = 6;
-/// Most services that are kept.
-const MOST_SERVICES: usize = 4096;
-/// Most troubles that a note names.
-const MOST_NAMED: usize = 8;
+/// Most services that are kept, and of one host.
+const MOST_SERVICES: usize = 1024;
+const MOST_OF_HOST: usize = 8;
 
 /// A camera's service at one of its URLs.
+#[derive(Default)]
 struct Service {
     uuid: String,
     scopes: Vec<String>,
-    /// Its turn has come: it has answered a probe, or said hello.
-    due: bool,
-    /// It has answered for itself, ever.
+    /// From when on it is to be asked: it has answered a probe or said something, and not been asked since.
+    due: Option<Duration>,
+    /// How often it was asked without an answer since then.
+    tries: u32,
+    /// It has said bye, and is gone if it does not answer.
+    leaves: bool,
+    /// When it was asked last.
+    asked: Duration,
+    /// It has answered for itself.
     is_alive: bool,
     /// Probes since it was there last.
     missed: u32,
@@ -35,34 +45,54 @@ struct Service {
     denied: Option<String>,
 }
 
+impl Service {
+    /// It has not answered.
+    fn try_again(&mut self) {
+        self.tries += 1;
+        self.due = (self.tries < MOST_TRIES).then(|| time::now() + AGAIN);
+    }
+}
+
 pub struct Cameras {
     details: Details,
     credentials: Credentials,
     /// By their URLs.
     services: BTreeMap<String, Service>,
+    /// Hosts at which the names and passwords of uuids were right: they go nowhere else.
+    known_by: BTreeMap<String, String>,
 }
 
 impl Cameras {
     pub fn new(details: Details, properties: &Properties) -> Self {
-        Self { details, credentials: Credentials::new(properties), services: BTreeMap::new() }
+        let credentials = Credentials::new(properties);
+        Self { details, credentials, services: BTreeMap::new(), known_by: BTreeMap::new() }
     }
 
     pub fn has_said_hello(&mut self, camera: Match) {
         self.is_there(camera);
     }
 
+    /// Anybody can say so of anybody: it is gone if its service is.
     pub fn has_said_bye(&mut self, uuid: &str) {
-        self.services.retain(|_, service| service.uuid != uuid);
+        for service in self.services.values_mut().filter(|service| service.uuid == uuid) {
+            (service.leaves, service.tries, service.due) = (true, 0, Some(time::now() + AGAIN));
+        }
     }
 
     /// Those who have answered a probe, and so who has not.
     pub fn have_answered(&mut self, found: Vec<Match>) {
         for service in self.services.values_mut() {
-            service.missed = service.missed.saturating_add(1);
+            // One that had no turn since it answered last has missed nothing.
+            if service.due.is_none() || service.tries > 0 {
+                service.missed = service.missed.saturating_add(1);
+            }
         }
         found.into_iter().for_each(|camera| self.is_there(camera));
         let most = self.details.missed_probes;
-        self.services.retain(|_, service| service.missed <= most);
+        for service in self.services.values_mut() {
+            service.is_alive &= service.missed <= most;
+        }
+        self.services.retain(|_, service| service.missed <= most || service.due.is_some());
     }
 
     fn is_there(&mut self, camera: Match) {
@@ -73,41 +103,48 @@ impl Cameras {
             return;
         }
         for url in camera.urls {
-            if self.services.len() >= MOST_SERVICES && !self.services.contains_key(&url) {
+            if !self.services.contains_key(&url) && !self.has_room_for(&url) {
                 continue;
             }
-            let service = self.services.entry(url).or_insert_with(|| Service {
-                uuid: String::new(),
-                scopes: Vec::new(),
-                due: false,
-                is_alive: false,
-                missed: 0,
-                interfaces: None,
-                believed: 0,
-                trouble: None,
-                denied: None,
-            });
+            let service = self.services.entry(url).or_default();
+            // A service that is there keeps its uuid, whoever else claims it.
+            if service.is_alive && service.uuid != camera.uuid {
+                continue;
+            }
             if service.uuid != camera.uuid || service.scopes != camera.scopes {
                 (service.uuid, service.scopes, service.believed) = (camera.uuid.clone(), camera.scopes.clone(), 0);
             }
-            service.due = true;
+            (service.due, service.tries) = (Some(time::now()), 0);
         }
     }
 
-    pub fn are_all_asked(&self) -> bool {
-        self.services.values().all(|service| !service.due)
+    /// Whether there is room for a service, if need be that of a stranger.
+    fn has_room_for(&mut self, url: &str) -> bool {
+        let host = host(url);
+        if self.services.keys().filter(|known| self::host(known) == host).count() >= MOST_OF_HOST {
+            return false;
+        }
+        if self.services.len() >= MOST_SERVICES {
+            let stranger = self.services.iter().find(|(_, service)| !service.is_alive).map(|(url, _)| url.clone());
+            return stranger.is_some_and(|stranger| self.services.remove(&stranger).is_some());
+        }
+        true
     }
 
-    /// Asks the services that are due whether they are there, and what their network is.
-    pub fn ask(&mut self) {
-        let until = time::now() + ASKING;
-        // Those that are known first: nobody is lost for the sake of strangers.
-        let due = |known: bool| {
-            let is_it = move |(_, service): &(&String, &Service)| service.due && service.is_alive == known;
-            self.services.iter().filter(is_it).map(|(url, _)| url.clone()).collect::<Vec<_>>()
-        };
-        let turns: Vec<_> = [due(true), due(false)].concat();
-        for urls in turns.chunks(AT_ONCE) {
+    /// When services want to be asked, if some do.
+    pub fn wants(&self) -> Option<Duration> {
+        self.services.values().filter_map(|service| service.due).min()
+    }
+
+    /// Asks the services that are due whether they are there, and what their network is, for as long as there is time.
+    pub fn ask(&mut self, until: Duration) {
+        let now = time::now();
+        let due = self.services.iter().filter(|(_, service)| service.due.is_some_and(|due| due <= now));
+        let mut due: Vec<_> = due.map(|(url, service)| (!service.is_alive, service.asked, url.clone())).collect();
+        // Those that are known first, and of those who has waited longest: nobody is lost for the sake of strangers.
+        due.sort_unstable();
+        let urls: Vec<_> = due.into_iter().map(|(.., url)| url).collect();
+        for urls in urls.chunks(AT_ONCE) {
             if time::now() >= until {
                 break;
             }
@@ -120,20 +157,32 @@ impl Cameras {
         let mut curious = Vec::new();
         for (url, answer) in urls.iter().zip(answers) {
             let Some(service) = self.services.get_mut(url) else { continue };
-            service.due = false;
+            (service.due, service.asked) = (None, time::now());
             match answer {
                 Ok(answer) if device_service::is_alive(&answer) => {
                     (service.is_alive, service.missed, service.denied) = (true, 0, None);
+                    if service.leaves {
+                        // It may be about to go: a camera says bye before it does.
+                        service.try_again();
+                        service.leaves = service.due.is_some();
+                    }
                     service.believed = service.believed.saturating_sub(1);
                     if service.believed == 0 {
                         curious.push((url.clone(), device_service::clock_ahead(&answer).unwrap_or(0)));
                     }
                 }
+                _ if service.leaves => {
+                    self.services.remove(url);
+                }
                 Err(error) if error.kind == ErrorKind::Denied => service.denied = Some(error.to_string()),
-                _ => {}
+                _ => service.try_again(),
             }
         }
-        let credential = |url: &String| self.services.get(url).and_then(|service| self.credentials.of(&service.uuid));
+        self.ask_for_interfaces(&curious);
+    }
+
+    fn ask_for_interfaces(&mut self, curious: &[(String, i64)]) {
+        let credential = |url: &String| self.credential(url);
         let calls = curious.iter().map(|(url, ahead)| device_service::network_interfaces(url, credential(url), *ahead));
         let mut answers = send_all(calls.collect());
         // Those that want HTTP's digest are asked once more.
@@ -150,14 +199,20 @@ impl Cameras {
             answers[at] = answer;
         }
         for ((url, _), answer) in curious.iter().zip(answers) {
+            let has_password = self.credential(url).is_some();
             let Some(service) = self.services.get_mut(url) else { continue };
-            let has_password = self.credentials.of(&service.uuid).is_some();
-            match answer.ok().as_ref().and_then(device_service::interfaces) {
+            match answer.as_ref().ok().and_then(device_service::interfaces) {
                 Some(interfaces) => {
                     (service.interfaces, service.believed, service.trouble) = (Some(interfaces), RENEWED, None);
+                    if has_password {
+                        self.known_by.entry(service.uuid.clone()).or_insert_with(|| host(url).to_owned());
+                    }
                 }
-                // What it said before stays; it is asked again with the next probe.
+                // What it said before stays.
                 None => {
+                    if answer.is_err() && !service.leaves {
+                        service.try_again();
+                    }
                     service.trouble = Some(match has_password {
                         true => {
                             "does not tell its network interfaces, with the name and password that the Configuration has for it"
@@ -171,8 +226,17 @@ impl Cameras {
         }
     }
 
+    /// The name and password for a service: where they were right before, and where ONVIF has its services.
+    fn credential(&self, url: &str) -> Option<&Credential> {
+        let uuid = &self.services.get(url)?.uuid;
+        let is_its = self.known_by.get(uuid).is_none_or(|known| known == host(url));
+        let path = url.split("://").nth(1).and_then(|rest| rest.find('/').map(|at| &rest[at..]));
+        let is_service = path.is_some_and(|path| path.starts_with("/onvif/"));
+        self.credentials.of(uuid).filter(|_| is_its && is_service)
+    }
+
     pub fn devices(&self) -> Vec<Device> {
-        let mut devices = BTreeMap::new();
+        let mut devices = Vec::<Device>::new();
         for (url, service) in &self.services {
             let of = |part: fn(&Interfaces) -> &str| service.interfaces.as_ref().map(part);
             let (ip, mac) = (of(|interfaces| &interfaces.ip), of(|interfaces| &interfaces.mac));
@@ -196,22 +260,22 @@ impl Cameras {
                 device = device.property("ONVIF_DEVICE_IP_ADDRESS", ip).property("ONVIF_DEVICE_MAC_ADDRESS", mac);
             }
             // By its uuid, a camera is known once: by the first of its URLs.
-            devices.entry(id).or_insert(device);
+            if !devices.iter().any(|known| known.id == id) {
+                devices.push(device);
+            }
         }
-        devices.into_values().collect()
+        devices
     }
 
     /// What the operator should know.
-    pub fn notes(&self) -> Option<String> {
+    pub fn troubles(&self) -> Vec<String> {
         let denied = self.services.values().filter_map(|service| service.denied.clone());
         let troubled = self.services.iter().filter(|(_, service)| service.is_alive);
-        let troubled = troubled.filter_map(|(url, service)| service.trouble.map(|why| format!("{url} {why}")));
-        let troubles: Vec<_> = denied.chain(troubled).collect();
-        let named = troubles.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
-        match troubles.len() {
-            0 => None,
-            count if count > MOST_NAMED => Some(format!("{named}; and {} more", count - MOST_NAMED)),
-            _ => Some(named),
-        }
+        denied.chain(troubled.filter_map(|(url, service)| service.trouble.map(|why| format!("{url} {why}")))).collect()
     }
+}
+
+/// The host and port of a URL.
+fn host(url: &str) -> &str {
+    url.split('/').nth(2).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! What a Configuration says.
 
-use akri_handler::Text;
+use akri_handler::{Action, FilterList};
 
 /// What the node checks before it asks.
 pub const SCHEMA: &str = r##"{
@@ -19,7 +19,7 @@ pub const SCHEMA: &str = r##"{
         "macAddresses": {"$ref": "#/$defs/filter"},
         "scopes": {"$ref": "#/$defs/filter"},
         "uuids": {"$ref": "#/$defs/filter"},
-        "discoveryTimeoutSeconds": {"type": "integer", "minimum": 0, "maximum": 8},
+        "discoveryTimeoutSeconds": {"type": "integer", "minimum": 0},
         "interval": {"type": "number", "minimum": 1, "maximum": 86400},
         "missedProbes": {"type": "integer", "minimum": 0, "maximum": 1000},
         "identity": {"enum": ["url", "uuid"]}
@@ -67,30 +67,14 @@ pub enum Identity {
     Uuid,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-enum Action {
-    #[default]
-    Include,
-    Exclude,
-}
-
-/// Which cameras pass.
-#[derive(Debug, serde::Deserialize)]
-pub struct FilterList {
-    items: Vec<Text>,
-    #[serde(default)]
-    action: Action,
-}
-
 /// Whether a camera passes a filter by what is known of it; one of which nothing is known passes only where nothing is asked.
 pub fn passes(filter: Option<&FilterList>, known: Option<&[&str]>, is_same: impl Fn(&str, &str) -> bool) -> bool {
-    let Some(filter) = filter else { return true };
-    if filter.items.is_empty() && filter.action == Action::Exclude {
-        return true;
+    match (filter, known) {
+        (None, _) => true,
+        (Some(filter), _) if filter.items.is_empty() && filter.action == Action::Exclude => true,
+        (Some(_), None) => false,
+        (Some(filter), Some(known)) => filter.passes(known, is_same),
     }
-    let Some(known) = known else { return false };
-    let is_item = filter.items.iter().any(|item| known.iter().any(|known| is_same(known, &item.0)));
-    is_item == (filter.action == Action::Include)
 }
 
 /// Whether two are the same but for upper and lower case.

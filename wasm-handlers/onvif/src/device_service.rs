@@ -8,11 +8,14 @@ use akri_handler::{random, time};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest as _, Sha1};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// How long a camera may take to answer, and how much.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const MOST: usize = 64 << 10;
+/// How far a camera's clock may be ahead, in seconds; it may be behind as far as it likes, for many are never set.
+const MOST_AHEAD: i64 = 86_400;
 
 /// What a camera says of its network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +59,9 @@ pub fn clock_ahead(answer: &Answer) -> Option<i64> {
     let is_date = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
     let is_time = (0..24).contains(&hour) && (0..60).contains(&minute) && (0..=60).contains(&second);
     let at = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-    (is_date && is_time).then(|| at - i64::try_from(time::wall_clock().as_secs()).unwrap_or(i64::MAX))
+    let ahead = at - i64::try_from(time::wall_clock().as_secs()).unwrap_or(i64::MAX);
+    // Whoever says that it is far in the future wants what is sent to be of use for long.
+    (is_date && is_time && ahead < MOST_AHEAD).then_some(ahead)
 }
 
 /// Days since 1970-01-01 of a date of the Gregorian calendar.
@@ -124,10 +129,15 @@ pub fn interfaces(answer: &Answer) -> Option<Interfaces> {
     let interfaces = || response.children.iter().filter(|child| child.name == "NetworkInterfaces");
     let address_of = |interface: &Element| {
         let config = interface.at(&["IPv4", "Config"])?;
-        config.children.iter().find_map(|kind| kind.child("Address")).map(|address| address.text.clone())
+        let addresses = config.children.iter().filter_map(|kind| kind.child("Address"));
+        addresses.map(|address| &address.text).find(|text| text.parse::<IpAddr>().is_ok()).cloned()
+    };
+    let is_mac = |text: &&String| {
+        (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit() || b":-.".contains(&byte))
     };
     let ip = interfaces().find_map(address_of)?;
-    let mac = interfaces().find_map(|interface| interface.at(&["Info", "HwAddress"])).map(|mac| mac.text.clone())?;
+    let macs = interfaces().filter_map(|interface| interface.at(&["Info", "HwAddress"])).map(|mac| &mac.text);
+    let mac = macs.into_iter().find(is_mac)?.clone();
     Some(Interfaces { ip, mac })
 }
 

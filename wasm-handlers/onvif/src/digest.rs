@@ -7,6 +7,9 @@ use sha1::Digest as _;
 use sha2::Sha256;
 use std::collections::BTreeMap;
 
+/// Longest parameter of a challenge, in bytes: it is sent back.
+const MOST_PARAMETER: usize = 512;
+
 /// The `Authorization` of a request that is asked for by these challenges; none if none of them is one of digest that is known.
 pub fn authorization<'a>(
     challenges: impl Iterator<Item = &'a str>,
@@ -25,6 +28,9 @@ pub fn authorization<'a>(
     });
     // The first is the one that the server likes best.
     let (of, hash) = known.into_iter().next()?;
+    if of.values().any(|value| value.len() > MOST_PARAMETER) {
+        return None;
+    }
     let (realm, nonce) = (of.get("realm")?, of.get("nonce")?);
     let by_qop = of.get("qop").map(|qop| qop.split(',').any(|one| one.trim().eq_ignore_ascii_case("auth")));
     let user = hash(&format!("{}:{realm}:{}", credential.name, credential.password));

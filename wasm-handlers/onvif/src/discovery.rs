@@ -20,12 +20,21 @@ const LEAST_WINDOW: Duration = Duration::from_millis(1500);
 /// A probe is sent again after that time, for datagrams get lost.
 const REPEATED: Duration = Duration::from_millis(200);
 
-/// Most cameras of one round, and of one sender: others on the network have their places, too.
+/// Most cameras of one round, and of one sender: others on the network have their places, too. Most datagrams of one sender.
 const MOST_MATCHES: usize = 2048;
 const MOST_OF_ONE: usize = 16;
-/// Most URLs of one camera, and longest one.
+const MOST_DATAGRAMS: usize = 256;
+/// Most URLs of one answer, of one camera by all its answers, and longest one.
 const MOST_URLS: usize = 4;
+const MOST_MERGED: usize = 8;
 const MOST_URL: usize = 512;
+/// Most scopes of one camera, and longest scope and uuid.
+const MOST_SCOPES: usize = 32;
+const MOST_SCOPE: usize = 256;
+const MOST_UUID: usize = 128;
+
+/// How many datagrams, and how many cameras in them, came from whom.
+pub type Senders = BTreeMap<IpAddr, (usize, usize)>;
 
 /// A camera, as it says itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +45,16 @@ pub struct Match {
     pub urls: Vec<String>,
 }
 
+impl Match {
+    fn add(&mut self, urls: Vec<String>) {
+        for url in urls {
+            if self.urls.len() < MOST_MERGED && !self.urls.contains(&url) {
+                self.urls.push(url);
+            }
+        }
+    }
+}
+
 /// What a camera tells everybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Announcement {
@@ -44,9 +63,9 @@ pub enum Announcement {
     Bye(String),
 }
 
-/// Asks on every link that carries multicast, and gathers what is answered within the window. The reason is why nothing could be
-/// asked anywhere.
-pub fn probe(window: Duration) -> Result<Vec<Match>, String> {
+/// Asks on every link that carries multicast, and gathers what is answered within the window; with why a link could not be asked on.
+/// The error is why none could.
+pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     let until = time::now() + window.max(LEAST_WINDOW);
     let mut failed = None;
     let mut sockets = Vec::new();
@@ -64,17 +83,25 @@ pub fn probe(window: Duration) -> Result<Vec<Match>, String> {
     }
     let all: Vec<_> = sockets.iter().collect();
     let again = time::now() + REPEATED;
-    let (mut found, mut of_sender) = (BTreeMap::new(), BTreeMap::<IpAddr, usize>::new());
+    let mut found = Vec::<Match>::new();
+    let mut of_sender = Senders::new();
     let mut gather = |until: Duration| {
         while let Some((_, datagram)) = udp::receive(&all, until) {
-            let sender = of_sender.entry(datagram.from.ip()).or_default();
-            if *sender >= MOST_OF_ONE || found.len() >= MOST_MATCHES {
+            let (datagrams, cameras) = of_sender.entry(datagram.from.ip()).or_default();
+            *datagrams += 1;
+            if *datagrams > MOST_DATAGRAMS {
                 continue;
             }
             for camera in matches(&datagram.payload) {
-                // Each answers twice, to each question.
-                if found.insert(camera.uuid.clone(), camera).is_none() {
-                    *sender += 1;
+                let has_room = *cameras < MOST_OF_ONE && found.len() < MOST_MATCHES;
+                match found.iter_mut().find(|known| known.uuid == camera.uuid) {
+                    // Each answers twice, to each question, and on each of its links with other addresses. Nobody takes any away.
+                    Some(known) => known.add(camera.urls),
+                    None if has_room => {
+                        *cameras += 1;
+                        found.push(camera);
+                    }
+                    None => {}
                 }
             }
         }
@@ -84,7 +111,7 @@ pub fn probe(window: Duration) -> Result<Vec<Match>, String> {
         let _ = ask(socket);
     }
     gather(until);
-    Ok(found.into_values().collect())
+    Ok((found, failed.map(|why| format!("a network link is not probed: {why}"))))
 }
 
 /// An address on each link that may be asked on.
@@ -121,10 +148,13 @@ pub fn matches(payload: &[u8]) -> Vec<Match> {
 /// What was said to the group, if it is about a camera. Other devices have other types, and their addresses are not asked.
 pub fn announcement(payload: &[u8]) -> Option<Announcement> {
     let document = xml::read(payload)?;
+    // Printers and computers have a type `Device` of another namespace; scopes of ONVIF are its devices' only.
     let is_camera = |hello: &Element| {
-        let types = hello.child("Types").map(|types| types.text.as_str()).unwrap_or_default();
-        let is_one = |name: &str| matches!(name.rsplit(':').next(), Some("NetworkVideoTransmitter" | "Device"));
-        types.split_whitespace().any(is_one)
+        let has = |name: &str, is_one: &dyn Fn(&str) -> bool| {
+            hello.child(name).is_some_and(|child| child.text.split_whitespace().any(is_one))
+        };
+        has("Types", &|name| name.rsplit(':').next() == Some("NetworkVideoTransmitter"))
+            || has("Scopes", &|scope| scope.starts_with("onvif://"))
     };
     if let Some(hello) = document.all("Hello").first() {
         return is_camera(hello).then(|| camera(hello)).flatten().map(Announcement::Hello);
@@ -140,21 +170,27 @@ fn camera(element: &Element) -> Option<Match> {
     let mut urls = words("XAddrs");
     urls.retain(|url| url.len() <= MOST_URL && is_reachable(url));
     urls.truncate(MOST_URLS);
-    Some(Match { uuid: uuid(element)?, scopes: words("Scopes"), urls })
+    let mut scopes = words("Scopes");
+    scopes.retain(|scope| scope.len() <= MOST_SCOPE);
+    scopes.truncate(MOST_SCOPES);
+    Some(Match { uuid: uuid(element)?, scopes, urls })
 }
 
 fn uuid(element: &Element) -> Option<String> {
     let address = &element.at(&["EndpointReference", "Address"])?.text;
     let plain = address.strip_prefix("urn:").unwrap_or(address);
     let plain = plain.strip_prefix("uuid:").unwrap_or(plain).to_ascii_lowercase();
-    (!plain.is_empty() && plain.len() <= 256).then_some(plain)
+    let is_plain = plain.bytes().all(|byte| byte.is_ascii_graphic());
+    (!plain.is_empty() && plain.len() <= MOST_UUID && is_plain).then_some(plain)
 }
 
-/// A link-local IPv6 address leads nowhere without the name of its link, which is another one here than at the camera.
+/// A service's URL has a host and a path, in plain letters, and no query: nobody is to have something else called. A link-local IPv6
+/// address leads nowhere without the name of its link, which is another one here than at the camera.
 fn is_reachable(url: &str) -> bool {
     let lower = url.to_ascii_lowercase();
     let rest = lower.strip_prefix("http://").or_else(|| lower.strip_prefix("https://"));
-    rest.is_some_and(|rest| {
+    let is_plain = |rest: &&str| rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#@\\".contains(&byte));
+    rest.filter(is_plain).is_some_and(|rest| {
         !rest.starts_with("[fe8") && !rest.starts_with("[fe9") && !rest.starts_with("[fea") && !rest.starts_with("[feb")
     })
 }

@@ -97,11 +97,16 @@ fn property<'a>(device: &'a Device, name: &str) -> Option<&'a str> {
     device.properties.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
 }
 
-/// A step when it is due.
+/// What is known when the next probe is due, with all that is asked until then.
 fn next(world: &World, onvif: &mut Opened<Onvif>) -> Step {
-    let step = onvif.step().unwrap();
-    world.advance(step.wake_after.unwrap());
-    step
+    loop {
+        let step = onvif.step().unwrap();
+        let rest = step.wake_after.unwrap();
+        world.advance(rest);
+        if rest > Duration::from_secs(2) {
+            return step;
+        }
+    }
 }
 
 #[test]
@@ -210,13 +215,13 @@ fn passwords_are_sent_as_cameras_want_them() {
         Ok(match asked.contains("GetSystemDateAndTime") {
             true => answer(401, date(2001)),
             false if asked.contains("<w:Username>admin<") && asked.contains("<u:Created>2001-02-03T01:02:03Z<") => {
-                answer(200, interfaces("192.0.2.7", "m"))
+                answer(200, interfaces("192.0.2.7", "00-11"))
             }
             false => answer(400, "<fault/>"),
         })
     });
     let step = next(&world, &mut world.open_with::<Onvif>(details, properties).unwrap());
-    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), Some("m"));
+    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), Some("00-11"));
     assert!(calls.borrow().iter().all(|call| !String::from_utf8_lossy(&call.body).contains("secret")));
     // Without one, the camera is there, and the note says what is missing.
     let step = next(&world, &mut world.open::<Onvif>(details).unwrap());
@@ -235,7 +240,7 @@ fn passwords_are_sent_as_cameras_want_them() {
             Some(digest)
                 if digest.contains("username=\"admin\"") && digest.contains("uri=\"/onvif/device_service\"") =>
             {
-                answer(200, interfaces("192.0.2.7", "d"))
+                answer(200, interfaces("192.0.2.7", "00:22"))
             }
             _ => {
                 let mut refused = answer(401, "");
@@ -247,8 +252,39 @@ fn passwords_are_sent_as_cameras_want_them() {
         })
     });
     let step = next(&world, &mut world.open_with::<Onvif>(details, properties).unwrap());
-    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), Some("d"));
+    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), Some("00:22"));
     assert_eq!(calls.borrow().len(), 3);
+}
+
+#[test]
+fn a_camera_that_is_slow_is_asked_again_soon() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 0);
+    let world = world(&cameras);
+    let asked = Rc::new(RefCell::new(Vec::new()));
+    let noted = asked.clone();
+    world.web(move |call| {
+        let is_time = String::from_utf8_lossy(&call.body).contains("GetSystemDateAndTime");
+        noted.borrow_mut().push(is_time);
+        // Every other answer is too late.
+        match (noted.borrow().len() % 2 == 0, is_time) {
+            (false, _) => Err(ErrorKind::Timeout),
+            (true, true) => Ok(answer(200, date(2024))),
+            (true, false) => Ok(answer(200, interfaces("192.0.2.7", "00-11"))),
+        }
+    });
+    let mut onvif = world.open::<Onvif>(r#"{"interval": 3600}"#).unwrap();
+    let soon = Some(Duration::from_secs(2));
+    for _ in 0..2 {
+        let step = onvif.step().unwrap();
+        assert_eq!((&step.devices, step.wake_after), (&None, soon), "the first list waits for those who are slow");
+        world.advance(Duration::from_secs(2));
+    }
+    let step = onvif.step().unwrap();
+    assert_eq!(ids(&step).len(), 1, "its time was told, its interfaces were not");
+    assert_eq!(property(&step.devices.as_ref().unwrap()[0], "ONVIF_DEVICE_MAC_ADDRESS"), None);
+    assert!(step.wake_after > soon, "not for ever");
+    assert_eq!(*asked.borrow(), [true, true, false, true, false]);
 }
 
 #[test]
@@ -258,7 +294,6 @@ fn hello_and_bye_count_at_once() {
     let mut onvif = world.open::<Onvif>("{}").unwrap();
     assert!(ids(&next(&world, &mut onvif)).is_empty());
     world.datagrams();
-    cameras.add("a", "192.0.2.7", 0);
     let says = |text: String| multicast::Datagram {
         from: "192.0.2.7:3702".parse().unwrap(),
         link: "eth0".to_owned(),
@@ -270,19 +305,31 @@ fn hello_and_bye_count_at_once() {
     world.datagram(GROUP.parse().unwrap(), says(hello.clone()));
     assert!(world.wants_step());
     // Not a probe later.
-    let mut early = world.open::<Onvif>("{}").unwrap();
+    let mut early = world.open::<Onvif>(r#"{"interval": 3600}"#).unwrap();
     drop(early.step());
     world.datagrams();
+    cameras.add("a", "192.0.2.7", 0);
     world.datagram(GROUP.parse().unwrap(), says(hello.clone()));
     assert_eq!(ids(&early.step().unwrap()).len(), 1);
     assert!(world.datagrams().is_empty());
+    // Somebody says that it goes, and it does not.
     let bye =
         "<e><b><Bye><EndpointReference><Address>urn:uuid:A</Address></EndpointReference></Bye></b></e>".to_owned();
+    world.datagram(GROUP.parse().unwrap(), says(bye.clone()));
+    for _ in 0..5 {
+        let step = early.step().unwrap();
+        assert_eq!(ids(&step).len(), 1);
+        world.advance(step.wake_after.unwrap().min(Duration::from_secs(2)));
+    }
     cameras.0.take();
     world.datagram(GROUP.parse().unwrap(), says(bye));
+    let step = early.step().unwrap();
+    assert_eq!((ids(&step).len(), step.wake_after), (1, Some(Duration::from_secs(2))));
+    world.advance(Duration::from_secs(2));
     assert!(ids(&early.step().unwrap()).is_empty());
     // A printer is no camera.
-    let printer = hello.replace("dn:NetworkVideoTransmitter", "wprt:PrintDeviceType");
+    let printer =
+        hello.replace("dn:NetworkVideoTransmitter", "wsdp:Device wprt:PrintDeviceType").replace("onvif://", "other://");
     assert_eq!(discovery::announcement(printer.as_bytes()), None);
     assert!(matches!(discovery::announcement(hello.as_bytes()), Some(Announcement::Hello(_))));
 }
@@ -292,7 +339,6 @@ fn what_strangers_send_changes_nothing_for_others() {
     let cameras = Cameras::default();
     cameras.add("a", "192.0.2.7", 300);
     let world = world(&cameras);
-    let known = cameras.clone();
     let fake = |number: u32, uuid: &str, urls: &str| Datagram {
         from: format!("192.0.2.{}:3702", 100 + number % 2).parse().unwrap(),
         payload: probe_match(uuid, urls).into_bytes(),
@@ -322,7 +368,48 @@ fn what_strangers_send_changes_nothing_for_others() {
     let mut onvif = world.open::<Onvif>("{}").unwrap();
     let step = next(&world, &mut onvif);
     assert_eq!(ids(&step), ["http://192.0.2.7/onvif/device_service-a"]);
-    drop(known);
+}
+
+#[test]
+fn nobody_takes_a_camera_away_or_over() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 100);
+    let world = world(&cameras);
+    let properties = [("username_default", b"admin".as_slice()), ("password_default", b"secret".as_slice())];
+    let mut onvif = world.open_with::<Onvif>(r#"{"missedProbes": 1}"#, properties).unwrap();
+    let before = next(&world, &mut onvif).devices;
+    // Others answer with its uuid and other places, or with its place and other uuids, before and after it does.
+    world.responder(|_| {
+        let says = |after, uuid: &str, url: &str| {
+            let payload = probe_match(uuid, url).into_bytes();
+            (Duration::from_millis(after), Datagram { from: "192.0.2.66:3702".parse().unwrap(), payload })
+        };
+        let own = "http://192.0.2.7/onvif/device_service";
+        let other = "http://192.0.2.66/onvif/device_service";
+        vec![says(0, "a", other), says(1, "b", own), says(100, "a", own), says(200, "a", other), says(201, "b", own)]
+    });
+    let calls = Rc::<RefCell<Vec<Call>>>::default();
+    let noted = calls.clone();
+    world.web(move |call| {
+        noted.borrow_mut().push(call.clone());
+        let is_own = call.url.contains("192.0.2.7/");
+        let asked = String::from_utf8_lossy(&call.body).into_owned();
+        Ok(match (is_own, asked.contains("GetSystemDateAndTime")) {
+            (_, true) => answer(200, date(2024)),
+            (true, false) => answer(200, interfaces("192.0.2.7", "00:11:22:33:44:55")),
+            (false, false) => answer(400, "<fault/>"),
+        })
+    });
+    for _ in 0..8 {
+        let now = next(&world, &mut onvif).devices.unwrap();
+        assert!(now.contains(&before.as_ref().unwrap()[0]), "{now:?}");
+    }
+    // Its name and password went to where they were right.
+    let to_stranger = calls
+        .borrow()
+        .iter()
+        .any(|call| call.url.contains("192.0.2.66/") && String::from_utf8_lossy(&call.body).contains("UsernameToken"));
+    assert!(!to_stranger);
 }
 
 #[test]

@@ -87,7 +87,10 @@ pub fn read(bytes: &[u8]) -> Option<Element> {
                     "gt" => ">",
                     "quot" => "\"",
                     "apos" => "'",
-                    _ => "",
+                    number => {
+                        open.last_mut()?.text.extend(numbered(number));
+                        ""
+                    }
                 };
                 open.last_mut()?.text.push_str(letter);
             }
@@ -97,6 +100,16 @@ pub fn read(bytes: &[u8]) -> Option<Element> {
     }
     // What was opened was closed.
     (open.len() == 1).then(|| open.swap_remove(0)).filter(|document| !document.children.is_empty())
+}
+
+/// The letter of a reference like `#38` or `#x26`; none for an entity.
+fn numbered(reference: &str) -> Option<char> {
+    let number = reference.strip_prefix('#')?;
+    let number = match number.strip_prefix('x') {
+        Some(hexadecimal) => u32::from_str_radix(hexadecimal, 16),
+        None => number.parse(),
+    };
+    char::from_u32(number.ok()?)
 }
 
 /// A text as it stands in XML.
@@ -111,7 +124,7 @@ mod tests {
     #[test]
     fn a_document_is_read_without_its_prefixes() {
         let document = read(
-            b"<?xml version=\"1.0\"?><a:x xmlns:a=\"u\"><y><b:z> 1 &amp;\n2</b:z></y><z/><z><![CDATA[<3>]]></z></a:x>",
+            b"<?xml version=\"1.0\"?><a:x xmlns:a=\"u\"><y><b:z> 1 &#38;\n2</b:z></y><z/><z><![CDATA[<3>]]></z></a:x>",
         )
         .unwrap();
         assert_eq!(document.at(&["x", "y", "z"]).unwrap().text, "1 &\n2");

@@ -10,7 +10,7 @@ mod conversation;
 mod tests;
 mod url;
 
-use akri_handler::{Device, Error, Handler, Request, Step, Text, handler, tcp};
+use akri_handler::{Device, Error, FilterList, Handler, Request, Step, handler, summary, tcp};
 use conversation::{Application, ApplicationType, FindServers};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,10 +25,14 @@ const ALL: Duration = Duration::from_secs(7);
 /// How long names may take to be looked up, and for how many polls one is remembered.
 const NAMES: Duration = Duration::from_secs(1);
 const REMEMBERED: u32 = 6;
+/// Names that are looked up in one poll; the others have their turn at the next.
+const MOST_LOOK_UPS: usize = 64;
+/// Applications of one endpoint that count: others have theirs, too.
+const MOST_APPLICATIONS: usize = 256;
+/// A name of which so many look-ups in a row have failed counts as one that leads nowhere.
+const MOST_FAILED: u32 = 3;
 /// Most discovery endpoints of one Configuration.
 const MOST_URLS: usize = 256;
-/// Most endpoints that a note names.
-const MOST_NAMED: usize = 8;
 
 /// What the node checks before it asks.
 const SCHEMA: &str = r##"{
@@ -100,20 +104,6 @@ struct Standard {
     discovery_urls: Option<Vec<String>>,
 }
 
-#[derive(serde::Deserialize)]
-struct FilterList {
-    items: Vec<Text>,
-    #[serde(default)]
-    action: Action,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
-enum Action {
-    #[default]
-    Include,
-    Exclude,
-}
-
 /// Whether a server whose name this node cannot look up is found by its discovery endpoint's URL.
 #[derive(Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,8 +128,18 @@ struct Opcua {
     resolve: Resolve,
     interval: Duration,
     missed_polls: u32,
-    /// Whether names lead somewhere, and for how many more polls that is believed.
-    names: BTreeMap<String, (bool, u32)>,
+    names: BTreeMap<String, Name>,
+}
+
+/// What is known of a server's name.
+#[derive(Default)]
+struct Name {
+    /// Whether it leads somewhere; unknown at first.
+    leads: Option<bool>,
+    /// For how many more polls that is believed.
+    polls: u32,
+    /// How often nobody could say, one after the other.
+    failed: u32,
 }
 
 impl Handler for Opcua {
@@ -182,19 +182,19 @@ impl Handler for Opcua {
         let mut notes = self.poll();
         if self.endpoints.iter().all(|endpoint| endpoint.last.is_none() && endpoint.missed <= self.missed_polls) {
             // There may be all of the servers that were there before.
-            return Err(Error::Unavailable(text(&notes)));
+            return Err(Error::Unavailable(summary(&notes)));
         }
         notes.extend(self.look_up());
         let mut found = BTreeSet::new();
         for endpoint in &self.endpoints {
             let applications = endpoint.last.iter().flatten().filter(|application| self.is_wanted(application));
             for url in applications.filter_map(|application| url::of_application(&application.urls)) {
-                found.insert(self.url(endpoint, url));
+                found.extend(self.url(endpoint, url));
             }
         }
         let device = |url: &String| Device::new(url).property(URL, url);
         let step = Step::devices(found.iter().map(device).collect()).wake_after(self.interval);
-        Ok(if notes.is_empty() { step } else { step.note(text(&notes)) })
+        Ok(step.troubles(&notes))
     }
 }
 
@@ -209,7 +209,17 @@ impl Opcua {
         for (endpoint, answer) in self.endpoints.iter_mut().zip(answers) {
             let said = answer.map_err(|error| error.to_string());
             match said.and_then(|found| found.map_err(|why| format!("{}: {why}", endpoint.url))) {
-                Ok(applications) => (endpoint.last, endpoint.missed) = (Some(applications), 0),
+                Ok(mut applications) => {
+                    if applications.len() > MOST_APPLICATIONS {
+                        failed.push(format!(
+                            "{}: it names {} applications, {MOST_APPLICATIONS} count",
+                            endpoint.url,
+                            applications.len()
+                        ));
+                        applications.truncate(MOST_APPLICATIONS);
+                    }
+                    (endpoint.last, endpoint.missed) = (Some(applications), 0);
+                }
                 Err(why) => {
                     failed.push(why);
                     endpoint.missed = endpoint.missed.saturating_add(1);
@@ -223,10 +233,7 @@ impl Opcua {
     }
 
     fn is_wanted(&self, application: &Application) -> bool {
-        let passes = |filter: &FilterList| {
-            let is_item = filter.items.iter().any(|item| item.0 == application.name);
-            is_item == (filter.action == Action::Include)
-        };
+        let passes = |filter: &FilterList| filter.passes(&[&application.name], |name, item| name == item);
         self.kinds.contains(&application.kind) && self.filter.as_ref().is_none_or(passes)
     }
 
@@ -235,53 +242,54 @@ impl Opcua {
         if self.resolve == Resolve::Never {
             return Vec::new();
         }
-        for (_, polls) in self.names.values_mut() {
-            *polls = polls.saturating_sub(1);
+        for name in self.names.values_mut() {
+            name.polls = name.polls.saturating_sub(1);
         }
         let wanted = self.endpoints.iter().flat_map(|endpoint| endpoint.last.iter().flatten());
         let wanted = wanted.filter(|application| self.is_wanted(application));
         let hosts = wanted.filter_map(|application| url::of_application(&application.urls)).filter_map(url::place);
         let hosts: BTreeSet<_> = hosts.map(|place| place.peer.host).collect();
         self.names.retain(|name, _| hosts.contains(name));
-        let due = |host: &&String| self.names.get(*host).is_none_or(|(_, polls)| *polls == 0);
-        let due: Vec<_> = hosts.iter().filter(due).cloned().collect();
+        for host in hosts {
+            self.names.entry(host).or_default();
+        }
+        let mut due: Vec<_> = self.names.iter().filter(|(_, name)| name.polls == 0).collect();
+        // Those that nobody could say come last: they take the time of the others.
+        due.sort_by_key(|(_, name)| name.failed);
+        let due: Vec<_> = due.into_iter().take(MOST_LOOK_UPS).map(|(host, _)| host.clone()).collect();
         let mut denied = Vec::new();
         for (host, found) in due.iter().zip(tcp::look_up(&due, NAMES)) {
-            match found {
-                Ok(addresses) => {
-                    self.names.insert(host.clone(), (!addresses.is_empty(), REMEMBERED));
+            let name = self.names.entry(host.clone()).or_default();
+            let leads = match found {
+                Ok(addresses) => !addresses.is_empty(),
+                Err(tcp::LookUpError::NotFound(_)) => false,
+                Err(tcp::LookUpError::Denied(error)) => {
+                    denied.push(error.to_string());
+                    false
                 }
-                Err(error) => {
-                    let (why, is_final) = match error {
-                        tcp::LookUpError::Denied(error) => (Some(error.to_string()), true),
-                        tcp::LookUpError::NotFound(_) => (None, true),
-                        tcp::LookUpError::Unavailable(_) => (None, false),
-                    };
-                    denied.extend(why);
+                Err(tcp::LookUpError::Unavailable(error)) => {
+                    name.failed += 1;
                     // What was known stays for as long as nobody knows better.
-                    let known = self.names.get(host).is_some_and(|(leads, _)| *leads);
-                    self.names.insert(host.clone(), (known && !is_final, if is_final { REMEMBERED } else { 1 }));
+                    if name.leads.is_none() && name.failed >= MOST_FAILED {
+                        name.leads = Some(false);
+                        denied.push(error.to_string());
+                    }
+                    continue;
                 }
-            }
+            };
+            *name = Name { leads: Some(leads), polls: REMEMBERED, failed: 0 };
         }
         denied
     }
 
-    fn url(&self, endpoint: &Endpoint, of_server: &str) -> String {
-        let leads = |place: Place| self.names.get(&place.peer.host).is_some_and(|(leads, _)| *leads);
-        match self.resolve == Resolve::Never || url::place(of_server).is_some_and(leads) {
-            true => of_server.to_owned(),
-            false => url::by_endpoint(&endpoint.url, of_server),
-        }
-    }
-}
-
-/// What a note says of several troubles.
-fn text(troubles: &[String]) -> String {
-    let named: Vec<_> = troubles.iter().take(MOST_NAMED).map(String::as_str).collect();
-    match troubles.len().saturating_sub(MOST_NAMED) {
-        0 => named.join("; "),
-        more => format!("{}; and {more} more", named.join("; ")),
+    /// The URL of a server, unless it is not known yet whether its name leads somewhere.
+    fn url(&self, endpoint: &Endpoint, of_server: &str) -> Option<String> {
+        let leads = match (self.resolve, url::place(of_server)) {
+            (Resolve::Never, _) => true,
+            (Resolve::Node, Some(place)) => self.names.get(&place.peer.host)?.leads?,
+            (Resolve::Node, None) => false,
+        };
+        Some(if leads { of_server.to_owned() } else { url::by_endpoint(&endpoint.url, of_server) })
     }
 }
 

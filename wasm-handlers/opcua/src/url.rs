@@ -3,6 +3,8 @@
 use akri_handler::tcp::Peer;
 
 const SCHEME: &str = "opc.tcp";
+/// Longest URL of a server, in bytes.
+const MOST_URL: usize = 512;
 /// Of discovery endpoints that name none.
 const PORT: u16 = 4840;
 
@@ -43,7 +45,8 @@ pub fn place(url: &str) -> Option<Place> {
 /// The URL of a server among those that it names: the first by TCP.
 pub fn of_application(urls: &[String]) -> Option<&str> {
     let url = urls.iter().find(|url| url.starts_with(SCHEME))?;
-    place(url).map(|_| url.as_str())
+    let is_plain = url.len() <= MOST_URL && !url.chars().any(char::is_control);
+    place(url).filter(|_| is_plain).map(|_| url.as_str())
 }
 
 /// The URL of a server whose own host is not known here, as Akri's own handler makes it: the discovery endpoint's, with the server's

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Largest body of a request, in bytes.
 pub const MOST_SENT: usize = 16 << 10;
+/// Longest headers of a request, all together, in bytes.
+pub const MOST_HEADERS: usize = 12 << 10;
 /// Requests that are under way at once; more wait for their turn.
 pub const AT_ONCE: usize = 24;
 
@@ -31,6 +33,8 @@ pub struct Call {
     pub timeout: Duration,
     /// Largest answer, in bytes; 1 MiB by default.
     pub most: usize,
+    /// Whether a larger one is cut off there, and not an error.
+    pub cut: bool,
 }
 
 impl Call {
@@ -43,6 +47,7 @@ impl Call {
             body: Vec::new(),
             timeout: Duration::from_secs(5),
             most: 1 << 20,
+            cut: false,
         }
     }
 
@@ -70,6 +75,12 @@ impl Call {
         Self { most, ..self }
     }
 
+    /// With so many bytes of an answer at most; the rest is not read.
+    #[must_use]
+    pub fn cut(self, most: usize) -> Self {
+        Self { most, cut: true, ..self }
+    }
+
     /// The request that an answer sends this one on to, if it does. Another server gets no headers but those about what is accepted.
     pub fn redirected(&self, answer: &Answer) -> Option<Self> {
         let is_asked = matches!(self.method.as_str(), "GET" | "HEAD");
@@ -82,9 +93,12 @@ impl Call {
             path.rsplit_once('/').map_or("", |(directory, _)| directory)
         };
         let url = match location {
-            absolute if absolute.contains("://") => absolute.to_owned(),
+            absolute if has_scheme(absolute) => absolute.to_owned(),
             host if host.starts_with("//") => format!("{scheme}:{host}"),
             path if path.starts_with('/') => format!("{scheme}://{authority}{path}"),
+            query if query.starts_with('?') => {
+                format!("{scheme}://{authority}{}{query}", path.split('?').next().unwrap_or_default())
+            }
             name => format!("{scheme}://{authority}{}/{name}", directory()),
         };
         let stays = parts(&url).is_some_and(|(tls, to, _)| tls == is_tls && to.eq_ignore_ascii_case(authority));
@@ -194,8 +208,17 @@ pub(crate) fn parts(url: &str) -> Option<(bool, &str, &str)> {
     (!authority.is_empty() && !authority.contains('@')).then_some((is_tls, authority, path))
 }
 
-/// A URL without its user and its query.
-fn without_secrets(url: &str) -> String {
+/// Whether a text is a URL of its own, and no path.
+fn has_scheme(text: &str) -> bool {
+    let scheme = text.split_once(':').map(|(scheme, _)| scheme);
+    scheme.is_some_and(|scheme| {
+        scheme.starts_with(|letter: char| letter.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    })
+}
+
+/// A URL without its user and its query, which may be secret.
+pub fn without_secrets(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     match url.split_once("://") {
         Some((scheme, rest)) => {
@@ -209,7 +232,7 @@ fn without_secrets(url: &str) -> String {
 
 #[cfg(target_family = "wasm")]
 mod inner {
-    use super::{AT_ONCE, Answer, Call, Error, ErrorKind, MOST_SENT, parts};
+    use super::{AT_ONCE, Answer, Call, Error, ErrorKind, MOST_HEADERS, MOST_SENT, parts};
     use crate::wait::{self, Left};
     use wasip2::http::outgoing_handler;
     use wasip2::http::types::{
@@ -265,7 +288,11 @@ mod inner {
                     Some(Err(())) => return Err(Err(failed("it was answered twice"))),
                 },
                 State::Read(mut answer, body) => match body.stream.read(64 << 10) {
-                    Ok(bytes) if answer.body.len() + bytes.len() > call.most => return Err(Err(ErrorKind::TooLong)),
+                    Ok(bytes) if answer.body.len() + bytes.len() > call.most => {
+                        let rest = call.most - answer.body.len();
+                        answer.body.extend(&bytes[..rest]);
+                        return Err(if call.cut { Ok(answer) } else { Err(ErrorKind::TooLong) });
+                    }
                     Ok(bytes) => {
                         answer.body.extend(bytes);
                         State::Read(answer, body)
@@ -369,6 +396,10 @@ mod inner {
         if !call.body.is_empty() {
             headers.push(("content-length".to_owned(), call.body.len().to_string().into_bytes()));
         }
+        // More of them end the instance.
+        if headers.iter().map(|(name, value)| name.len() + value.len() + 32).sum::<usize>() > MOST_HEADERS {
+            return Err(ErrorKind::TooLong);
+        }
         let headers = Fields::from_list(&headers).map_err(|_| failed("a header is not one that may be sent"))?;
         let request = OutgoingRequest::new(headers);
         let method = match call.method.as_str() {
@@ -431,6 +462,8 @@ mod tests {
         assert_eq!(to("//b.example/x"), "https://b.example/x");
         assert_eq!(to("/other"), "https://a.example/other");
         assert_eq!(to("other?q"), "https://a.example/dir/other?q");
+        assert_eq!(to("?page=2"), "https://a.example/dir/x?page=2");
+        assert_eq!(to("/login?next=https://c.example/"), "https://a.example/login?next=https://c.example/");
         let plain = Answer { status: 200, ..Answer::default() };
         assert_eq!(Call::get("https://a.example").redirected(&plain), None);
     }

@@ -53,6 +53,7 @@ pub mod watch;
 
 mod details;
 mod device;
+mod filter;
 mod logger;
 #[cfg(target_family = "wasm")]
 mod wait;
@@ -72,6 +73,7 @@ pub mod bindings {
 
 pub use details::{Properties, Text};
 pub use device::{Device, Permissions};
+pub use filter::{Action, FilterList};
 #[doc(hidden)]
 pub use logger::start as start_logger;
 
@@ -162,9 +164,19 @@ impl Step {
         Self::default()
     }
 
-    /// All devices that there are.
-    pub fn devices(devices: Vec<Device>) -> Self {
-        Self { devices: Some(devices), ..Self::default() }
+    /// All devices that there are. The node takes [`MOST_DEVICES`] with ids of [`MOST_ID`] bytes at most: others are left out, and
+    /// the note says so.
+    pub fn devices(mut devices: Vec<Device>) -> Self {
+        let all = devices.len();
+        devices.retain(|device| (1..=MOST_ID).contains(&device.id.len()));
+        devices.truncate(MOST_DEVICES);
+        let step = Self { devices: Some(devices), ..Self::default() };
+        match all - step.devices.as_ref().map_or(0, Vec::len) {
+            0 => step,
+            left_out => step.note(format!(
+                "{left_out} devices are left out: a list has {MOST_DEVICES} at most, with ids of 1 to {MOST_ID} bytes"
+            )),
+        }
     }
 
     /// To be asked again after that time.
@@ -173,10 +185,38 @@ impl Step {
         Self { wake_after: Some(time), ..self }
     }
 
-    /// With something that the operator should know.
+    /// With something that the operator should know, after what was said before.
     #[must_use]
     pub fn note(self, note: impl Into<String>) -> Self {
-        Self { note: Some(note.into()), ..self }
+        let note = match self.note {
+            Some(before) => format!("{before}; {}", note.into()),
+            None => note.into(),
+        };
+        Self { note: Some(note), ..self }
+    }
+
+    /// With several troubles, as many as can be read.
+    #[must_use]
+    pub fn troubles(self, troubles: &[String]) -> Self {
+        match troubles.is_empty() {
+            true => self,
+            false => self.note(summary(troubles)),
+        }
+    }
+}
+
+/// Most devices of a list, and longest id in bytes.
+pub const MOST_DEVICES: usize = 1024;
+/// See [`MOST_DEVICES`].
+pub const MOST_ID: usize = 1024;
+
+/// Several troubles in one text: the first eight, and how many more there are.
+pub fn summary(troubles: &[String]) -> String {
+    const MOST: usize = 8;
+    let named = troubles.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match troubles.len().saturating_sub(MOST) {
+        0 => named,
+        more => format!("{named}; and {more} more"),
     }
 }
 

@@ -55,7 +55,7 @@ mod inner {
     use crate::Error;
     use crate::tcp::denied;
     use crate::wait::{self, Left};
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::collections::VecDeque;
     use std::net::{IpAddr, SocketAddr};
     use std::time::Duration;
@@ -115,8 +115,17 @@ mod inner {
 
     pub(super) fn receive(sockets: &[&Socket], until: Duration) -> Option<(usize, Datagram)> {
         let left = Left::from_now(until.saturating_sub(crate::time::now()));
-        loop {
-            for (at, socket) in sockets.iter().enumerate() {
+        thread_local! {
+            /// Where the last look began: each socket has its turn, however much comes to another one.
+            static FIRST: Cell<usize> = const { Cell::new(0) };
+        }
+        // What came until then is read, but not for ever: whoever floods is not waited for.
+        while !left.is_over() {
+            let first = FIRST.get().wrapping_add(1);
+            FIRST.set(first);
+            for turn in 0..sockets.len() {
+                let at = (first % sockets.len() + turn) % sockets.len();
+                let socket = sockets[at];
                 if socket.taken.borrow().is_empty() {
                     // What fails, as by an ICMP message, is not an answer.
                     let came = socket.incoming.receive(AT_ONCE).unwrap_or_default();
@@ -130,11 +139,9 @@ mod inner {
                     return Some((at, datagram));
                 }
             }
-            if left.is_over() {
-                return None;
-            }
             wait::any(sockets.iter().map(|socket| socket.incoming.subscribe()).collect(), Some(left));
         }
+        None
     }
 }
 

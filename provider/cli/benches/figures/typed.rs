@@ -73,7 +73,10 @@ async fn follow(node: &Node, details: &str) -> Streaming<DiscoverResponse> {
     stream
 }
 
-/// From what `cause` does to the list that has it, 100 times, no more often than events may cause steps.
+/// The node sends a stream's client one changed list a second.
+const LISTS: Duration = Duration::from_millis(1100);
+
+/// From what `cause` does to the list that has it, 100 times, no more often than lists may follow one another.
 async fn reactions(
     stream: &mut Streaming<DiscoverResponse>,
     cause: impl Fn(usize),
@@ -81,7 +84,7 @@ async fn reactions(
 ) -> Duration {
     let mut samples = Vec::new();
     for turn in 0..100 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(LISTS).await;
         let started = Instant::now();
         cause(turn);
         while !has(&next_ids(stream).await, turn) {}

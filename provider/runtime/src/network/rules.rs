@@ -8,7 +8,7 @@
 //! | `tcp details`, `udp details` | the same to the hosts and ports of the URLs in the request's details |
 //! | `http URL` | requests by `wasi:http`; the URL has a scheme, a host, and if wanted ports and a path (see [`UrlPattern`]) |
 //! | `http details` | requests to the hosts and ports of the URLs in the request's details |
-//! | `dns NAME` | looking the name up |
+//! | `dns NAME`, `dns *` | looking the name up, or any |
 //! | `listen tcp PORTS`, `listen udp PORTS` | being a server there |
 //! | `join ADDRESS:PORTS`, `join ADDRESS:PORTS on LINK` | listening to a multicast group by `akri:host/multicast`, and sending to it from its port; on all links or on one |
 //!
@@ -74,6 +74,11 @@ impl NamePattern {
         Self::read(name).filter(|pattern| !pattern.is_domain)
     }
 
+    /// Every name.
+    fn any() -> Self {
+        Self { name: String::new(), is_domain: true }
+    }
+
     pub(super) fn read(text: &str) -> Option<Self> {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let (name, is_domain) = match name.strip_prefix("*.") {
@@ -93,6 +98,7 @@ impl NamePattern {
     pub fn matches(&self, name: &str) -> bool {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         match self.is_domain {
+            true if self.name.is_empty() => true,
             true => name.strip_suffix(&self.name).is_some_and(|rest| rest.ends_with('.') && rest.len() > 1),
             false => name == self.name,
         }
@@ -208,6 +214,7 @@ fn rule(line: &str) -> Result<Rule, String> {
         ["tcp", "details"] => Ok(Rule::Details(Protocol::Tcp)),
         ["udp", place] => reach(Protocol::Udp, place),
         ["tcp", place] => reach(Protocol::Tcp, place),
+        ["dns", "*"] => Ok(Rule::Names(NamePattern::any())),
         ["dns", name] => NamePattern::read(name).map(Rule::Names).ok_or_else(|| no_name(name)),
         ["listen", "tcp", listed] => Ok(Rule::Listen { protocol: Protocol::Tcp, ports: ports(listed)? }),
         ["listen", "udp", listed] => Ok(Rule::Listen { protocol: Protocol::Udp, ports: ports(listed)? }),
@@ -375,10 +382,12 @@ mod tests {
             join [ff02::fb]:5353\n\
             http https://inventory.plant.example/devices*\n\
             http https://[10.0.0.0/24]:8443 any-certificate\n\
-            http details\n"
+            http details\n\
+            dns *\n"
             .parse()
             .unwrap();
-        assert_eq!(rules.0.len(), 13);
+        assert_eq!(rules.0.len(), 14);
+        assert!(matches!(&rules.0[13], Rule::Names(name) if name.matches("plc") && name.matches("a.example")));
         assert_eq!(rules.0[12], Rule::HttpDetails(Certificates::Valid));
         assert!(matches!(&rules.0[11], Rule::Http(url) if url.certificates == Certificates::Any));
         let Rule::Reach { target, ports, .. } = &rules.0[1] else { panic!() };
@@ -412,7 +421,7 @@ mod tests {
             ("tcp [fd00::1]", "in brackets"),
             ("tcp 10.0.0.0/33:80", "no address or network"),
             ("tcp a..b:80", "no host's name"),
-            ("dns *", "no host's name"),
+            ("tcp *:80", "no host's name"),
             ("dns *.*.example", "no host's name"),
             ("icmp 10.0.0.1", "expected `udp"),
             ("tcp", "expected `udp"),

@@ -131,11 +131,11 @@ impl UrlPattern {
     }
 }
 
-/// Whether a server may take a path for one that leads out of where it begins: what URLs call one segment has a slash in it, or
-/// begins with two dots.
+/// Whether a server may take a path for one that leads out of where it begins: what URLs call one segment has a slash or two dots in it,
+/// perhaps when it is decoded once more, or in more bytes than they need.
 fn may_climb(path: &str) -> bool {
     let path = path.to_ascii_lowercase().replace("%2e", ".");
-    path.contains("%2f") || path.contains("%5c") || path.split('/').any(|segment| segment.starts_with(".."))
+    ["..", "%2f", "%5c", "%25", "%c0", "%c1"].iter().any(|climbs| path.contains(climbs))
 }
 
 fn in_brackets(host: &str) -> Result<Target, String> {
@@ -240,6 +240,8 @@ mod tests {
             "..;/secret",
             "%2E.;x/secret",
             "a\\..\\..\\secret",
+            "%252e%252e/secret",
+            "x..%c0%af",
         ] {
             assert!(!below(&format!("http://a.example/devices/{climbs}")), "{climbs}");
         }

@@ -88,8 +88,12 @@ pub(crate) mod http {
             return Err(ErrorKind::TooLong);
         }
         let web = here(|state| state.network.web.clone());
-        let answer = web.ok_or_else(|| ErrorKind::Failed("nobody listens there".to_owned()))?(call)?;
-        if answer.body.len() > call.most { Err(ErrorKind::TooLong) } else { Ok(answer) }
+        let mut answer = web.ok_or_else(|| ErrorKind::Failed("nobody listens there".to_owned()))?(call)?;
+        if answer.body.len() > call.most && !call.cut {
+            return Err(ErrorKind::TooLong);
+        }
+        answer.body.truncate(call.most);
+        Ok(answer)
     }
 }
 

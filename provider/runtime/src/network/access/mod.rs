@@ -22,6 +22,9 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 
 /// Bytes that the guests of one container may send each second; also their burst.
 pub(super) const SENT_BYTES: f64 = (4 << 20) as f64;
+/// Bytes of answers to requests that the node receives for the guests of one container each second; also their burst. Taking them
+/// in, with TLS, is the node's work and not in a guest's share of CPU.
+const RECEIVED_BYTES: f64 = (16 << 20) as f64;
 /// Addresses of names that one guest is remembered to have looked up.
 const MOST_RESOLVED: usize = 256;
 /// Peers of its listeners that are remembered, so that they can be answered.
@@ -77,8 +80,9 @@ pub struct NetworkGrant {
     pub node: Arc<NodeNetwork>,
     /// What was denied lately, and told.
     pub denials: Arc<Denials>,
-    /// What its guests send.
+    /// What its guests send, and what the node receives for them.
     sent: Arc<Mutex<TokenBucket>>,
+    received: Arc<Mutex<TokenBucket>>,
     /// Look-ups that wait for the resolver.
     pub(super) look_ups: Arc<Semaphore>,
 }
@@ -87,7 +91,8 @@ impl NetworkGrant {
     /// Of a container whose pod has these rules.
     pub fn new(rules: Arc<NetworkRules>, node: Arc<NodeNetwork>, denials: Arc<Denials>) -> Self {
         let sent = Arc::new(Mutex::new(TokenBucket::new(SENT_BYTES, SENT_BYTES)));
-        Self { rules, node, denials, sent, look_ups: Arc::new(Semaphore::new(MOST_LOOK_UPS)) }
+        let received = Arc::new(Mutex::new(TokenBucket::new(RECEIVED_BYTES, RECEIVED_BYTES)));
+        Self { rules, node, denials, sent, received, look_ups: Arc::new(Semaphore::new(MOST_LOOK_UPS)) }
     }
 }
 
@@ -329,10 +334,19 @@ impl NetworkAccess {
 
     /// Counts bytes as sent, and tells from when on more may be sent.
     pub(super) fn sends(&self, bytes: usize) -> tokio::time::Instant {
-        let mut sent = self.grant.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.spend(bytes as f64);
-        sent.when(0.0)
+        spend(&self.grant.sent, bytes)
     }
+
+    /// The same of what the node receives for it.
+    pub(super) fn receives(&self, bytes: usize) -> tokio::time::Instant {
+        spend(&self.grant.received, bytes)
+    }
+}
+
+fn spend(bucket: &Mutex<TokenBucket>, bytes: usize) -> tokio::time::Instant {
+    let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+    bucket.spend(bytes as f64);
+    bucket.when(0.0)
 }
 
 fn gives(rule: &Rule, protocol: Protocol, place: SocketAddr, is_special: bool) -> bool {

@@ -249,6 +249,23 @@ mod requests {
     }
 
     #[tokio::test]
+    async fn what_is_asked_of_a_server_is_what_is_said_of_it_by_name() {
+        let rules =
+            "http https://inventory.example\nhttp https://[10.0.0.0/8] any-certificate\nhttp details any-certificate\n";
+        let details = r#"["https://inventory.example/", "https://other.example/"]"#;
+        let below = |ceiling: &str| access(rules, NodeNetwork::new(ceiling.parse().unwrap()), details);
+        let access = below("");
+        // Its name leads into the network of cameras now.
+        assert_eq!(asks(&access, "https://inventory.example/", "10.0.0.66"), Ok(Certificates::Valid));
+        assert_eq!(asks(&access, "https://10.0.0.7/", "10.0.0.7"), Ok(Certificates::Any));
+        assert_eq!(asks(&access, "https://other.example/", "203.0.113.1"), Ok(Certificates::Any));
+        let strict = below("http https://[0.0.0.0/0]");
+        assert_eq!(asks(&strict, "https://10.0.0.7/", "10.0.0.7"), Ok(Certificates::Valid));
+        let lenient = below("http https://[0.0.0.0/0] any-certificate");
+        assert_eq!(asks(&lenient, "https://10.0.0.7/", "10.0.0.7"), Ok(Certificates::Any));
+    }
+
+    #[tokio::test]
     async fn a_ceiling_is_above_requests() {
         let denies = || NodeNetwork::new("deny 10.0.0.0/8\ndeny *.corp.example".parse().unwrap());
         let below = access("http http://[0.0.0.0/0]\nhttp https://*.example", denies(), "");

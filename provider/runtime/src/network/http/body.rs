@@ -3,8 +3,10 @@
 use ::http_body::{Body, Frame, SizeHint};
 use bytes::Bytes;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::Error;
 
@@ -18,12 +20,14 @@ pub(super) struct BoundedBody<B> {
     between: Duration,
     ends: Instant,
     sleep: Pin<Box<Sleep>>,
+    /// What is read of it may stay in memory when the connection has ended: it counts as one.
+    _turn: Arc<OwnedSemaphorePermit>,
 }
 
 impl<B> BoundedBody<B> {
-    pub(super) fn new(inner: B, between: Duration, ends: Instant) -> Self {
+    pub(super) fn new(inner: B, between: Duration, ends: Instant, turn: Arc<OwnedSemaphorePermit>) -> Self {
         let sleep = Box::pin(tokio::time::sleep_until(ends.min(Instant::now() + between)));
-        Self { inner, left: MOST_BODY, between, ends, sleep }
+        Self { inner, left: MOST_BODY, between, ends, sleep, _turn: turn }
     }
 }
 
@@ -76,6 +80,7 @@ mod tests {
     use super::*;
     use futures::StreamExt as _;
     use http_body_util::{BodyExt as _, StreamBody};
+    use tokio::sync::Semaphore;
 
     /// A body of pieces, each so long after the one before.
     fn body(
@@ -88,7 +93,8 @@ mod tests {
             Ok(Frame::data(Bytes::from(vec![0; size])))
         });
         let ends = Instant::now() + Duration::from_secs(600);
-        BoundedBody::new(StreamBody::new(Box::pin(pieces)), Duration::from_secs(60), ends)
+        let turn = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        BoundedBody::new(StreamBody::new(Box::pin(pieces)), Duration::from_secs(60), ends, Arc::new(turn))
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,21 +11,30 @@ use crate::component::{ComponentState, WASI};
 use ::http::Request;
 use std::io::{Error as IoError, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use wasmtime::Result;
 use wasmtime::component::{Linker, Resource, ResourceTable};
 use wasmtime_wasi_http::p2::bindings::http::outgoing_handler;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Method, Scheme};
 use wasmtime_wasi_http::p2::types::HostOutgoingRequest;
-use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
+    WasiHttpHooks, WasiHttpView,
+};
 
 /// Longest part of a request's URL, in bytes, and longest name of a method or a scheme: a guest keeps 256 of each.
 const MOST_URL: usize = 8 << 10;
 const MOST_WORD: usize = 64;
 /// Bytes of one header or trailer section that a guest writes.
 const FIELDS: usize = 16 << 10;
-/// Bytes of a request's body that wait to be sent.
+/// Bytes of a request's body that a guest may write at once, and how often before some of it has been sent.
 const CHUNK: usize = 16 << 10;
+const CHUNKS: usize = 4;
+/// How long a request waits for its turn.
+const TURN: Duration = Duration::from_millis(200);
+/// Headers by which some servers take a request for one of another URL than the one that was checked.
+const OTHER_URLS: [&str; 2] = ["x-original-url", "x-rewrite-url"];
 
 /// The requests of one guest.
 pub(crate) struct Requests {
@@ -63,17 +72,27 @@ impl WasiHttpHooks for Hooks {
         _body_is_read: Rest,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let access = self.access.clone();
-        let turn = self.open.clone().try_acquire_owned();
+        let open = self.open.clone();
         Box::new(async move {
             // Without an access there are no grants, as for a component that describes itself.
             let access = access.ok_or(Error::HttpRequestDenied)?;
-            let turn = turn.map_err(|_| Error::ConnectionLimitReached)?;
-            send::send(access, turn, request, options.unwrap_or_default()).await
+            // A request that was given up a moment ago may not have left its place yet.
+            let turn = tokio::time::timeout(TURN, open.acquire_owned()).await;
+            let turn = turn.ok().and_then(Result::ok).ok_or(Error::ConnectionLimitReached)?;
+            send::send(access, Arc::new(turn), request, options.unwrap_or_default()).await
         })
+    }
+
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        Arc::new(|name| DEFAULT_FORBIDDEN_HEADERS.contains(name) || OTHER_URLS.contains(&name.as_str()))
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        CHUNKS
     }
 
     // What fails is the guest's affair: nothing is written into the node's log.
@@ -183,7 +202,13 @@ pub(crate) fn add_to_linker(linker: &mut Linker<ComponentState>) -> Result<()> {
         if path.as_deref().is_none_or(str::is_empty) {
             *path = Some("/".to_owned());
         }
-        let handled = outgoing_handler::Host::handle(&mut store.data_mut().requests(), request, options);
+        // The crate reads the options and leaves them in the table, though they are given away.
+        let options = options.map(|options| options.rep());
+        let borrowed = options.map(Resource::new_borrow);
+        let handled = outgoing_handler::Host::handle(&mut store.data_mut().requests(), request, borrowed);
+        if let Some(rep) = options {
+            store.data_mut().table().delete(Resource::<RequestOptions>::new_own(rep))?;
+        }
         Ok((match handled {
             Ok(answer) => Ok(answer),
             Err(error) => Err(error.downcast()?),

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use url::{Host, Url};
 use wasmtime_wasi::p2::bindings::sockets::network::ErrorCode;
@@ -33,12 +33,12 @@ const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 /// How long a request and its answer may take together.
 const WHOLE: Duration = Duration::from_secs(600);
 /// Bytes of an answer that are read ahead; its headers are not longer.
-const READ_AHEAD: usize = 64 << 10;
+const READ_AHEAD: usize = 32 << 10;
 
 /// Sends a request where its guest may. The connection is one of its guest's until the answer has been read.
 pub(super) async fn send(
     access: Arc<NetworkAccess>,
-    turn: OwnedSemaphorePermit,
+    turn: Arc<OwnedSemaphorePermit>,
     request: Request<WasiBody>,
     options: RequestOptions,
 ) -> Sent {
@@ -50,9 +50,11 @@ pub(super) async fn send(
     let connect = within(options.connect_timeout, CONNECT);
     let connected = timeout(connect, connect_and_greet(&access, &url, places, request));
     let (mut sender, connection, request) = connected.await.map_err(|_| Error::ConnectionTimeout)??;
+    let of_connection = turn.clone();
     let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-        let _turn = turn;
-        let _ = connection.await;
+        let _turn = of_connection;
+        // Also one whose answer nobody reads.
+        let _ = timeout_at(ends, connection).await;
     }));
     let first_byte = within(options.first_byte_timeout, FIRST_BYTE);
     let answer = timeout(first_byte, sender.send_request(request)).await.map_err(|_| Error::HttpResponseTimeout)??;
@@ -61,7 +63,7 @@ pub(super) async fn send(
         let _ = connection.await;
         Ok(())
     });
-    Ok((answer.map(|body| BoundedBody::new(body, between, ends).boxed_unsync()), rest))
+    Ok((answer.map(|body| BoundedBody::new(body, between, ends, turn).boxed_unsync()), rest))
 }
 
 /// The URL of a request, as it is checked and sent.
@@ -140,10 +142,7 @@ async fn connect_and_greet(
     let stream = Paced::new(stream, access.clone());
     let stream: Box<dyn Stream> = match url.scheme() {
         "https" => {
-            let connector = tls::connector(certificates).map_err(|error| {
-                tracing::warn!("the authorities that this machine trusts cannot be read: {error}");
-                Error::TlsCertificateError
-            })?;
+            let connector = tls::connector(certificates).await.ok_or(Error::TlsCertificateError)?;
             Box::new(connector.connect(server_name(url)?, stream).await.map_err(Error::Tls)?)
         }
         _ => Box::new(stream),
@@ -158,7 +157,9 @@ fn server_name(url: &Url) -> Result<ServerName<'static>, Error> {
     match url.host().ok_or(Error::HttpRequestUriInvalid)? {
         Host::Ipv4(address) => Ok(IpAddr::from(address).into()),
         Host::Ipv6(address) => Ok(IpAddr::from(address).into()),
-        Host::Domain(name) => ServerName::try_from(name.to_owned()).map_err(|_| Error::HttpRequestUriInvalid),
+        Host::Domain(name) => {
+            ServerName::try_from(name.trim_end_matches('.').to_owned()).map_err(|_| Error::HttpRequestUriInvalid)
+        }
     }
 }
 
@@ -168,7 +169,8 @@ fn path_and_query(url: &Url) -> Result<Uri, Error> {
 }
 
 fn host(url: &Url) -> Result<HeaderValue, Error> {
-    let name = url.host_str().ok_or(Error::HttpRequestUriInvalid)?;
+    // With a dot at its end a server may take it for another one.
+    let name = url.host_str().ok_or(Error::HttpRequestUriInvalid)?.trim_end_matches('.');
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     HeaderValue::from_str(&format!("{name}{port}")).map_err(|_| Error::HttpRequestUriInvalid)
 }
