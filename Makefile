@@ -27,7 +27,8 @@ test: guests workload programs test-peers ## run all tests; those of the cluster
 test-peers: $(CACHE)/peers/installed
 $(CACHE)/peers/installed: provider/cli/tests/peers/requirements.txt
 	@if command -v python3 >/dev/null; then \
-		python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet --disable-pip-version-check --requirement $< && touch $@; \
+		python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet --disable-pip-version-check --requirement $< && touch $@ \
+			|| { rm -rf $(CACHE)/peers; echo "programs of others could not be installed: tests that talk to them are skipped" >&2; }; \
 	else echo "python3 is missing: tests that talk to programs in it are skipped" >&2; fi
 
 interop: guests ## build and run handlers in Python and JavaScript (needs python3 and npm)
