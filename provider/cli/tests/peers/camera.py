@@ -1,4 +1,4 @@
-"""A camera: ADDRESS PORT AUTHENTICATION (none, token or digest). Says `ready UUID`; says bye when it is ended.
+"""A camera: ADDRESS PORT AUTHENTICATION (none, token or digest) [lenient: it answers probes for whatever types]. Says `ready UUID`; says bye when it is ended.
 
 Its device service behaves as ONVIF's core specification has it: the time is told to everybody, the network interfaces to users."""
 
@@ -79,7 +79,14 @@ class Service(http.server.BaseHTTPRequestHandler):
 
 service = http.server.ThreadingHTTPServer((ADDRESS, PORT), Service)
 threading.Thread(target=service.serve_forever, daemon=True).start()
-publishing = ThreadedWSPublishing()
+
+
+class Lenient(ThreadedWSPublishing):
+    def _handle_probe(self, env, addr):
+        self._sendProbeMatch(list(self._localServices.values()), env.getMessageId(), addr)
+
+
+publishing = Lenient() if "lenient" in sys.argv else ThreadedWSPublishing()
 publishing.start()
 publishing.publishService(
     types=[QName("http://www.onvif.org/ver10/network/wsdl", "NetworkVideoTransmitter")],
