@@ -99,17 +99,6 @@ fn node_with(mut node: Node, name: &str, rules: &str) -> Node {
     node
 }
 
-/// What became of each try, in order.
-async fn outcomes(node: &Node, name: &str, tries: &[String]) -> Vec<String> {
-    let details = serde_json::json!({"fault": "reach", "tries": tries}).to_string();
-    let (_stream, ids) = node.first_list(name, &details).await;
-    let of = |what: &String| {
-        let prefix = format!("{what}: ");
-        ids.iter().find_map(|id| id.strip_prefix(&prefix)).unwrap_or_else(|| panic!("{what}: {ids:?}")).to_owned()
-    };
-    tries.iter().map(of).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_asks_what_its_pod_grants_and_is_told_no_elsewhere() {
     let other = Server::start(None, None);
@@ -135,7 +124,7 @@ async fn a_guest_asks_what_its_pod_grants_and_is_told_no_elsewhere() {
         "http http://127.0.0.1:99999/".to_owned(),
         "http ftp://127.0.0.1/".to_owned(),
     ];
-    let found = outcomes(&node, "asks", &tries).await;
+    let found = node.outcomes("asks", &tries).await;
     assert_eq!(found[0], format!("200 {} /devices/1?page=2", server.address));
     for (what, outcome) in tries[1..9].iter().zip(&found[1..9]) {
         let unresolved = what.contains("a.localhost") && outcome.contains("leads nowhere");
@@ -161,7 +150,7 @@ async fn a_hostile_server_and_a_greedy_guest_are_bounded() {
         "long-words".to_owned(),
         at("many-requests 300", "/devices/1"),
     ];
-    let found = outcomes(&node, "greedy", &tries).await;
+    let found = node.outcomes("greedy", &tries).await;
     assert_eq!(found, ["Timeout", "Timeout", "TooLong", "[false, false, false, false]", "300 answered"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let rules = format!("http http://{}", silent.local_addr().unwrap());
@@ -170,7 +159,7 @@ async fn a_hostile_server_and_a_greedy_guest_are_bounded() {
     node.add(&pod);
     node.wait_for_running("keeps");
     let tries = [format!("keep-requests 40 http://{}", silent.local_addr().unwrap())];
-    assert_eq!(outcomes(&node, "keeps", &tries).await, ["32 kept, 8 refused"]);
+    assert_eq!(node.outcomes("keeps", &tries).await, ["32 kept, 8 refused"]);
     node.assert_undisturbed().await;
 }
 
@@ -211,7 +200,7 @@ async fn a_server_shows_a_certificate_that_the_machine_trusts_or_the_rule_takes_
         format!("http https://{}/", plain.address),
         format!("http http://{}/", known.address),
     ];
-    let found = outcomes(&node, "tls", &tries).await;
+    let found = node.outcomes("tls", &tries).await;
     assert_eq!(found[0], format!("200 {} /", known.address));
     assert!(found[1].contains("its certificate is not one that the node trusts"), "{found:?}");
     assert_eq!(found[2], format!("200 {} /any", stranger.address));

@@ -47,17 +47,6 @@ fn node(name: &str, rules: Option<&str>, arguments: &[&'static str]) -> Node {
     node
 }
 
-/// What became of each try, in order.
-async fn outcomes(node: &Node, name: &str, tries: &[String]) -> Vec<String> {
-    let details = serde_json::json!({"fault": "reach", "tries": tries}).to_string();
-    let (_stream, ids) = node.first_list(name, &details).await;
-    let of = |what: &String| {
-        let prefix = format!("{what}: ");
-        ids.iter().find_map(|id| id.strip_prefix(&prefix)).unwrap_or_else(|| panic!("{what}: {ids:?}")).to_owned()
-    };
-    tries.iter().map(of).collect()
-}
-
 fn texts(tries: &[&str]) -> Vec<String> {
     tries.iter().map(|text| (*text).to_owned()).collect()
 }
@@ -79,7 +68,7 @@ async fn a_guest_reaches_what_its_pod_grants_and_is_told_no_elsewhere() {
         "listen 127.0.0.1:0",
         "listen 0.0.0.0:39174",
     ]);
-    let found = outcomes(&node, "reach", &tries).await;
+    let found = node.outcomes("reach", &tries).await;
     let denied = "PermissionDenied";
     assert_eq!(found[..3], ["pong", "sent 4", denied], "a rule for all addresses is none for this machine's");
     for (what, outcome) in tries[3..].iter().zip(&found[3..]) {
@@ -92,7 +81,7 @@ async fn a_guest_reaches_what_its_pod_grants_and_is_told_no_elsewhere() {
     // The node says what was denied and why, once.
     node.wait_for_log(&format!("network: tcp connection to {other} denied: it is this machine's"));
     node.wait_for_log(r#"network: look-up of "elsewhere.example" denied: no rule of its pod gives it"#);
-    outcomes(&node, "reach", &tries).await;
+    node.outcomes("reach", &tries).await;
     let told = node.log().matches(&format!("tcp connection to {other} denied")).count();
     assert_eq!(told, 1);
     let log = String::from_utf8(node.command(&["logs", "reach"]).stdout).unwrap();
@@ -111,14 +100,14 @@ async fn a_name_that_leads_to_this_machine_opens_nothing() {
     let rules = format!("tcp localhost:{}\n", server.port());
     let mut rebound = node("rebound", Some(&rules), &[]);
     let tries = texts(&["name localhost", &format!("tcp localhost:{}", server.port()), &format!("tcp {server}")]);
-    let found = outcomes(&rebound, "rebound", &tries).await;
+    let found = rebound.outcomes("rebound", &tries).await;
     assert!(found.iter().all(|outcome| !outcome.contains("127.0.0.1") && outcome != "pong"), "{found:?}");
     rebound.wait_for_log("network: localhost, which leads to 127.0.0.1, denied: it is this machine's");
     rebound.assert_undisturbed().await;
     // With a rule for the address it does.
     let rules = format!("tcp localhost:{port}\ntcp 127.0.0.1:{port}\n", port = server.port());
     let named = node("named", Some(&rules), &[]);
-    let found = outcomes(&named, "named", &tries).await;
+    let found = named.outcomes("named", &tries).await;
     assert_eq!(found, ["127.0.0.1", "pong", "pong"]);
 }
 
@@ -126,7 +115,7 @@ async fn a_name_that_leads_to_this_machine_opens_nothing() {
 async fn sockets_and_what_is_sent_are_bounded() {
     let (udp, bytes) = udp_server();
     let mut node = node("flood", Some(&format!("udp {udp}")), &[]);
-    let found = outcomes(&node, "flood", &texts(&["sockets 10000"])).await;
+    let found = node.outcomes("flood", &texts(&["sockets 10000"])).await;
     assert_eq!(found, ["32 made, 9968 refused"]);
     let details = serde_json::json!({"fault": "reach", "tries": [format!("flood {udp}")]}).to_string();
     let stream = node.discover("flood", &details).await.unwrap();
@@ -143,7 +132,7 @@ async fn sockets_and_what_is_sent_are_bounded() {
 async fn no_grant_is_no_network_and_a_bad_grant_is_no_pod() {
     let mut node = node("none", None, &[]);
     let tries = texts(&["tcp 192.0.2.1:80", "udp 192.0.2.1:80", "name localhost", "listen 0.0.0.0:0", "sockets 1"]);
-    let found = outcomes(&node, "none", &tries).await;
+    let found = node.outcomes("none", &tries).await;
     assert_eq!(found[4], "0 made, 1 refused");
     assert!(found[..4].iter().all(|outcome| outcome == "PermissionDenied"), "{found:?}");
     // A grant is written well and meant, or the pod does not run.
@@ -175,7 +164,7 @@ async fn an_operators_ceiling_is_above_every_grant() {
     let flag: &'static str = Box::leak(format!("--network-ceiling={}", file.display()).into_boxed_str());
     let rules = format!("tcp {server}\ntcp {other}\n");
     let node = node("below", Some(&rules), &[flag]);
-    let found = outcomes(&node, "below", &texts(&[&format!("tcp {server}"), &format!("tcp {other}")])).await;
+    let found = node.outcomes("below", &texts(&[&format!("tcp {server}"), &format!("tcp {other}")])).await;
     assert_eq!(found, ["PermissionDenied", "pong"]);
     // A file that is no ceiling ends the start, in words.
     std::fs::write(&file, "deny 10.0.0.0/33\n").unwrap();
@@ -189,7 +178,7 @@ async fn details_open_the_places_that_they_name() {
     let server = tcp_server();
     let rules = format!("tcp details\ntcp 127.0.0.1:{}\n", server.port());
     let mut node = node("details", Some(&rules), &[]);
-    let found = outcomes(&node, "details", &texts(&[&format!("tcp {server}"), "tcp 127.0.0.1:1"])).await;
+    let found = node.outcomes("details", &texts(&[&format!("tcp {server}"), "tcp 127.0.0.1:1"])).await;
     assert_eq!(found, ["pong", "PermissionDenied"]);
     node.assert_undisturbed().await;
 }

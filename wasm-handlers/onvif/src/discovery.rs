@@ -1,7 +1,7 @@
 //! WS-Discovery (OASIS, with ONVIF's types): probes, and what cameras answer or say of themselves.
 
 use crate::xml::{self, Element};
-use akri_handler::{links, random, time, udp};
+use akri_handler::{random, time, udp};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -67,20 +67,7 @@ pub enum Announcement {
 /// The error is why none could.
 pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     let until = time::now() + window.max(LEAST_WINDOW);
-    let mut failed = None;
-    let mut sockets = Vec::new();
-    for address in addresses() {
-        let asked = udp::Socket::bind(address).and_then(|socket| ask(&socket).map(|()| socket));
-        match asked {
-            Ok(socket) => sockets.push(socket),
-            Err(error) => failed = Some(error.to_string()),
-        }
-    }
-    if sockets.is_empty() {
-        return Err(
-            failed.unwrap_or_else(|| "no granted network link carries multicast and has an IPv4 address".to_owned())
-        );
-    }
+    let (sockets, failed) = udp::ask_on_links(ask)?;
     let all: Vec<_> = sockets.iter().collect();
     let again = time::now() + REPEATED;
     let mut found = Vec::<Match>::new();
@@ -112,12 +99,6 @@ pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     }
     gather(until);
     Ok((found, failed.map(|why| format!("a network link is not probed: {why}"))))
-}
-
-/// An address on each link that may be asked on.
-fn addresses() -> Vec<IpAddr> {
-    let of_link = |link: &links::Link| link.addresses.iter().map(|(address, _)| *address).find(IpAddr::is_ipv4);
-    links::list().iter().filter(|link| link.multicast && !link.loopback).filter_map(of_link).collect()
 }
 
 fn ask(socket: &udp::Socket) -> Result<(), akri_handler::Error> {

@@ -172,19 +172,16 @@ mod inner {
                         next.connect(error)
                     }
                 },
-                State::Talks(ref input, ref output, _) if self.unsent.is_empty() => {
-                    let _ = output;
-                    match input.read(64 << 10) {
-                        Ok(bytes) if bytes.is_empty() => Went::On(self),
-                        Ok(bytes) => match self.talk.received(&bytes) {
-                            Next::More(unsent) => Went::On(Self { unsent, ..self }),
-                            Next::Done(said) => Went::Ended(Ok(said)),
-                            Next::Last(unsent, said) if unsent.is_empty() => Went::Ended(Ok(said)),
-                            Next::Last(unsent, said) => Went::On(Self { unsent, said: Some(said), ..self }),
-                        },
-                        Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => Went::Closed,
-                    }
-                }
+                State::Talks(ref input, ..) if self.unsent.is_empty() => match input.read(64 << 10) {
+                    Ok(bytes) if bytes.is_empty() => Went::On(self),
+                    Ok(bytes) => match self.talk.received(&bytes) {
+                        Next::More(unsent) => Went::On(Self { unsent, ..self }),
+                        Next::Done(said) => Went::Ended(Ok(said)),
+                        Next::Last(unsent, said) if unsent.is_empty() => Went::Ended(Ok(said)),
+                        Next::Last(unsent, said) => Went::On(Self { unsent, said: Some(said), ..self }),
+                    },
+                    Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => Went::Closed,
+                },
                 State::Talks(_, ref output, _) => {
                     let free = output.check_write().map(|free| usize::try_from(free).unwrap_or(usize::MAX));
                     let wrote = free.and_then(|free| {

@@ -14,6 +14,7 @@
 //! ```
 
 use crate::Error;
+use crate::links::{self, Link};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -40,6 +41,24 @@ impl Socket {
     pub fn send(&self, to: SocketAddr, payload: &[u8]) -> Result<(), Error> {
         inner::send(&self.0, to, payload)
     }
+}
+
+/// A socket on each link that is granted and carries multicast, with one of its IPv4 addresses, on which `ask` was done; and why that
+/// was not possible on a link. The error is why it was possible on none.
+pub fn ask_on_links(ask: impl Fn(&Socket) -> Result<(), Error>) -> Result<(Vec<Socket>, Option<String>), String> {
+    let of_link = |link: &Link| link.addresses.iter().map(|(address, _)| *address).find(IpAddr::is_ipv4);
+    let (mut sockets, mut failed) = (Vec::new(), None);
+    for address in links::list().iter().filter(|link| link.multicast && !link.loopback).filter_map(of_link) {
+        match Socket::bind(address).and_then(|socket| ask(&socket).map(|()| socket)) {
+            Ok(socket) => sockets.push(socket),
+            Err(error) => failed = Some(error.to_string()),
+        }
+    }
+    if sockets.is_empty() {
+        let none = || "no granted network link carries multicast and has an IPv4 address".to_owned();
+        return Err(failed.unwrap_or_else(none));
+    }
+    Ok((sockets, failed))
 }
 
 /// The next datagram that comes to one of the sockets, with the socket's place among them; none if nothing comes until then

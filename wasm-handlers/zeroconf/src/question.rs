@@ -1,7 +1,7 @@
 //! Questions, and the time in which they are answered.
 
 use crate::services::Services;
-use akri_handler::{links, time, udp};
+use akri_handler::{time, udp};
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, TYPE};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -43,20 +43,7 @@ pub fn ask_rest(services: &mut Services) -> Result<(), String> {
 
 /// A socket on each link, on which these questions were asked.
 fn sockets(questions: &[Asked]) -> Result<Vec<udp::Socket>, String> {
-    let mut failed = None;
-    let mut sockets = Vec::new();
-    for address in addresses() {
-        let asked = udp::Socket::bind(address).and_then(|socket| send(&socket, questions).map(|()| socket));
-        match asked {
-            Ok(socket) => sockets.push(socket),
-            Err(error) => failed = Some(error.to_string()),
-        }
-    }
-    if sockets.is_empty() {
-        let none = || "no granted network link carries multicast and has an IPv4 address".to_owned();
-        return Err(failed.unwrap_or_else(none));
-    }
-    Ok(sockets)
+    udp::ask_on_links(|socket| send(socket, questions)).map(|(sockets, _)| sockets)
 }
 
 fn ask_what(sockets: &[udp::Socket], services: &mut Services) {
@@ -86,12 +73,6 @@ fn gather(sockets: &[udp::Socket], window: Duration, services: &mut Services) {
         let named = of_sender.entry(datagram.from.ip()).or_default();
         *named += services.have_said(&datagram.payload, MOST_OF_ONE - *named);
     }
-}
-
-/// An address on each link that may be asked on.
-fn addresses() -> Vec<IpAddr> {
-    let of_link = |link: &links::Link| link.addresses.iter().map(|(address, _)| *address).find(IpAddr::is_ipv4);
-    links::list().iter().filter(|link| link.multicast && !link.loopback).filter_map(of_link).collect()
 }
 
 fn send(socket: &udp::Socket, questions: &[Asked]) -> Result<(), akri_handler::Error> {
