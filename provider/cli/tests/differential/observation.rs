@@ -5,7 +5,7 @@ use crate::side::{KINDS, Kind};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, ListParams};
-use kube::runtime::watcher;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +53,9 @@ impl Recorder {
         for kind in KINDS {
             let (recorder, pods) = (recorder.clone(), Api::<Pod>::namespaced(client.clone(), kind.name()));
             tokio::spawn(async move {
-                let mut events = watcher(pods, watcher::Config::default()).boxed();
+                // With pauses: when the test ends, all connections of the client fail at once for ever, and a task that never
+                // waits is never ended.
+                let mut events = watcher(pods, watcher::Config::default()).default_backoff().boxed();
                 while let Some(event) = events.next().await {
                     match event {
                         Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => {
