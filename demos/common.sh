@@ -42,7 +42,8 @@ fail() {
 await() {
     local what=$1
     shift
-    for _ in $(seq 1200); do
+    local until=$((SECONDS + 60))
+    while [ "$SECONDS" -lt "$until" ]; do
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.05
     done
@@ -103,7 +104,6 @@ target_directory() {
 build() {
     say "building the node and the guests"
     make --silent -C "$repository" guests build
-    (cd "$repository" && cargo build --quiet --package control-plane)
     program=$(target_directory "$repository")/debug/akri-krustlet
     control_plane=$(target_directory "$repository")/debug/control-plane
     work=$(mktemp -d)
@@ -173,12 +173,18 @@ start_akri() {
     await "the Agent's registration socket" test -S "$work/wasm-node/akri/agent-registration.sock"
 }
 
+# Waits for a pod for at most 60 s, or says what keeps it.
+await_pod() {
+    kubectl wait --for=condition=Ready "pod/$1" --timeout=60s >/dev/null 2>&1 ||
+        fail "pod $1 is not ready: $(kubectl get pod "$1" -o jsonpath='{.status.reason} {.status.message} {.status.containerStatuses[*].state}')" wasm-node.log
+}
+
 # The exchange volume of the handler is a directory of this run, its image the one of this run.
 apply_handler() {
     sed -e "s|image: .*|image: $handler_image|" -e "s|path: /tmp/wde-dir|path: $work/exchange|" \
         -e "s|^spec:|spec:\n  nodeName: wasm-node|" \
         "$repository/manifests/debug-echo/pod.yaml" | kubectl apply -f - >/dev/null
-    kubectl wait --for=condition=Ready pod/wasi-debug-echo --timeout=60s >/dev/null
+    await_pod wasi-debug-echo
     say "handler pod wasi-debug-echo runs on wasm-node, which serves debugEcho.sock for it"
 }
 

@@ -5,33 +5,15 @@ mod fixture;
 #[path = "../../devices/tests/plugin/mod.rs"]
 mod plugin;
 
+use fixture::offers::Offers;
 use fixture::{Node, PROGRAM, guest, wait_for};
 use plugin::Plugin;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-/// `akri-krustlet discover --offer-devices`, until it is dropped.
-struct Offers(Child);
-
-impl Offers {
-    fn start(node: &Node, capacity: u32) -> Self {
-        let child = Command::new(PROGRAM)
-            .args(["discover", "debugEcho", "--details", "descriptions: [foo0, foo1]", "--offer-devices"])
-            .args(["--capacity", &capacity.to_string()])
-            .args(["--directory".as_ref(), node.path("akri").as_os_str()])
-            .args(["--device-plugins-directory".as_ref(), node.path("plugins").as_os_str()])
-            .stdout(Stdio::null())
-            .spawn();
-        Self(child.unwrap())
-    }
-}
-
-impl Drop for Offers {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn offers(node: &Node, capacity: u32) -> Offers {
+    Offers::start(node, "debugEcho", "descriptions: [foo0, foo1]", capacity)
 }
 
 fn broker(name: &str, module: &Path, resource: &str) -> String {
@@ -53,7 +35,7 @@ const LINE: &str = "Pod is running and using debugEcho device named: foo0\n";
 fn a_broker_says_which_device_it_has() {
     let node = Node::start();
     node.wait_for_running("witness");
-    let _offers = Offers::start(&node, 2);
+    let _offers = offers(&node, 2);
     let module = guest("debug-echo-broker");
     for name in ["first", "second"] {
         node.write_manifest(&format!("{name}.json"), &broker(name, &module, FOO0));
@@ -88,7 +70,7 @@ fn the_module_of_2021_runs_as_a_broker_within_its_cpu_limit() {
     };
     let mut node = Node::start();
     node.wait_for_running("witness");
-    let _offers = Offers::start(&node, 1);
+    let _offers = offers(&node, 1);
     node.write_manifest("seed.json", &broker("seed", Path::new(&module), FOO0));
     node.wait_for_running("seed");
     assert!(wait_for(|| log(&node, "seed") == LINE));

@@ -209,7 +209,7 @@ fn a_second_node_on_the_same_data_is_refused_with_the_first_ones_pid() {
 #[test]
 fn a_demo_without_akris_programs_says_where_they_come_from() {
     let demos = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demos");
-    for demo in ["wasm-broker-uses-akri-device", "akri-uses-wasm-handler"] {
+    for demo in ["wasm-broker-uses-akri-device", "akri-uses-wasm-handler", "real-devices"] {
         let run = || {
             let mut command = std::process::Command::new(demos.join(demo).join("run"));
             command.env_remove("AKRI_BIN");

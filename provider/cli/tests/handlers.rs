@@ -69,8 +69,8 @@ async fn a_list_at_a_url_is_devices() {
 }
 
 #[test]
-fn handlers_are_small() {
-    for name in ["udev", "onvif", "opcua", "http", "zeroconf"] {
+fn handlers_and_brokers_are_small() {
+    for name in ["udev", "onvif", "opcua", "http", "zeroconf", "http-broker", "opcua-broker", "udev-broker"] {
         let bytes = std::fs::metadata(component(name)).unwrap().len();
         assert!(bytes <= 400_000, "{name} has {bytes} bytes");
     }

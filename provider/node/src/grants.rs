@@ -8,8 +8,12 @@ use akri_krustlet_runtime::network::rules::{Ports, Protocol, Rule, RuleError};
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use std::sync::Arc;
 
-/// Annotation: the rules of its containers' network, one a line; without it they have none but their ports.
+/// Annotation: the rules of its containers' network, one a line.
 pub const NETWORK: &str = "akri-krustlet/network";
+/// Variable of a container: more rules, for it alone. The pods that Akri makes of a Configuration have no annotations.
+pub const NETWORK_VARIABLE: &str = "AKRI_KRUSTLET_NETWORK";
+/// What a container with the machine's network may reach where nothing else is said: the devices that it was given.
+const OF_DEVICES: &str = "tcp details\nudp details\nhttp details";
 
 /// Annotation: the subsystems whose uevents its containers may follow.
 pub const UEVENTS: &str = "akri-krustlet/uevents";
@@ -29,11 +33,23 @@ pub enum GrantError {
     /// A line of the annotation is no rule.
     #[error("annotation {NETWORK}, {0} (docs/grants.md has all rules)")]
     Rule(#[from] RuleError),
+    /// A line of a container's variable is no rule.
+    #[error("container {container}: variable {NETWORK_VARIABLE}, {error} (docs/grants.md has all rules)")]
+    Variable {
+        /// The container.
+        container: String,
+        /// What is wrong.
+        error: RuleError,
+    },
+    /// Rules that are somewhere else than in the pod.
+    #[error("container {container}: variable {NETWORK_VARIABLE} has no value; its rules must be in the pod itself")]
+    NoValue {
+        /// The container.
+        container: String,
+    },
     /// The pod does not say that it uses the machine's network.
-    #[error(
-        "annotation {NETWORK}: the network of a guest is the machine's; say so in the pod, with spec.hostNetwork: true"
-    )]
-    HostNetwork,
+    #[error("{0}: the network of a guest is the machine's; say so in the pod, with spec.hostNetwork: true")]
+    HostNetwork(String),
     /// What an annotation lists is no name.
     #[error(
         "annotation {annotation}: {name:?} is no name; expected names with commas between, or `*` for all (docs/grants.md)"
@@ -64,27 +80,59 @@ pub enum GrantError {
     },
 }
 
-/// The network that a pod grants its containers by rules.
-pub fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
+/// The network of a discovery handler: by its pod's rules and its own.
+pub fn network_of_handler(pod: &PodObject, container: &Container) -> Result<Arc<NetworkRules>, GrantError> {
+    let mut rules = network(pod)?;
+    if let Some(own) = own_rules(pod, container)? {
+        Arc::make_mut(&mut rules).0.extend(own.0);
+    }
+    Ok(rules)
+}
+
+/// The network that a pod grants all its containers.
+fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
     let Some(text) = annotation(pod, NETWORK) else { return Ok(Arc::default()) };
     let rules: NetworkRules = text.parse()?;
     if !is_host_network(pod) {
-        return Err(GrantError::HostNetwork);
+        return Err(GrantError::HostNetwork(format!("annotation {NETWORK}")));
     }
     Ok(Arc::new(rules))
 }
 
-/// The network of one container that is no discovery handler: its pod's, and its ports, which it may listen on.
+/// The network of one container that is no discovery handler: by its pod's rules and its own, or to its devices if there are none;
+/// and its ports, which it may listen on.
 pub fn network_of(pod: &PodObject, container: &Container) -> Result<Arc<NetworkRules>, GrantError> {
     let mut rules = network(pod)?;
+    let own = own_rules(pod, container)?;
     let ports = container.ports.as_deref().unwrap_or_default();
     if ports.len() > MOST_PORTS {
         return Err(GrantError::Ports { container: container.name.clone(), count: ports.len() });
     }
     if is_host_network(pod) {
-        Arc::make_mut(&mut rules).0.extend(ports.iter().filter_map(served));
+        let rules = &mut Arc::make_mut(&mut rules).0;
+        match own {
+            Some(own) => rules.extend(own.0),
+            None if annotation(pod, NETWORK).is_none() => rules.extend(OF_DEVICES.parse::<NetworkRules>()?.0),
+            None => {}
+        }
+        rules.extend(ports.iter().filter_map(served));
     }
     Ok(rules)
+}
+
+/// The rules of a container's variable, if it has that.
+fn own_rules(pod: &PodObject, container: &Container) -> Result<Option<NetworkRules>, GrantError> {
+    let mut variables = container.env.iter().flatten();
+    // Of several of one name the last one counts.
+    let Some(variable) = variables.rfind(|variable| variable.name == NETWORK_VARIABLE) else { return Ok(None) };
+    let container = container.name.clone();
+    match &variable.value {
+        None => Err(GrantError::NoValue { container }),
+        Some(_) if !is_host_network(pod) => {
+            Err(GrantError::HostNetwork(format!("container {container}: variable {NETWORK_VARIABLE}")))
+        }
+        Some(text) => text.parse().map(Some).map_err(|error| GrantError::Variable { container, error }),
+    }
 }
 
 fn is_host_network(pod: &PodObject) -> bool {
@@ -148,6 +196,35 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    #[test]
+    fn a_container_reaches_its_devices_or_what_its_variable_says() {
+        let of = |metadata: serde_json::Value, host_network: bool, variable: serde_json::Value| {
+            let container = json!({"name": "c", "ports": [{"containerPort": 80}], "env": [variable]});
+            let pod = json!({"metadata": metadata, "spec": {"hostNetwork": host_network, "containers": [container]}});
+            let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
+            let rules = network_of(&pod, &pod.spec().containers[0]).map_err(|error| error.to_string())?;
+            Ok::<_, String>((rules.0.len(), rules.give_listening(Protocol::Tcp, Some(80))))
+        };
+        let metadata = || json!({"name": "p", "uid": "u"});
+        let annotated = || json!({"name": "p", "uid": "u", "annotations": {NETWORK: "tcp 10.0.0.1:80"}});
+        let other = || json!({"name": "OTHER", "value": "tcp 10.0.0.1:80"});
+        let rules = |text: &str| json!({"name": NETWORK_VARIABLE, "value": text});
+        assert_eq!(of(metadata(), false, other()), Ok((0, false)));
+        assert_eq!(of(metadata(), true, other()), Ok((4, true)), "its devices by three rules, and its port");
+        assert_eq!(of(annotated(), true, other()), Ok((2, true)), "and nothing that is not said");
+        assert_eq!(of(metadata(), true, rules("tcp 127.0.0.1:4840\ndns a.example")), Ok((3, true)));
+        assert_eq!(of(metadata(), true, rules("")), Ok((1, true)), "said that it has none");
+        assert_eq!(of(annotated(), true, rules("udp 10.0.0.1:53")), Ok((3, true)), "both");
+        for (host_network, variable, what) in [
+            (false, rules("tcp 10.0.0.1:80"), "container c: variable AKRI_KRUSTLET_NETWORK: the network of a guest"),
+            (true, rules("tcp 10.0.0.1:80\ntcp x"), "container c: variable AKRI_KRUSTLET_NETWORK, line 2"),
+            (true, json!({"name": NETWORK_VARIABLE, "valueFrom": {}}), "its rules must be in the pod itself"),
+        ] {
+            let error = of(metadata(), host_network, variable).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
     fn of(annotation: &str, host_network: bool) -> Result<Arc<NetworkRules>, String> {
         let pod = json!({"metadata": {"name": "p", "uid": "u", "annotations": {NETWORK: annotation}},
             "spec": {"hostNetwork": host_network, "containers": []}});
@@ -197,7 +274,9 @@ mod tests {
         };
         let ports = json!([{"containerPort": 80}, {"containerPort": 81, "protocol": "UDP"}, {"containerPort": 82, "protocol": "SCTP"}]);
         let of = |pod: &PodObject, number: usize| {
-            network_of(pod, &pod.spec().containers[number]).map(|rules| rules.0.clone())
+            let served = |rule: &Rule| matches!(rule, Rule::Listen { .. });
+            network_of(pod, &pod.spec().containers[number])
+                .map(|rules| rules.0.iter().filter(|rule| served(rule)).cloned().collect::<Vec<_>>())
         };
         let listens = |protocol, port| Rule::Listen { protocol, ports: Ports::one(port) };
         let with_network = pod(true, ports.clone());

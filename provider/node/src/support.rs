@@ -117,20 +117,18 @@ const CONTAINER: &[Row] = &[
     (
         "livenessProbe",
         Honoured,
-        "tcpSocket and httpGet, of this node; only with hostNetwork, since else a guest has no port",
+        "tcpSocket, httpGet and grpc, of this node; only with hostNetwork, since else a guest has no port",
     ),
     ("livenessProbe.exec", Refused, "a guest has no process to run a command in"),
-    ("livenessProbe.grpc", Refused, "not supported yet"),
     ("name", Honoured, ""),
     ("ports", Honoured, "with hostNetwork: the guests of the pod may listen on them, components only"),
     ("ports[].hostPort", Ignored, "with hostNetwork; without it, a pod that has it is refused"),
     (
         "readinessProbe",
         Honoured,
-        "tcpSocket and httpGet, of this node; only with hostNetwork, since else a guest has no port",
+        "tcpSocket, httpGet and grpc, of this node; only with hostNetwork, since else a guest has no port",
     ),
     ("readinessProbe.exec", Refused, "a guest has no process to run a command in"),
-    ("readinessProbe.grpc", Refused, "not supported yet"),
     ("resizePolicy", Ignored, "limits are those of the start"),
     (
         "resources",
@@ -155,10 +153,9 @@ const CONTAINER: &[Row] = &[
     (
         "startupProbe",
         Honoured,
-        "tcpSocket and httpGet, of this node; only with hostNetwork, since else a guest has no port",
+        "tcpSocket, httpGet and grpc, of this node; only with hostNetwork, since else a guest has no port",
     ),
     ("startupProbe.exec", Refused, "a guest has no process to run a command in"),
-    ("startupProbe.grpc", Refused, "not supported yet"),
     ("stdin", Honoured, "the input is open and empty, and ends when the pod is asked to end, or the node ends"),
     ("stdinOnce", Ignored, "nobody can attach"),
     (

@@ -4,7 +4,6 @@
 //! Details -> a [`conversation`] with each discovery endpoint, all at once -> applications, filtered -> their URLs ([`url`]), as
 //! Akri's own handler makes them -> devices. What an endpoint said last stays for some polls that it misses.
 
-mod binary;
 mod conversation;
 #[cfg(test)]
 mod tests;

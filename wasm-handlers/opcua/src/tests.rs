@@ -1,9 +1,9 @@
 //! The handler in a faked world: servers made of bytes.
 
 use crate::Opcua;
-use crate::binary::{Reader, Writer};
 use akri_handler::fake::{Session, World};
 use akri_handler::{Error, Step};
+use opcua_codec::{Reader, Writer};
 use std::cell::Cell;
 use std::rc::Rc;
 

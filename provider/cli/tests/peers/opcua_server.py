@@ -1,4 +1,4 @@
-"""An OPC UA server: PORT NAME APPLICATION_TYPE [URL of the discovery server that it registers with]. Says `ready`."""
+"""An OPC UA server: [ADDRESS:]PORT NAME APPLICATION_TYPE [URL of the discovery server that it registers with]. Says `ready`."""
 
 import asyncio
 import sys
@@ -6,10 +6,13 @@ import sys
 from asyncua import Server, ua
 
 
-async def main(port, name, kind, register=None):
+async def main(place, name, kind, register=None):
+    # With an address that others reach, or only a port.
+    address, _, port = place.rpartition(":")
+    address = address or "127.0.0.1"
     server = Server()
     await server.init()
-    server.set_endpoint(f"opc.tcp://127.0.0.1:{port}/ua")
+    server.set_endpoint(f"opc.tcp://{address}:{port}/ua")
     server.set_server_name(name)
     server.application_type = ua.ApplicationType[kind]
     await server.set_application_uri(f"urn:akri-krustlet:{name}")

@@ -84,7 +84,8 @@ async fn start(
     let GuestSpec { args, env, preopens, log, limits, events, .. } = guest;
     let Some(log) = log else { return Err("the container has no log".to_owned()) };
     let name = format!("{}/{}", context.pod.key(), container.name);
-    let network = network_grant(context, &container.name, &log, grants::network(&context.latest()))?;
+    let network =
+        network_grant(context, &container.name, &log, grants::network_of_handler(&context.latest(), container))?;
     let spec = ContainerSpec {
         name,
         network,

@@ -1,4 +1,4 @@
-//! Probes of containers that have a network: by TCP and HTTP, in a kubelet's rhythm.
+//! Probes of containers that have a network: by TCP, HTTP and gRPC, in a kubelet's rhythm.
 //!
 //! # Flow
 //! 1. [`Probes::of`] reads what a container's probes say, first of all at admission.
@@ -6,6 +6,9 @@
 //! 3. [`Probes::run`] asks, for as long as the container runs, and resolves when it is to be ended. While there is a startup
 //!    probe that has not succeeded, the others wait.
 
+mod check;
+
+use self::check::Check;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::fields::NodeFacts;
@@ -13,17 +16,12 @@ use crate::status::{ContainerKind, StatusReporter, Verdict};
 use akri_krustlet_runtime::network::NetworkRules;
 use akri_krustlet_runtime::network::rules::Protocol;
 use k8s_openapi::api::core::v1::{Container, Probe as ApiProbe};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::net::IpAddr;
-use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 /// As events name it.
 const READINESS: &str = "Readiness";
-/// How far a redirect may lead, to the same port of the same host.
-const MOST_REDIRECTS: usize = 10;
 
 /// What is wrong with a probe.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -56,14 +54,6 @@ struct Probe {
     failures: u32,
     /// How long the container may take to end; as long as with its pod without it.
     grace_period: Option<Duration>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Check {
-    /// A connection can be made.
-    Tcp(String, u16),
-    /// A GET is answered by a status from 200 to 399.
-    Http { url: reqwest::Url, headers: Vec<(String, String)> },
 }
 
 /// A container that is to be ended.
@@ -162,27 +152,7 @@ impl Probe {
         node: &NodeFacts,
         rules: &NetworkRules,
     ) -> Result<Self, String> {
-        let port = |named| port(named, container, rules);
-        let check = match (&probe.tcp_socket, &probe.http_get) {
-            (Some(tcp), None) => Check::Tcp(host(tcp.host.as_deref(), node)?, port(&tcp.port)?),
-            (None, Some(http)) => {
-                let scheme = http.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
-                if !["http", "https"].contains(&scheme.as_str()) {
-                    return Err(format!("httpGet.scheme {scheme:?}: expected HTTP or HTTPS"));
-                }
-                let (host, port) = (host(http.host.as_deref(), node)?, port(&http.port)?);
-                let host = if host.contains(':') { format!("[{host}]") } else { host };
-                let path = http.path.as_deref().unwrap_or_default();
-                let url = format!("{scheme}://{host}:{port}/{}", path.strip_prefix('/').unwrap_or(path));
-                let url = reqwest::Url::parse(&url).map_err(|error| format!("httpGet.path {path:?}: {error}"))?;
-                let headers = http.http_headers.iter().flatten();
-                Check::Http {
-                    url,
-                    headers: headers.map(|header| (header.name.clone(), header.value.clone())).collect(),
-                }
-            }
-            _ => return Err("expected either tcpSocket or httpGet".to_owned()),
-        };
+        let check = Check::read(probe, container, node, rules)?;
         // What the API server fills in; a manifest may leave it out, or write 0 for that.
         let or = |field: &str, value: Option<i32>, default: u32| match value.map(u32::try_from) {
             None | Some(Ok(0)) => Ok(default),
@@ -214,17 +184,8 @@ impl Probe {
 
     /// Asks once. An error says what came instead.
     async fn attempt(&self) -> Result<(), String> {
-        let attempt = async {
-            match &self.check {
-                Check::Tcp(host, port) => {
-                    let connected = tokio::net::TcpStream::connect((host.as_str(), *port)).await;
-                    connected.map(drop).map_err(|error| format!("no connection to {host}:{port}: {error}"))
-                }
-                Check::Http { url, headers } => get(url, headers).await,
-            }
-        };
         let late = |_| Err(format!("no answer within {} s", self.timeout.as_secs()));
-        tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(late)
+        tokio::time::timeout(self.timeout, self.check.attempt()).await.unwrap_or_else(late)
     }
 }
 
@@ -242,11 +203,7 @@ struct Rounds<'a> {
 impl<'a> Rounds<'a> {
     /// Of a container that has been running since then, and that may listen on a port or not.
     fn new(probe: &'a Probe, since: Instant, may_listen: impl Fn(u16) -> bool) -> Self {
-        let port = match &probe.check {
-            Check::Tcp(_, port) => Some(*port),
-            Check::Http { url, .. } => url.port_or_known_default(),
-        };
-        let barred = port.filter(|port| !may_listen(*port));
+        let barred = probe.check.port().filter(|port| !may_listen(*port));
         let barred = barred
             .map(|port| format!("the node lets no pod listen on port {port} (--network-ceiling), so nobody is asked"));
         let mut ticks = tokio::time::interval(probe.period);
@@ -276,88 +233,6 @@ impl<'a> Rounds<'a> {
             }
         }
     }
-}
-
-/// Where the container is: on this machine, and nowhere else.
-fn host(host: Option<&str>, node: &NodeFacts) -> Result<String, String> {
-    let host = host.unwrap_or_default();
-    if host.is_empty() {
-        return Ok(node.address());
-    }
-    let address = host.parse::<IpAddr>();
-    let is_own = |own: &String| own.parse::<IpAddr>().is_ok_and(|own| address.as_ref() == Ok(&own));
-    let is_loopback = host == "localhost" || address.as_ref().is_ok_and(IpAddr::is_loopback);
-    if is_loopback || node.addresses.iter().any(is_own) {
-        return Ok(host.to_owned());
-    }
-    Err(format!("host {host:?} is not this node: a probe asks the container itself; leave the host out"))
-}
-
-fn port(port: &IntOrString, container: &Container, rules: &NetworkRules) -> Result<u16, String> {
-    let number = match port {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(name) => {
-            let mut ports = container.ports.iter().flatten();
-            let named = ports.find(|port| port.name.as_deref() == Some(name));
-            named.ok_or_else(|| format!("port {name:?}: the container has no port of this name"))?.container_port
-        }
-    };
-    let port = u16::try_from(number).ok().filter(|port| *port > 0);
-    let port = port.ok_or_else(|| format!("port {number}: expected 1 to 65535"))?;
-    if !rules.give_listening(Protocol::Tcp, Some(port)) {
-        return Err(format!("port {port}: the container may not listen on it; list it among its ports"));
-    }
-    Ok(port)
-}
-
-async fn get(url: &reqwest::Url, headers: &[(String, String)]) -> Result<(), String> {
-    let mut request = client()?.get(url.clone());
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
-    let status = match request.send().await {
-        Ok(answer) => answer.status(),
-        Err(error) => {
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(deeper) = cause.source() {
-                cause = deeper;
-            }
-            return Err(format!("GET {url}: {cause}"));
-        }
-    };
-    // A redirect to elsewhere is an answer, too.
-    if status.is_success() || status.is_redirection() {
-        return Ok(());
-    }
-    Err(format!("GET {url}: status {}", status.as_u16()))
-}
-
-/// As a kubelet asks: certificates are not checked, since they are of whatever name the service has.
-fn client() -> Result<&'static reqwest::Client, String> {
-    static CLIENT: OnceLock<Result<reqwest::Client, String>> = OnceLock::new();
-    // What else is on this machine is not for a guest to have asked.
-    let same_place = |attempt: reqwest::redirect::Attempt<'_>| {
-        let place = |url: &reqwest::Url| {
-            (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port_or_known_default())
-        };
-        let is_same = attempt.previous().first().is_some_and(|first| place(first) == place(attempt.url()));
-        match attempt.previous().len() {
-            _ if !is_same => attempt.stop(),
-            0..=MOST_REDIRECTS => attempt.follow(),
-            _ => attempt.error(format!("stopped after {MOST_REDIRECTS} redirects")),
-        }
-    };
-    let make = || {
-        let client = reqwest::Client::builder()
-            .danger_accept_invalid_certs(true)
-            .no_proxy()
-            .pool_max_idle_per_host(0)
-            .redirect(reqwest::redirect::Policy::custom(same_place))
-            .user_agent(concat!("kube-probe/akri-krustlet-", env!("CARGO_PKG_VERSION")))
-            .build();
-        client.map_err(|error| format!("cannot ask: {error}"))
-    };
-    CLIENT.get_or_init(make).as_ref().map_err(String::clone)
 }
 
 #[cfg(test)]
@@ -400,7 +275,9 @@ mod tests {
             (json!({"tcpSocket": {"port": 80}, "successThreshold": 2}), "only a readinessProbe"),
             (json!({"tcpSocket": {"port": 80, "host": "169.254.169.254"}}), "is not this node"),
             (json!({"httpGet": {"port": 80, "scheme": "FTP"}}), "expected HTTP or HTTPS"),
-            (json!({}), "expected either tcpSocket or httpGet"),
+            (json!({"grpc": {"port": 2379}}), "port 2379: the container may not listen on it"),
+            (json!({}), "expected one of tcpSocket, httpGet and grpc"),
+            (json!({"grpc": {"port": 80}, "tcpSocket": {"port": 80}}), "expected one of"),
         ] {
             let error = read(probe).unwrap_err();
             assert!(error.contains(what) && error.contains("container c: livenessProbe"), "{error}");
@@ -444,10 +321,42 @@ mod tests {
             }
         }
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        for check in ["tcpSocket", "httpGet"] {
+        for check in ["tcpSocket", "httpGet", "grpc"] {
             let error = read(json!({check: {"port": closed}})).unwrap().attempt().await.unwrap_err();
             assert!(error.to_lowercase().contains("connection refused"), "{error}");
         }
+    }
+
+    async fn serve(router: tonic::transport::server::Router) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(router.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
+        port
+    }
+
+    #[tokio::test]
+    async fn a_server_says_by_grpc_which_of_its_services_is_serving() {
+        let (health, service) = tonic_health::server::health_reporter();
+        health.set_service_status("up", tonic_health::ServingStatus::Serving).await;
+        health.set_service_status("down", tonic_health::ServingStatus::NotServing).await;
+        let port = serve(tonic::transport::Server::builder().add_service(service)).await;
+        let ask = async |port: u16, service: Option<&str>| {
+            read(json!({"grpc": {"port": port, "service": service}})).unwrap().attempt().await
+        };
+        assert_eq!(ask(port, None).await, Ok(()), "the server as a whole");
+        assert_eq!(ask(port, Some("up")).await, Ok(()));
+        let place = format!("grpc.health.v1 at 127.0.0.1:{port}");
+        let down = format!("{place}: status of service \"down\" NOT_SERVING");
+        assert_eq!(ask(port, Some("down")).await, Err(down));
+        let unknown = ask(port, Some("other")).await.unwrap_err();
+        assert!(unknown.starts_with(&format!("{place}: NotFound of service \"other\"")), "{unknown}");
+        // One that serves something else.
+        let other = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
+        let unimplemented = ask(serve(other).await, None).await.unwrap_err();
+        assert!(unimplemented.contains("Unimplemented"), "{unimplemented}");
+        // And one that speaks HTTP/1 only.
+        let error = ask(server(&["200 OK"]).await, None).await.unwrap_err();
+        assert!(error.contains("grpc.health.v1"), "{error}");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The binary encoding of OPC UA (part 6 of the specification, 5.2), as much of it as FindServers needs.
+//! Values in the binary encoding (part 6 of the specification, 5.2).
 
 /// Why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,19 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A NodeId as it is written, to be sent back.
+    pub fn node_id_bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let before = self.0;
+        self.node_id()?;
+        Ok(&before[..before.len() - self.0.len()])
+    }
+
+    /// A ByteString; a null one is empty.
+    pub fn byte_string(&mut self) -> Result<&'a [u8], Malformed> {
+        let length = self.length()?.unwrap_or(0);
+        self.bytes(length)
+    }
+
     /// Reads over diagnostics, which may have others within, `depth` deep at most.
     fn skip_diagnostics(&mut self, depth: u32) -> Result<(), Malformed> {
         let mask = self.u8()?;
@@ -98,7 +111,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn skip_extension_object(&mut self) -> Result<(), Malformed> {
+    /// Reads over an ExtensionObject.
+    pub fn skip_extension_object(&mut self) -> Result<(), Malformed> {
         self.node_id()?;
         if self.u8()? != 0 {
             let length = self.length()?.unwrap_or(0);
@@ -155,11 +169,21 @@ impl Writer {
         self
     }
 
+    /// Bytes as they are.
+    pub fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+
     /// A header of a request without a session.
-    pub fn request_header(mut self, handle: u32) -> Self {
-        // No token and no time.
-        self.0.extend([0; 2 + 8]);
-        let mut writer = self.u32(handle).u32(0).null().u32(0);
+    pub fn request_header(self, handle: u32) -> Self {
+        self.request_header_of(&[0; 2], handle)
+    }
+
+    /// A header of a request of the session with this token, as the server wrote it.
+    pub fn request_header_of(self, token: &[u8], handle: u32) -> Self {
+        // No time.
+        let mut writer = self.bytes(token).bytes(&[0; 8]).u32(handle).u32(0).null().u32(0);
         // No additional header.
         writer.0.extend([0; 3]);
         writer
