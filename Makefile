@@ -2,8 +2,7 @@
 CARGO ?= cargo
 GUEST_TARGET := wasm32-wasip1
 COMPONENT_TARGET := wasm32-wasip2
-# `http` is also the name of a crate of others.
-COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package http@0.1.0 --package http-broker --package onvif --package opcua --package opcua-broker --package udev --package udev-broker --package workload --package zeroconf
+COMPONENTS := --package debug-echo-typed --package typed-misbehave --package event-echo --package http-handler --package http-broker --package lines --package onvif --package opcua --package opcua-broker --package udev --package udev-broker --package workload --package zeroconf
 # Where cargo builds, which is not always `target`: CARGO_TARGET_DIR, or a user's configuration.
 TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
@@ -22,7 +21,7 @@ quickstart: guests build ## build everything, run a node with a WebAssembly hand
 
 test: guests workload programs test-peers ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
-	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --package http@0.1.0 --package onvif --package opcua --package opcua-broker --package udev --package zeroconf --target $(HOST)
+	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --features akri-handler/schema --package http-handler --package lines --package onvif --package opcua --package opcua-broker --package udev --package zeroconf --target $(HOST)
 
 # Servers and cameras that tests talk to, from PyPI; without Python those tests say that they are skipped.
 test-peers: $(CACHE)/peers/installed
@@ -65,7 +64,7 @@ guests: toolchain ## build the WebAssembly guests
 workload: toolchain
 	cd wasm-handlers && RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --package workload --target $(HOST)
 
-build: toolchain ## build the node (debug)
+build: toolchain ## build the node, and the control plane of tests and demos (debug)
 	$(CARGO) build --workspace --bins
 
 check: ## format and lints

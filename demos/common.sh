@@ -47,7 +47,8 @@ await() {
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.05
     done
-    fail "$what did not happen within 60 s" wasm-node.log agent.log controller.log
+    mapfile -t logs < <(cd "$work" && ls -- *.log)
+    fail "$what did not happen within 60 s" "${logs[@]}"
 }
 
 read_arguments() {

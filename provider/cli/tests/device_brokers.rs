@@ -3,7 +3,7 @@
 
 mod fixture;
 
-use fixture::namespace::in_namespace;
+use fixture::namespace::{in_namespace, ip};
 use fixture::neighbour::Neighbour;
 use fixture::offers::Offers;
 use fixture::peers::{Peer, python};
@@ -79,8 +79,8 @@ fn a_broker_asks_its_device_by_http() {
     let found = offers.next();
     let (id, resource) = &found[0];
     assert_eq!(id, &format!("http://{address}/state"));
-    // A device at the machine's own address is nothing that a broker reaches unsaid.
-    let variables = [("HTTP_INTERVAL", "0.1")];
+    // A device at the machine's own address is nothing that a broker reaches for its device says so.
+    let variables = [("HTTP_INTERVAL", "0.1"), ("AKRI_KRUSTLET_NETWORK", "http details")];
     node.write_manifest("broker.json", &broker("http-broker", resource, &variables));
     wait_for_line(&node, "http-broker", "HttpRequestDenied");
     let rules = format!("http http://{address}");
@@ -106,8 +106,9 @@ fn a_broker_reads_the_server_that_it_was_given_and_comes_back_to_it() {
     let found = offers.next();
     let (url, resource) = &found[0];
     assert_eq!(url, "opc.tcp://10.99.0.2:4855/ua");
-    // It says nothing of a network: its device is what it reaches. As Akri's own broker names the node.
-    let variables = [("IDENTIFIER", "value"), ("NAMESPACE_INDEX", "2"), ("OPCUA_INTERVAL", "0.1")];
+    // As Akri's own broker names the node.
+    let node_id = [("IDENTIFIER", "value"), ("NAMESPACE_INDEX", "2"), ("OPCUA_INTERVAL", "0.1")];
+    let variables = [&node_id[..], &[("AKRI_KRUSTLET_NETWORK", "tcp details")]].concat();
     node.write_manifest("broker.json", &broker("opcua-broker", resource, &variables));
     let line = format!("{url} ns=2;s=value = 42.5");
     wait_for_line(&node, "opcua-broker", &line);
@@ -119,11 +120,48 @@ fn a_broker_reads_the_server_that_it_was_given_and_comes_back_to_it() {
 }
 
 #[test]
+fn a_broker_follows_an_attribute_of_its_device() {
+    if !in_namespace("a_broker_follows_an_attribute_of_its_device") {
+        return;
+    }
+    // What /sys has of links is those of who mounted it.
+    let mounted = std::process::Command::new("mount").args(["-t", "sysfs", "sysfs", "/sys"]).output().unwrap();
+    if !mounted.status.success() {
+        println!("skipped: /sys of this network cannot be mounted: {}", String::from_utf8_lossy(&mounted.stderr));
+        return;
+    }
+    ip("link add br7 type bridge");
+    let node = Node::start();
+    let mut pod = HandlerPod::typed("udev", "", "udev");
+    pod.annotations.push(("akri-krustlet/uevents", "net"));
+    pod.host_paths.push("/sys");
+    node.add(&pod);
+    node.wait_for_socket("udev");
+    let offers = Offers::start(&node, "udev", r#"udevRules: ['SUBSYSTEM=="net", KERNEL=="br7"']"#, 1);
+    let found = offers.next();
+    let (id, resource) = &found[0];
+    assert_eq!(id, "/devices/virtual/net/br7");
+    let variables = [("UDEV_ATTRIBUTE", "ifalias"), ("UDEV_INTERVAL", "0.1")];
+    let mut pod: serde_json::Value = serde_json::from_str(&broker("udev-broker", resource, &variables)).unwrap();
+    pod["spec"]["volumes"] = json!([{"name": "sys", "hostPath": {"path": "/sys"}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "sys", "mountPath": "/sys", "readOnly": true}]);
+    node.write_manifest("broker.json", &pod.to_string());
+    wait_for_line(&node, "udev-broker", "/devices/virtual/net/br7 ifalias = ");
+    ip("link set br7 alias front");
+    wait_for_line(&node, "udev-broker", "/devices/virtual/net/br7 ifalias = front");
+    // It says so once, and goes on.
+    ip("link del br7");
+    wait_for_line(&node, "udev-broker", "does the pod mount /sys?");
+    assert!(log(&node, "udev-broker").lines().count() <= 3, "{}", log(&node, "udev-broker"));
+}
+
+#[test]
 fn a_broker_that_has_nothing_to_do_says_what_it_misses() {
     let node = Node::start();
     for (program, line) in [
         ("http-broker", "no AKRI_HTTP_DEVICE_ENDPOINT in the environment"),
         ("opcua-broker", "no OPCUA_DISCOVERY_URL in the environment"),
+        ("udev-broker", "no UDEV_DEVPATH in the environment"),
     ] {
         let mut pod: serde_json::Value = serde_json::from_str(&broker(program, "cpu", &[])).unwrap();
         pod["spec"]["restartPolicy"] = json!("Never");

@@ -4,6 +4,9 @@
 mod fixture;
 
 use fixture::{HandlerPod, Node, component, wait_for, wait_for_ids};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
@@ -66,6 +69,114 @@ async fn a_list_at_a_url_is_devices() {
     let message = node.wait_for_unhealthy("http");
     assert!(message.contains("the pod does not grant it"), "{message}");
     node.assert_undisturbed().await;
+}
+
+/// What may stand where a Configuration should have something else.
+const SHAPES: [&str; 13] = [
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e300",
+    "18446744073709551616",
+    "\"\"",
+    "\"text\"",
+    "[]",
+    "{}",
+    "[[[[[[[[[[1]]]]]]]]]]",
+    "[null, {}]",
+    "{\"a\": {\"b\": [1]}}",
+];
+
+/// Details with each of their values replaced by each shape, and all of them.
+fn misshapen(details: &Value) -> Vec<Value> {
+    let shapes = || SHAPES.iter().map(|shape| serde_json::from_str::<Value>(shape).unwrap());
+    let mut all: Vec<_> = shapes().collect();
+    let children: Vec<String> = match details {
+        Value::Object(members) => members.keys().map(|name| format!("/{name}")).collect(),
+        Value::Array(items) => (0..items.len()).map(|index| format!("/{index}")).collect(),
+        _ => Vec::new(),
+    };
+    for place in children {
+        for wrong in misshapen(details.pointer(&place).unwrap()) {
+            let mut whole = details.clone();
+            *whole.pointer_mut(&place).unwrap() = wrong;
+            all.push(whole);
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn details_of_every_shape_are_answered_and_end_no_handler() {
+    let node = Node::start();
+    let filter = json!({"items": ["a"], "action": "Include"});
+    let method = json!({"standard": {"discoveryUrls": ["opc.tcp://127.0.0.1:1/"]}});
+    let handlers = [
+        (
+            "udev",
+            json!({"udevRules": ["KERNEL==\"null\""], "groupRecursive": true, "permissions": "r", "matching": "udev"}),
+        ),
+        (
+            "onvif",
+            json!({"ipAddresses": filter, "scopes": filter, "discoveryTimeoutSeconds": 1, "missedProbes": 1,
+            "identity": "uuid", "interval": 10}),
+        ),
+        (
+            "opcua",
+            json!({"opcuaDiscoveryMethod": method, "applicationNames": filter, "applicationTypes": ["Server"],
+            "resolve": "never", "interval": 10, "missedPolls": 1}),
+        ),
+        (
+            "http",
+            json!({"url": "http://127.0.0.1:1/", "headers": {"a": "b"}, "items": "/a", "id": "/b",
+            "properties": {"A": "/c"}, "interval": 10}),
+        ),
+        (
+            "http",
+            json!({"range": {"network": "127.0.0.1/32", "ports": [1], "path": "/", "status": 200, "contains": "a",
+            "interval": 10, "perSecond": 1, "missed": 1}}),
+        ),
+        (
+            "zeroconf",
+            json!({"kind": "_a._tcp", "domain": "local", "name": "a", "port": 1, "interval": 10, "missedQuestions": 1}),
+        ),
+    ];
+    let mut names = HashSet::new();
+    for (name, _) in handlers.iter().filter(|(name, _)| names.insert(*name)) {
+        let mut pod = HandlerPod::typed(name, "", name);
+        pod.annotations.push(("akri-krustlet/uevents", "mem"));
+        pod.annotations.push(("akri-krustlet/links", "*"));
+        pod.annotations
+            .push(("akri-krustlet/network", "udp 239.255.255.250:3702\njoin 239.255.255.250:3702\nudp 224.0.0.251:5353\njoin 224.0.0.251:5353\ntcp 127.0.0.1:1"));
+        pod.host_paths.push("/sys/class/mem");
+        node.add(&pod);
+        node.wait_for_socket(name);
+    }
+    let (node, mut counts) = (&node, BTreeMap::new());
+    for (name, right) in &handlers {
+        let ask = |details: Value| async move {
+            let answer = node.discover(name, &details.to_string()).await;
+            match answer {
+                Ok(_) => true,
+                Err(status) if status.code() == tonic::Code::InvalidArgument && !status.message().is_empty() => false,
+                Err(status) => panic!("{name}, {details}: {status}"),
+            }
+        };
+        let answers = futures::stream::iter(misshapen(right)).map(ask).buffer_unordered(16).collect::<Vec<_>>().await;
+        let taken = answers.iter().filter(|taken| **taken).count();
+        counts.insert((name, answers.len()), taken);
+        let refused = answers.len() - taken;
+        assert!(taken > 0 && refused >= SHAPES.len(), "{name}: {taken} of {} were taken", answers.len());
+    }
+    println!("{counts:?}");
+    let log = node.log();
+    for fault in ["trapped", "panicked", "exited"] {
+        assert!(!log.contains(fault), "{fault}: {log}");
+    }
+    for (name, _) in &handlers {
+        assert_eq!(node.pod(name).unwrap()["status"]["containerStatuses"][0]["restartCount"], 0, "{name}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::allocation::{AllocationError, Provided, ProvidedMount};
 use crate::config::Timeouts;
 use crate::devices::Devices;
 use akri_krustlet_host::BackOff;
+use akri_krustlet_host::Untrusted;
 use akri_proto::v1beta1::device_plugin_client::DevicePluginClient;
 use akri_proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,
@@ -27,7 +28,7 @@ const MOST_MESSAGE: usize = 4 << 20;
 /// A connection to a plugin.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    client: DevicePluginClient<Channel>,
+    client: DevicePluginClient<Untrusted<Channel>>,
     resource: String,
     timeouts: Timeouts,
 }

@@ -7,6 +7,7 @@
 //! # Guarantees
 //! - Where the node may read Instances, a list is sent again while one of them is missing, at least once a minute. Where it may
 //!   not, it is sent again for ever, ever more seldom, at least once in five minutes.
+//! - A change is sent at once, and the next one [`SETTLE`] later at the earliest: of a device that flaps the Agent hears no more.
 //! - A guest whose lists alternate costs the Agent one list a second.
 
 use crate::instance::StreamInstances;
@@ -25,7 +26,11 @@ const ALWAYS: Duration = Duration::from_secs(2);
 const LONGEST_WHILE_MISSING: Duration = Duration::from_secs(60);
 /// The same where it cannot be told whether one is missing.
 const LONGEST: Duration = Duration::from_secs(300);
-/// Changes of the list that are sent at once, and how many are sent each second after that.
+/// The least time between two changes of the list.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A change so soon after another one is repeated in no hurry: the next one makes up for what the Agent lost of it.
+const SOON: Duration = Duration::from_secs(1);
+/// Changes of the list that are sent without further pauses, and how many are sent each second after that.
 const CHANGES: (f64, f64) = (32.0, 1.0);
 
 /// The pause before a list is sent again, after what time since it was new. With many devices they are longer: each list costs
@@ -53,6 +58,9 @@ pub(crate) struct Output {
     /// `last` waits for its turn among the changes.
     held: bool,
     changes: TokenBucket,
+    /// When a change was sent last, and whether that was soon after another one.
+    changed: Option<Instant>,
+    is_soon: bool,
     /// When the list was new, or one of its Instances went, and when it was sent last.
     repeated: Option<(Instant, Instant)>,
     was_missing: bool,
@@ -70,6 +78,8 @@ impl Output {
             unsent: false,
             held: false,
             changes,
+            changed: None,
+            is_soon: false,
             repeated: None,
             was_missing: true,
             is_hurried: false,
@@ -93,7 +103,7 @@ impl Output {
         }
         self.instances.list(&list, shared);
         self.last = Some(list);
-        self.held = !self.changes.try_take();
+        self.held = self.settled().is_some_and(|settled| Instant::now() < settled) || !self.changes.try_take();
         self.is_hurried = self.changes.available() < CHANGES.0 / 2.0;
         if self.held {
             self.repeated = None;
@@ -118,7 +128,7 @@ impl Output {
         loop {
             let repetition = self.next_repetition();
             let due = until(repetition);
-            let turn = until(self.held.then(|| self.changes.when(1.0)));
+            let turn = until(self.held.then(|| self.settled().into_iter().fold(self.changes.when(1.0), Instant::max)));
             let room = async {
                 match self.unsent {
                     true => self.sender.reserve().await.is_ok(),
@@ -147,8 +157,14 @@ impl Output {
         }
     }
 
+    /// From when on the next change may be sent.
+    fn settled(&self) -> Option<Instant> {
+        self.changed.map(|changed| changed + SETTLE)
+    }
+
     fn send_new(&mut self) {
         let now = Instant::now();
+        self.is_soon = self.changed.replace(now).is_some_and(|changed| now < changed + SOON);
         self.repeated = Some((now, now));
         self.was_missing = self.is_missing();
         self.push();
@@ -185,7 +201,12 @@ impl Output {
         };
         let devices = self.last.as_ref().map_or(0, |list| list.devices.len());
         // Lists that alternate are not repeated in a hurry: the next one makes up for what the Agent lost of this one.
-        let least = if self.is_hurried { Duration::from_secs(1) } else { Duration::ZERO };
+        let is_soon = self.is_soon && self.changed.is_some_and(|changed| sent < changed + SOON);
+        let least = match (self.is_hurried, is_soon) {
+            (true, _) => Duration::from_secs(1),
+            (false, true) => SETTLE,
+            (false, false) => Duration::ZERO,
+        };
         Some(sent + pause(age, devices, longest).max(least))
     }
 }
@@ -270,8 +291,8 @@ mod tests {
         output.send(list("b"), true);
         output.send(list("a"), true);
         let new = times(&mut output, &mut stream, 60).await;
-        assert!(new.iter().any(|time| (1500..2300).contains(time)), "what is there may be about to go: {new:?}");
-        assert!(*new.last().unwrap() < 2300, "{new:?}");
+        assert!(new.iter().any(|time| (1500..2500).contains(time)), "what is there may be about to go: {new:?}");
+        assert!(*new.last().unwrap() < 2500, "{new:?}");
         instances.update(Some(HashMap::new()));
         assert_eq!(times(&mut output, &mut stream, 1).await[..3], [50, 100, 250], "it went after that");
         instances.update(None);
@@ -293,11 +314,38 @@ mod tests {
         assert!((32..=80).contains(&received.len()), "{} in 10 s, with repetitions", received.len());
         received.dedup();
         assert!((32..=43).contains(&received.len()), "{} in 10 s", received.len());
-        assert_eq!(received[..2], [list("0"), list("1")], "the first ones at once");
+        assert_eq!(received[0], list("0"), "the first one at once");
         tokio::select! {
             _ = output.drive() => unreachable!(),
             () = async { while received.last() != Some(&list("999")) { received.push(stream.recv().await.unwrap().unwrap()) } } => {}
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_flaps_costs_a_list_in_200_ms_at_most_and_settles() {
+        let (mut output, mut stream, _instances) = output();
+        let start = Instant::now();
+        let mut received = Vec::new();
+        // There and away ten times a second, for three seconds; away in the end.
+        for number in 0..31 {
+            output.send(if number % 2 == 0 { DiscoverResponse::default() } else { list("flaps") }, true);
+            tokio::select! {
+                _ = output.drive() => unreachable!(),
+                () = async { while let Some(read) = stream.recv().await { received.push((start.elapsed(), read.unwrap())) } } => {}
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+        }
+        tokio::select! {
+            _ = output.drive() => unreachable!(),
+            () = async { while let Some(read) = stream.recv().await { received.push((start.elapsed(), read.unwrap())) } } => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        assert_eq!(received[0], (Duration::ZERO, DiscoverResponse::default()), "the first one at once");
+        assert_eq!(received.last().unwrap().1, DiscoverResponse::default(), "what is true in the end");
+        // But for the first list, which is repeated in a hurry while it is alone.
+        let later: Vec<_> = received.iter().map(|(time, _)| *time).filter(|time| *time >= SETTLE).collect();
+        assert!(later.windows(2).all(|pair| pair[1] - pair[0] >= SETTLE), "{later:?}");
+        assert!(later.len() <= 20, "{later:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
 //! What several parts of a node need of the system: Unix sockets that gRPC is spoken on ([`socket`],
-//! [`ServedSocket`]), changes of directories ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]),
+//! [`ServedSocket`]), also with those who send anything ([`Untrusted`]), changes of directories ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]),
 //! work that may never end ([`patience`]), how often something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]).
 
 mod authority;
@@ -11,9 +11,11 @@ mod served_socket;
 pub mod socket;
 mod token_bucket;
 mod until;
+mod untrusted;
 
 pub use back_off::BackOff;
 pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
 pub use served_socket::ServedSocket;
 pub use token_bucket::TokenBucket;
 pub use until::until;
+pub use untrusted::Untrusted;

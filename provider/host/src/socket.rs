@@ -1,5 +1,6 @@
 //! Unix sockets that gRPC is spoken on.
 
+use crate::Untrusted;
 use hyper_util::rt::TokioIo;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
@@ -76,13 +77,14 @@ impl Drop for SocketFile {
 }
 
 /// Opens a connection to a socket. The authority is a dummy: a socket's path is not a valid one, and gRPC servers reject it.
-pub async fn connect(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_static("http://[::1]:50051")
+pub async fn connect(socket: PathBuf) -> Result<Untrusted<Channel>, tonic::transport::Error> {
+    let channel = Endpoint::from_static("http://[::1]:50051")
         .connect_with_connector(tower::service_fn(move |_| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         }))
-        .await
+        .await;
+    channel.map(Untrusted::new)
 }
 
 /// Listens at `path` with mode 0660, making its directory if it is missing and replacing a socket that nobody serves.

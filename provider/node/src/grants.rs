@@ -12,8 +12,6 @@ use std::sync::Arc;
 pub const NETWORK: &str = "akri-krustlet/network";
 /// Variable of a container: more rules, for it alone. The pods that Akri makes of a Configuration have no annotations.
 pub const NETWORK_VARIABLE: &str = "AKRI_KRUSTLET_NETWORK";
-/// What a container with the machine's network may reach where nothing else is said: the devices that it was given.
-const OF_DEVICES: &str = "tcp details\nudp details\nhttp details";
 
 /// Annotation: the subsystems whose uevents its containers may follow.
 pub const UEVENTS: &str = "akri-krustlet/uevents";
@@ -24,6 +22,8 @@ pub const LINKS: &str = "akri-krustlet/links";
 const MOST_SUBSYSTEM: usize = 63;
 const MOST_LINK: usize = 15;
 const MOST_NAMES: usize = 64;
+/// Rules of one container.
+const MOST_RULES: usize = 256;
 /// Ports of one container.
 const MOST_PORTS: usize = 256;
 
@@ -42,10 +42,22 @@ pub enum GrantError {
         error: RuleError,
     },
     /// Rules that are somewhere else than in the pod.
-    #[error("container {container}: variable {NETWORK_VARIABLE} has no value; its rules must be in the pod itself")]
+    #[error(
+        "container {container}: variable {NETWORK_VARIABLE} has a valueFrom; its rules must be in the pod itself, as its value"
+    )]
     NoValue {
         /// The container.
         container: String,
+    },
+    /// More rules, of the annotation and the variable together, than are looked at for each datagram.
+    #[error(
+        "container {container}: it has {count} rules, of annotation {NETWORK} and variable {NETWORK_VARIABLE}; {MOST_RULES} can be had (docs/grants.md)"
+    )]
+    Rules {
+        /// The container.
+        container: String,
+        /// How many it has.
+        count: usize,
     },
     /// The pod does not say that it uses the machine's network.
     #[error("{0}: the network of a guest is the machine's; say so in the pod, with spec.hostNetwork: true")]
@@ -84,7 +96,11 @@ pub enum GrantError {
 pub fn network_of_handler(pod: &PodObject, container: &Container) -> Result<Arc<NetworkRules>, GrantError> {
     let mut rules = network(pod)?;
     if let Some(own) = own_rules(pod, container)? {
-        Arc::make_mut(&mut rules).0.extend(own.0);
+        let rules = &mut Arc::make_mut(&mut rules).0;
+        rules.extend(own.0);
+        if rules.len() > MOST_RULES {
+            return Err(GrantError::Rules { container: container.name.clone(), count: rules.len() });
+        }
     }
     Ok(rules)
 }
@@ -99,23 +115,15 @@ fn network(pod: &PodObject) -> Result<Arc<NetworkRules>, GrantError> {
     Ok(Arc::new(rules))
 }
 
-/// The network of one container that is no discovery handler: by its pod's rules and its own, or to its devices if there are none;
-/// and its ports, which it may listen on.
+/// The network of one container that is no discovery handler: the same, and its ports, which it may listen on.
 pub fn network_of(pod: &PodObject, container: &Container) -> Result<Arc<NetworkRules>, GrantError> {
-    let mut rules = network(pod)?;
-    let own = own_rules(pod, container)?;
+    let mut rules = network_of_handler(pod, container)?;
     let ports = container.ports.as_deref().unwrap_or_default();
     if ports.len() > MOST_PORTS {
         return Err(GrantError::Ports { container: container.name.clone(), count: ports.len() });
     }
     if is_host_network(pod) {
-        let rules = &mut Arc::make_mut(&mut rules).0;
-        match own {
-            Some(own) => rules.extend(own.0),
-            None if annotation(pod, NETWORK).is_none() => rules.extend(OF_DEVICES.parse::<NetworkRules>()?.0),
-            None => {}
-        }
-        rules.extend(ports.iter().filter_map(served));
+        Arc::make_mut(&mut rules).0.extend(ports.iter().filter_map(served));
     }
     Ok(rules)
 }
@@ -126,13 +134,15 @@ fn own_rules(pod: &PodObject, container: &Container) -> Result<Option<NetworkRul
     // Of several of one name the last one counts.
     let Some(variable) = variables.rfind(|variable| variable.name == NETWORK_VARIABLE) else { return Ok(None) };
     let container = container.name.clone();
-    match &variable.value {
-        None => Err(GrantError::NoValue { container }),
-        Some(_) if !is_host_network(pod) => {
-            Err(GrantError::HostNetwork(format!("container {container}: variable {NETWORK_VARIABLE}")))
-        }
-        Some(text) => text.parse().map(Some).map_err(|error| GrantError::Variable { container, error }),
+    if variable.value_from.is_some() {
+        return Err(GrantError::NoValue { container });
     }
+    if !is_host_network(pod) {
+        return Err(GrantError::HostNetwork(format!("container {container}: variable {NETWORK_VARIABLE}")));
+    }
+    // The API server leaves an empty value out. What stands there counts, `$(NAME)` is not replaced.
+    let text = variable.value.as_deref().unwrap_or_default();
+    text.parse().map(Some).map_err(|error| GrantError::Variable { container, error })
 }
 
 fn is_host_network(pod: &PodObject) -> bool {
@@ -197,30 +207,36 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_container_reaches_its_devices_or_what_its_variable_says() {
+    fn a_container_has_its_pods_rules_and_those_of_its_variable() {
         let of = |metadata: serde_json::Value, host_network: bool, variable: serde_json::Value| {
             let container = json!({"name": "c", "ports": [{"containerPort": 80}], "env": [variable]});
             let pod = json!({"metadata": metadata, "spec": {"hostNetwork": host_network, "containers": [container]}});
             let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
             let rules = network_of(&pod, &pod.spec().containers[0]).map_err(|error| error.to_string())?;
-            Ok::<_, String>((rules.0.len(), rules.give_listening(Protocol::Tcp, Some(80))))
+            Ok::<_, String>(rules.0.clone())
         };
+        let expected = |text: &str| Ok(format!("{text}\nlisten tcp 80").parse::<NetworkRules>().unwrap().0);
         let metadata = || json!({"name": "p", "uid": "u"});
         let annotated = || json!({"name": "p", "uid": "u", "annotations": {NETWORK: "tcp 10.0.0.1:80"}});
         let other = || json!({"name": "OTHER", "value": "tcp 10.0.0.1:80"});
         let rules = |text: &str| json!({"name": NETWORK_VARIABLE, "value": text});
-        assert_eq!(of(metadata(), false, other()), Ok((0, false)));
-        assert_eq!(of(metadata(), true, other()), Ok((4, true)), "its devices by three rules, and its port");
-        assert_eq!(of(annotated(), true, other()), Ok((2, true)), "and nothing that is not said");
-        assert_eq!(of(metadata(), true, rules("tcp 127.0.0.1:4840\ndns a.example")), Ok((3, true)));
-        assert_eq!(of(metadata(), true, rules("")), Ok((1, true)), "said that it has none");
-        assert_eq!(of(annotated(), true, rules("udp 10.0.0.1:53")), Ok((3, true)), "both");
+        assert_eq!(of(metadata(), false, other()), Ok(Vec::new()));
+        assert_eq!(of(metadata(), true, other()), expected(""), "nothing that is not said");
+        assert_eq!(of(annotated(), true, other()), expected("tcp 10.0.0.1:80"));
+        let both = "tcp 127.0.0.1:4840\ndns a.example";
+        assert_eq!(of(metadata(), true, rules(both)), expected(both));
+        assert_eq!(of(metadata(), true, rules("")), expected(""));
+        assert_eq!(of(metadata(), true, json!({"name": NETWORK_VARIABLE})), expected(""), "as the API server has that");
+        let twice = expected("tcp 10.0.0.1:80\nudp 10.0.0.1:53");
+        assert_eq!(of(annotated(), true, rules("udp 10.0.0.1:53")), twice, "the annotation's and the variable's");
         for (host_network, variable, what) in [
             (false, rules("tcp 10.0.0.1:80"), "container c: variable AKRI_KRUSTLET_NETWORK: the network of a guest"),
             (true, rules("tcp 10.0.0.1:80\ntcp x"), "container c: variable AKRI_KRUSTLET_NETWORK, line 2"),
+            (true, rules(&"dns *\n".repeat(256)), "it has 257 rules"),
             (true, json!({"name": NETWORK_VARIABLE, "valueFrom": {}}), "its rules must be in the pod itself"),
         ] {
-            let error = of(metadata(), host_network, variable).unwrap_err();
+            let metadata = if what.contains("257") { annotated() } else { metadata() };
+            let error = of(metadata, host_network, variable).unwrap_err();
             assert!(error.contains(what), "{error}");
         }
     }
@@ -262,6 +278,21 @@ mod tests {
         assert!(of("tcp 10.0.0.1:80", false).unwrap_err().contains("spec.hostNetwork: true"));
         assert!(of("tcp 10.0.0.1", true).unwrap_err().contains("annotation akri-krustlet/network, line 1"));
         assert!(of("# nothing\n", true).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_handler_has_its_pods_rules_and_its_own_and_no_others() {
+        let of = |variables: serde_json::Value| {
+            let metadata = json!({"name": "p", "uid": "u", "annotations": {NETWORK: "tcp details"}});
+            let container = json!({"name": "c", "ports": [{"containerPort": 80}], "env": variables});
+            let pod = json!({"metadata": metadata, "spec": {"hostNetwork": true, "containers": [container]}});
+            let pod = PodObject::new(&serde_json::from_value(pod).unwrap(), None);
+            network_of_handler(&pod, &pod.spec().containers[0]).unwrap().0.clone()
+        };
+        let expected = |text: &str| text.parse::<NetworkRules>().unwrap().0;
+        assert_eq!(of(json!([])), expected("tcp details"));
+        let variable = json!([{"name": NETWORK_VARIABLE, "value": "dns *"}]);
+        assert_eq!(of(variable), expected("tcp details\ndns *"));
     }
 
     #[test]

@@ -35,7 +35,7 @@ const POD: &[Row] = &[
     (
         "hostNetwork",
         Honoured,
-        "a guest has what the annotation akri-krustlet/network grants it (grants.md), and without that no network",
+        "a component has what the annotation akri-krustlet/network or a variable of its container grants it (grants.md), and without both no network",
     ),
     ("hostPID", Refused, "a guest sees no processes"),
     ("hostUsers", Ignored, "a guest has no user"),

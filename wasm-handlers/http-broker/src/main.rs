@@ -1,7 +1,7 @@
 //! A broker: asks the HTTP endpoint of the device that it was given, and prints a line for each answer. With other variables it
 //! asks whatever device has a URL: `HTTP_VARIABLE=ONVIF_DEVICE_SERVICE_URL`, and `HTTP_BODY` for what is to be posted.
 
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use wstd::http::{Body, Client, Request};
@@ -18,66 +18,63 @@ const INTERVAL: &str = "HTTP_INTERVAL";
 
 /// How long an answer may take to begin, and each pause in it.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of an answer that are read.
-const MOST: usize = 64 << 10;
-/// Letters of it that are shown.
+/// Bytes of an answer that are read; the rest is not waited for.
+const MOST_BODY_BYTES: usize = 64 << 10;
+/// Letters of a URL that are shown.
+const MOST_URL_SHOWN: usize = 256;
+/// Letters of an answer that are shown.
 const MOST_SHOWN: usize = 1000;
 
-/// What is asked, and how often.
-struct Wanted {
+struct Settings {
     url: String,
+    /// The same as it is shown.
+    name: String,
     body: Option<String>,
     content_type: String,
     interval: Duration,
 }
 
-fn wanted() -> Result<Wanted, String> {
-    let get = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let variable = get(VARIABLE).unwrap_or_else(|| DEFAULT_VARIABLE.to_owned());
-    let url = get(&variable).ok_or_else(|| {
-        format!("no {variable} in the environment: this pod has no such device; does it request one in its resources?")
-    })?;
-    let interval = get(INTERVAL).unwrap_or_else(|| "5".to_owned());
-    let seconds = interval.parse().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
-    let seconds = seconds.ok_or_else(|| format!("{INTERVAL}={interval:?}: expected seconds from 0.1 to 86400"))?;
-    Ok(Wanted {
+fn settings() -> Result<Settings, String> {
+    let variable = broker::variable(VARIABLE).unwrap_or_else(|| DEFAULT_VARIABLE.to_owned());
+    let url = broker::device(&variable)?;
+    Ok(Settings {
+        name: broker::line(&url, MOST_URL_SHOWN),
         url,
-        body: get(BODY),
-        content_type: get(CONTENT_TYPE).unwrap_or_else(|| "application/octet-stream".to_owned()),
-        interval: Duration::from_secs_f64(seconds),
+        body: broker::variable(BODY),
+        content_type: broker::variable(CONTENT_TYPE).unwrap_or_else(|| "application/octet-stream".to_owned()),
+        interval: broker::interval(INTERVAL, Duration::from_secs(5))?,
     })
 }
 
 /// What the endpoint says, in one line.
-async fn ask(client: &Client, wanted: &Wanted) -> Result<String, String> {
-    let request = match &wanted.body {
-        None => Request::get(&wanted.url).body(Body::empty()),
+async fn ask(client: &Client, settings: &Settings) -> Result<String, String> {
+    let request = match &settings.body {
+        None => Request::get(&settings.url).body(Body::empty()),
         // With its length: many a camera takes no chunks.
-        Some(body) => Request::post(&wanted.url)
-            .header("content-type", &wanted.content_type)
+        Some(body) => Request::post(&settings.url)
+            .header("content-type", &settings.content_type)
             .header("content-length", body.len())
             .body(Body::from(body.clone())),
     };
     let request = request.map_err(|error| error.to_string())?;
     let answer = client.send(request).await.map_err(|error| error.to_string())?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body().into_boxed_body(), MOST).collect().await;
-    let body = body.map_err(|error| format!("status {}: {error}", status.as_u16()))?.to_bytes();
-    let text = String::from_utf8_lossy(&body);
-    let shown = line(&text);
-    if status.is_success() { Ok(shown) } else { Err(format!("status {}: {shown}", status.as_u16())) }
-}
-
-/// A text in one line, and nothing in it that a terminal takes for an order.
-fn line(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().filter(|letter| !letter.is_control()).take(MOST_SHOWN).collect()
+    let mut body = answer.into_body().into_boxed_body();
+    let mut bytes = Vec::new();
+    while bytes.len() < MOST_BODY_BYTES
+        && let Some(frame) = body.frame().await
+    {
+        let frame = frame.map_err(|error| format!("status {}: {error}", status.as_u16()))?;
+        bytes.extend(frame.data_ref().into_iter().flatten());
+    }
+    let said = broker::line(&String::from_utf8_lossy(&bytes), MOST_SHOWN);
+    if status.is_success() { Ok(said) } else { Err(format!("status {}: {said}", status.as_u16())) }
 }
 
 #[wstd::main]
 async fn main() -> ExitCode {
-    let wanted = match wanted() {
-        Ok(wanted) => wanted,
+    let settings = match settings() {
+        Ok(settings) => settings,
         Err(why) => {
             eprintln!("{why}");
             return ExitCode::FAILURE;
@@ -89,10 +86,10 @@ async fn main() -> ExitCode {
     client.set_between_bytes_timeout(TIMEOUT);
     loop {
         let started = Instant::now();
-        match ask(&client, &wanted).await {
-            Ok(said) => println!("{} = {said}", wanted.url),
-            Err(why) => eprintln!("{}: {why}", wanted.url),
+        match ask(&client, &settings).await {
+            Ok(said) => println!("{} = {said}", settings.name),
+            Err(why) => eprintln!("{}: {why}", settings.name),
         }
-        sleep(wanted.interval.saturating_sub(started.elapsed()).into()).await;
+        sleep(settings.interval.saturating_sub(started.elapsed()).into()).await;
     }
 }

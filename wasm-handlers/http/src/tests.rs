@@ -194,3 +194,31 @@ fn a_day_of_it_does_not_grow() {
     assert_eq!(calls.borrow().len(), 24 * 60 * 6, "six addresses a minute");
     assert!(Http::schema().is_some());
 }
+
+#[test]
+fn a_day_of_requests_leaves_nothing_behind() {
+    let world = World::new();
+    let number = Rc::new(std::cell::Cell::new(0_u32));
+    let of = number.clone();
+    world.web(move |_| {
+        of.set(of.get() + 1);
+        match of.get() % 5 {
+            0 => Err(ErrorKind::Timeout),
+            _ => Ok(answer(200, &format!("http://device-{:05}/\nhttp://always/\n", of.get()))),
+        }
+    });
+    for details in
+        [r#""http://discovery/list""#, r#"{"range": {"network": "192.0.2.0/28", "interval": 10, "missed": 0}}"#]
+    {
+        let mut http = world.open::<Http>(details).unwrap();
+        let mut ask = || {
+            let step = http.step();
+            world.advance(step.ok().and_then(|step| step.wake_after).unwrap_or(Duration::from_secs(10)));
+        };
+        (0..100).for_each(|_| ask());
+        let asked = number.get();
+        let day = allocation_counter::measure(|| (0..8640).for_each(|_| ask()));
+        assert!(number.get() > asked + 1000, "{details}: {} requests", number.get() - asked);
+        assert!(day.count_total > 8640 && day.bytes_current < 16_384, "{details}: {day:?}");
+    }
+}

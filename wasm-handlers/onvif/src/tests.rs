@@ -438,3 +438,22 @@ fn a_day_of_a_thousand_cameras_does_not_grow() {
     let rounds = world.datagrams().len() / 8;
     assert_eq!(rounds, 5, "one probe a round on each of two links");
 }
+
+#[test]
+fn a_day_of_probes_leaves_nothing_behind() {
+    let cameras = Cameras::default();
+    let world = world(&cameras);
+    let mut onvif = world.open::<Onvif>(r#"{"missedProbes": 1}"#).unwrap();
+    let mut found = 0;
+    let mut probe = |number: u32| {
+        // Another camera in the place of the one before.
+        cameras.0.borrow_mut().clear();
+        cameras.add(&format!("camera-{number:05}"), &format!("192.0.2.{}", 10 + number % 100), 0);
+        found += ids(&next(&world, &mut onvif)).len();
+        world.datagrams();
+    };
+    (0..100).for_each(&mut probe);
+    let day = allocation_counter::measure(|| (100..8740).for_each(&mut probe));
+    assert!(found >= 8740, "{found}");
+    assert!(day.count_total > 8640 && day.bytes_current < 16_384, "{day:?}");
+}

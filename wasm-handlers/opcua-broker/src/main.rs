@@ -21,24 +21,25 @@ const NAMESPACE: &str = "NAMESPACE_INDEX";
 /// Seconds between two reads.
 const INTERVAL: &str = "OPCUA_INTERVAL";
 
+/// Letters of a URL that are shown.
+const MOST_SHOWN: usize = 256;
 /// Pauses before a server is tried again.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-struct Wanted {
+struct Settings {
     url: String,
+    /// The same as it is shown.
+    name: String,
     node: NodeId,
     interval: Duration,
 }
 
-fn wanted() -> Result<Wanted, String> {
-    let get = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let url = get(URL).ok_or_else(|| {
-        format!("no {URL} in the environment: this pod has no OPC UA server; does it request one in its resources?")
-    })?;
-    let node = match (get(NODE), get(IDENTIFIER)) {
+fn settings() -> Result<Settings, String> {
+    let url = broker::device(URL)?;
+    let node = match (broker::variable(NODE), broker::variable(IDENTIFIER)) {
         (Some(text), _) => text.parse().map_err(|error| format!("{NODE}={text:?}: {error}"))?,
         (None, Some(identifier)) => {
-            let namespace = get(NAMESPACE).unwrap_or_else(|| "0".to_owned());
+            let namespace = broker::variable(NAMESPACE).unwrap_or_else(|| "0".to_owned());
             let number = namespace.parse().map_err(|_| format!("{NAMESPACE}={namespace:?}: expected 0 to 65535"))?;
             NodeId::named(number, &identifier)
         }
@@ -48,40 +49,34 @@ fn wanted() -> Result<Wanted, String> {
             ));
         }
     };
-    let interval = get(INTERVAL).unwrap_or_else(|| "5".to_owned());
-    let seconds = interval.parse().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
-    let interval = seconds.ok_or_else(|| format!("{INTERVAL}={interval:?}: expected seconds from 0.1 to 86400"))?;
-    Ok(Wanted { url, node, interval: Duration::from_secs_f64(interval) })
+    let name = broker::line(&url, MOST_SHOWN);
+    Ok(Settings { url, name, node, interval: broker::interval(INTERVAL, Duration::from_secs(5))? })
 }
 
 /// Reads until the session ends; why it did.
-fn read_on(wanted: &Wanted, pause: &mut Duration) -> String {
-    let mut session = match Session::open(&wanted.url) {
-        Ok(session) => session,
-        Err(why) => return why,
-    };
+fn read_on(settings: &Settings, pause: &mut Duration) -> String {
+    let mut session = None;
     loop {
         let started = Instant::now();
-        match session.read(&wanted.node) {
-            Ok(value) => println!("{} {} = {value}", wanted.url, wanted.node),
+        // Another session before the one that there is comes to its end.
+        let fresh = session.take().filter(|session: &Session| !session.is_due());
+        let mut current = match fresh.map_or_else(|| Session::open(&settings.url, settings.interval), Ok) {
+            Ok(session) => session,
+            Err(why) => return why,
+        };
+        match current.read(&settings.node) {
+            Ok(value) => println!("{} {} = {value}", settings.name, settings.node),
             Err(why) => return why,
         }
         *pause = PAUSES.0;
-        if session.is_due() {
-            // A channel has its time; another one before that.
-            session.close();
-            match Session::open(&wanted.url) {
-                Ok(other) => session = other,
-                Err(why) => return why,
-            }
-        }
-        std::thread::sleep(wanted.interval.saturating_sub(started.elapsed()));
+        session = Some(current);
+        std::thread::sleep(settings.interval.saturating_sub(started.elapsed()));
     }
 }
 
 fn main() -> ExitCode {
-    let wanted = match wanted() {
-        Ok(wanted) => wanted,
+    let settings = match settings() {
+        Ok(settings) => settings,
         Err(why) => {
             eprintln!("{why}");
             return ExitCode::FAILURE;
@@ -89,8 +84,8 @@ fn main() -> ExitCode {
     };
     let mut pause = PAUSES.0;
     loop {
-        let why = read_on(&wanted, &mut pause);
-        eprintln!("{}: {why}; once more in {} s", wanted.url, pause.as_secs());
+        let why = read_on(&settings, &mut pause);
+        eprintln!("{}: {why}; once more in {} s", settings.name, pause.as_secs());
         std::thread::sleep(pause);
         pause = (pause * 2).min(PAUSES.1);
     }

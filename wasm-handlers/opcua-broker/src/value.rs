@@ -14,6 +14,12 @@ const SECONDS_TO_1970: i64 = 11_644_473_600;
 pub fn data_value(reader: &mut Reader<'_>) -> Result<String, Malformed> {
     let mask = reader.u8()?;
     let value = if mask & 1 != 0 { Some(variant(reader)?) } else { None };
+    let value = match value {
+        // Where it ends is not known, and so not what comes after it.
+        Some(Read::Unknown(kind)) => return Ok(format!("a value of type {kind}")),
+        Some(Read::Value(text)) => Some(text),
+        None => None,
+    };
     let code = if mask & 2 != 0 { reader.u32()? } else { 0 };
     // Times are not asked for.
     Ok(match (value, code) {
@@ -24,18 +30,42 @@ pub fn data_value(reader: &mut Reader<'_>) -> Result<String, Malformed> {
     })
 }
 
-fn variant(reader: &mut Reader<'_>) -> Result<String, Malformed> {
+/// What a Variant is.
+enum Read {
+    Value(String),
+    /// Of a type that is not known here.
+    Unknown(u8),
+}
+
+fn variant(reader: &mut Reader<'_>) -> Result<Read, Malformed> {
     let encoding = reader.u8()?;
     let kind = encoding & 0x3f;
-    if encoding & 0x80 == 0 {
-        return scalar(reader, kind);
+    // One of nothing has items without bytes, as many as it likes.
+    if !(0..=17).contains(&kind) && !(19..=22).contains(&kind) || encoding == 0x80 || encoding == 0xc0 {
+        return Ok(Read::Unknown(kind));
     }
-    let items = reader.array(|reader| scalar(reader, kind))?;
-    let shown = items.iter().take(MOST_SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    Ok(match items.len().checked_sub(MOST_SHOWN) {
+    if encoding & 0x80 == 0 {
+        return scalar(reader, kind).map(Read::Value);
+    }
+    let mut shown = Vec::new();
+    let items = reader.array(|reader| {
+        let item = scalar(reader, kind)?;
+        if shown.len() < MOST_SHOWN {
+            shown.push(item);
+        }
+        Ok(())
+    })?;
+    let shown = shown.join(", ");
+    let mut text = match items.len().checked_sub(MOST_SHOWN) {
         None | Some(0) => format!("[{shown}]"),
         Some(more) => format!("[{shown}, and {more} more]"),
-    })
+    };
+    if encoding & 0x40 != 0 {
+        let dimensions = reader.array(Reader::u32)?;
+        let dimensions = dimensions.iter().map(u32::to_string).collect::<Vec<_>>().join(" x ");
+        text = format!("{text}, {dimensions}");
+    }
+    Ok(Read::Value(text))
 }
 
 fn number<const N: usize>(reader: &mut Reader<'_>) -> Result<[u8; N], Malformed> {
@@ -72,8 +102,7 @@ fn scalar(reader: &mut Reader<'_>, kind: u8) -> Result<String, Malformed> {
             reader.skip_extension_object()?;
             "a structure".to_owned()
         }
-        // Nothing is lost: the value is the last thing that is read.
-        other => format!("a value of type {other}"),
+        _ => return Err(Malformed("a value has a type that is not known")),
     })
 }
 
@@ -103,6 +132,13 @@ mod tests {
         assert_eq!(shown(&[2, 0, 0, 0x34, 0x80]).unwrap(), "BadNodeIdUnknown (status 0x80340000)");
         assert_eq!(shown(&[3, 3, 7, 0, 0, 0x92, 0x40]).unwrap(), "7, status 0x40920000");
         assert_eq!(shown(&[0]).unwrap(), "no value");
+        // A matrix: its items, then its dimensions; a status after that.
+        let matrix = [&[3, 0xc3, 4, 0, 0, 0, 1, 2, 3, 4][..], &[2, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0], &[0; 4]].concat();
+        assert_eq!(shown(&matrix).unwrap(), "[1, 2, 3, 4], 2 x 2");
+        // A Variant within one, and a structure of diagnostics: nobody knows where they end.
+        assert_eq!(shown(&[3, 24, 1, 1, 0, 0, 0, 0x80]).unwrap(), "a value of type 24");
+        assert_eq!(shown(&[3, 0x80 | 25, 1, 0, 0, 0, 0xff]).unwrap(), "a value of type 25");
+        assert_eq!(shown(&[1, 0x80, 255, 255, 0, 0]).unwrap(), "a value of type 0");
         let many = [&[1, 0x83, 20, 0, 0, 0][..], &[0; 20]].concat();
         assert!(shown(&many).unwrap().ends_with("0, and 4 more]"));
     }

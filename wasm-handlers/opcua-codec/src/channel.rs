@@ -2,6 +2,7 @@
 
 use crate::binary::{Malformed, Reader, Writer};
 use crate::status::status;
+use std::time::Duration;
 
 /// Largest chunk that is taken, in bytes: what the hello says, and no peer may send more.
 const CHUNK: u32 = 65_536;
@@ -15,7 +16,7 @@ const OPEN_RESPONSE: u32 = 449;
 const CLOSE_REQUEST: u16 = 452;
 
 /// The policy of channels without security.
-pub const POLICY: &str = "http://opcfoundation.org/UA/SecurityPolicy#None";
+pub const SECURITY_POLICY_NONE: &str = "http://opcfoundation.org/UA/SecurityPolicy#None";
 
 /// A chunk: its kind, whether it is the last of its message (`F`, `C` or `A`), and its content.
 type Chunk = ([u8; 3], u8, Vec<u8>);
@@ -67,15 +68,16 @@ impl std::fmt::Display for Broken {
 /// The client's side of a channel.
 pub struct Channel {
     url: String,
-    /// How long it is to live, in milliseconds.
+    /// How long it lives, in milliseconds: what is asked for, and then what the server has made of it.
     lifetime: u32,
     state: State,
     /// Its number and its token's, which the server gives.
     id: (u32, u32),
     /// The last number in its sequence, and of a request.
     number: u32,
-    /// What has come and is no chunk yet.
+    /// What has come, and how much of its beginning is done with.
     pending: Vec<u8>,
+    done: usize,
     /// The chunks of a message that has more of them, and how many those are.
     message: (Vec<u8>, usize),
 }
@@ -90,6 +92,7 @@ impl Channel {
             id: (0, 0),
             number: 0,
             pending: Vec::new(),
+            done: 0,
             message: (Vec::new(), 0),
         }
     }
@@ -102,6 +105,7 @@ impl Channel {
 
     /// Takes what has come; [`Self::next_event`] says what it means.
     pub fn receive(&mut self, bytes: &[u8]) {
+        self.pending.drain(..std::mem::take(&mut self.done));
         self.pending.extend(bytes);
     }
 
@@ -109,6 +113,11 @@ impl Channel {
     pub fn request(&mut self, encoding: u16, body: impl FnOnce(Writer, u32) -> Writer) -> Vec<u8> {
         let (writer, number) = self.next_in_sequence();
         chunk(*b"MSG", body(writer.encoding(encoding), number).0)
+    }
+
+    /// How long it lives once it is open.
+    pub fn lifetime(&self) -> Duration {
+        Duration::from_millis(self.lifetime.into())
     }
 
     /// What is to be sent last.
@@ -126,7 +135,7 @@ impl Channel {
     fn open(&mut self) -> Vec<u8> {
         self.number = 1;
         // A channel that is none yet, and no certificates; the first in its sequence, and the first request.
-        let content = Writer::default().u32(0).string(POLICY).null().null().u32(1).u32(1);
+        let content = Writer::default().u32(0).string(SECURITY_POLICY_NONE).null().null().u32(1).u32(1);
         // Protocol version 0; issue a token; no security; no nonce.
         let content = content.encoding(OPEN_REQUEST).request_header(1).u32(0).u32(0).u32(1).null();
         chunk(*b"OPN", content.u32(self.lifetime).0)
@@ -153,7 +162,11 @@ impl Channel {
                     return Ok(Event::Opened);
                 }
                 (State::Open, b"MSG") => {
-                    reader.bytes(16)?;
+                    // The channel, its token, the number in the sequence.
+                    reader.bytes(12)?;
+                    if reader.u32()? != self.number {
+                        return Err(Broken::Malformed("it answers another request than the last one"));
+                    }
                     if let Some(message) = self.part(last, reader)? {
                         return Ok(Event::Response(message));
                     }
@@ -165,18 +178,19 @@ impl Channel {
 
     /// The next whole chunk of what has come.
     fn next_chunk(&mut self) -> Result<Option<Chunk>, Malformed> {
-        let Some(head) = self.pending.first_chunk::<8>() else { return Ok(None) };
+        let pending = &self.pending[self.done..];
+        let Some(head) = pending.first_chunk::<8>() else { return Ok(None) };
         let size = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
         if !(8..=CHUNK).contains(&size) {
             return Err(Malformed("a chunk has a size that was not agreed on"));
         }
         let (kind, last) = ([head[0], head[1], head[2]], head[3]);
         let size = size as usize;
-        if self.pending.len() < size {
+        if pending.len() < size {
             return Ok(None);
         }
-        let content = self.pending[8..size].to_vec();
-        self.pending.drain(..size);
+        let content = pending[8..size].to_vec();
+        self.done += size;
         Ok(Some((kind, last, content)))
     }
 
@@ -187,7 +201,7 @@ impl Channel {
         reader.string()?;
         reader.string()?;
         reader.bytes(8)?;
-        if policy != POLICY {
+        if policy != SECURITY_POLICY_NONE {
             return Err(Broken::Malformed("its channel has another policy than asked for"));
         }
         let encoding = reader.node_id()?;
@@ -196,8 +210,11 @@ impl Channel {
             let why = status(code, "");
             return Err(Broken::Refused(format!("it opens no channel without security: {why}")));
         }
+        // The server's version of the protocol, and the time.
         reader.u32()?;
         self.id = (reader.u32()?, reader.u32()?);
+        reader.bytes(8)?;
+        self.lifetime = reader.u32()?;
         Ok(())
     }
 

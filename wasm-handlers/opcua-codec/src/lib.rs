@@ -6,8 +6,8 @@ mod channel;
 mod status;
 
 pub use binary::{Malformed, Reader, Writer};
-pub use channel::{Broken, Channel, Event, POLICY};
+pub use channel::{Broken, Channel, Event, SECURITY_POLICY_NONE};
 pub use status::status;
 
 /// Encoding of a response that says that a request failed.
-pub const FAULT: u32 = 397;
+pub const SERVICE_FAULT: u32 = 397;

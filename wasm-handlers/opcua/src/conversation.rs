@@ -1,7 +1,7 @@
 //! FindServers, as one conversation (part 4 of the specification, 5.4.2): a channel, a request, close.
 
 use akri_handler::tcp::{Next, Talk};
-use opcua_codec::{Broken, Channel, Event, FAULT, Malformed, Reader, status};
+use opcua_codec::{Broken, Channel, Event, Malformed, Reader, SERVICE_FAULT, status};
 
 /// Encodings of messages.
 const FIND_REQUEST: u16 = 422;
@@ -46,10 +46,12 @@ impl FindServers {
             Event::Nothing => Next::More(Vec::new()),
             Event::Send(bytes) => Next::More(bytes),
             Event::Opened => {
-                let of_url = &self.url;
-                Next::More(self.channel.request(FIND_REQUEST, |request, handle| {
-                    request.request_header(handle).string(of_url).u32(0).u32(0)
-                }))
+                let url = &self.url;
+                Next::More(
+                    self.channel.request(FIND_REQUEST, |request, handle| {
+                        request.request_header(handle).string(url).u32(0).u32(0)
+                    }),
+                )
             }
             Event::Response(message) => Next::Last(self.channel.close(), servers(&message)?),
         })
@@ -73,7 +75,7 @@ fn servers(message: &[u8]) -> Result<Found, Malformed> {
     let mut reader = Reader(message);
     let encoding = reader.node_id()?;
     let code = reader.response_header()?;
-    if encoding == Some(FAULT) || code & 0x8000_0000 != 0 {
+    if encoding == Some(SERVICE_FAULT) || code & 0x8000_0000 != 0 {
         return Ok(Err(format!("FindServers failed: {}", status(code, ""))));
     }
     if encoding != Some(FIND_RESPONSE) {

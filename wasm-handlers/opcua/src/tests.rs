@@ -45,7 +45,8 @@ fn found(applications: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn message(kind: &[u8; 4], body: &[u8]) -> Vec<u8> {
-    chunk(kind, &[&[0; 16], body].concat())
+    // To the second request, after that for the channel.
+    chunk(kind, &[&[0; 12][..], &[2, 0, 0, 0], body].concat())
 }
 
 /// A server that answers FindServers with that message, and counts the channels that were closed.
@@ -190,6 +191,7 @@ fn hostile_answers_are_bounded_and_named() {
         (message(b"MSGX", &[]), "neither the last"),
         (endless, "its answer is too long"),
         (huge, "its answer is too long"),
+        (chunk(b"MSGF", &[[0; 12].as_slice(), &[3, 0, 0, 0], &found(&[])].concat()), "another request"),
         (b"MSGF\xff\xff\xff\x7f".to_vec(), "a size that was not agreed on"),
         (b"MSGF\x00\x00\x00\x00".to_vec(), "a size that was not agreed on"),
         (chunk(b"ACKF", &[0; 20]), "not the one that is due"),
@@ -219,4 +221,27 @@ fn details_are_those_of_native() {
         let error = open(&details).unwrap_err();
         assert!(matches!(&error, Error::InvalidDetails(why) if why.contains(what)), "{details}: {error}");
     }
+}
+
+#[test]
+fn a_day_of_polls_leaves_nothing_behind() {
+    let world = World::new();
+    let polls = Rc::new(Cell::new(0_u32));
+    let (number, closed) = (polls.clone(), Rc::<Cell<u32>>::default());
+    // Each time another server, of another name, and now and then nobody.
+    world.server("10.0.0.1", 4840, move || {
+        number.set(number.get() + 1);
+        let url = format!("opc.tcp://host-{:05}.example:1/ua", number.get());
+        let answer = message(b"MSGF", &found(&[application("plc", 0, &[&url])]));
+        server(if number.get() % 7 == 0 { Vec::new() } else { answer }, closed.clone())()
+    });
+    let mut opcua = world.open::<Opcua>(&details(&["opc.tcp://10.0.0.1"], "")).unwrap();
+    let mut poll = || {
+        let rest = opcua.step().unwrap().wake_after.unwrap();
+        world.advance(rest);
+    };
+    (0..100).for_each(|_| poll());
+    let day = allocation_counter::measure(|| (0..8640).for_each(|_| poll()));
+    assert_eq!(polls.get(), 8740);
+    assert!(day.count_total > 8640 && day.bytes_current < 4096, "{day:?}");
 }

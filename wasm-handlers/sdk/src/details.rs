@@ -24,6 +24,18 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Text {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Text".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        // JSON has a plain scalar as it reads it.
+        schemars::json_schema!({"type": ["string", "number", "boolean", "null"]})
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -90,7 +90,8 @@ pub trait Handler: Sized + 'static {
     /// What Configurations say to it (`discoveryHandler.discoveryDetails`).
     type Details: serde::de::DeserializeOwned;
 
-    /// A JSON Schema of the details, which the node checks before it asks.
+    /// A JSON Schema of the details, which the node checks before it asks. With the feature `schema` it need not be written by hand:
+    /// `schema_of` derives it from their type.
     fn schema() -> Option<String> {
         None
     }
@@ -100,6 +101,23 @@ pub trait Handler: Sized + 'static {
 
     /// Says what there is now, and when to be asked again.
     fn step(&mut self) -> Result<Step, Error>;
+}
+
+/// The JSON Schema of a type that derives `JsonSchema`, for [`Handler::schema`].
+///
+/// ```
+/// #[derive(serde::Deserialize, schemars::JsonSchema)]
+/// #[serde(deny_unknown_fields)]
+/// struct Details {
+///     ports: Vec<u16>,
+/// }
+///
+/// let schema = akri_handler::schema_of::<Details>().unwrap();
+/// assert!(schema.contains(r#""additionalProperties":false"#), "{schema}");
+/// ```
+#[cfg(feature = "schema")]
+pub fn schema_of<D: schemars::JsonSchema>() -> Option<String> {
+    serde_json::to_string(&schemars::schema_for!(D)).ok()
 }
 
 /// What is asked of a handler.

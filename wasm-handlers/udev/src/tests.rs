@@ -253,3 +253,37 @@ fn what_the_user_must_change_is_said() {
         assert!(matches!(nothing, Err(Error::Unavailable(what)) if what.contains("/sys cannot be read")));
     }
 }
+
+#[test]
+fn a_day_of_plugging_leaves_nothing_behind() {
+    let world = world();
+    let mut udev = open(&world, &details(&[r#"SUBSYSTEM=="video4linux""#], ""));
+    let mut found = 0;
+    let mut plug = |number: u32| {
+        let devpath = format!("/devices/platform/c{number}/video4linux/video9");
+        add(&world, "/sys/class/video4linux", &devpath, "MAJOR=81\nMINOR=9\nDEVNAME=video9\n");
+        for action in ["add", "remove"] {
+            if action == "remove" {
+                world.remove("/sys/class/video4linux/video9");
+                world.remove(format!("/sys/devices/platform/c{number}"));
+            }
+            let subsystem = "video4linux".to_owned();
+            world.uevent(Uevent {
+                action: action.to_owned(),
+                subsystem,
+                devpath: devpath.clone(),
+                ..Uevent::default()
+            });
+            // What was seen is told, at the latest with the look after it.
+            for _ in 0..3 {
+                let step = udev.step().unwrap();
+                found += step.devices.as_ref().map_or(0, Vec::len);
+                world.advance(step.wake_after.unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1)));
+            }
+        }
+    };
+    (0..50).for_each(&mut plug);
+    let many = allocation_counter::measure(|| (50..1050).for_each(&mut plug));
+    assert!(found > 1050, "{found}");
+    assert!(many.count_total > 1000 && many.bytes_current < 16_384, "{many:?}");
+}

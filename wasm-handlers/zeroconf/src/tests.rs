@@ -212,3 +212,35 @@ fn what_strangers_send_is_bounded() {
     let devices = next(&world, &mut zeroconf);
     assert_eq!(devices.len(), 1, "those of which nobody knows where they are are none");
 }
+
+#[test]
+fn a_day_of_questions_leaves_nothing_behind() {
+    let world = world(&Rc::default(), false);
+    let number = Rc::new(std::cell::Cell::new(0_u32));
+    let of = number.clone();
+    world.responder(move |_| {
+        let name = |text: String| Name::new(&text).unwrap().into_owned();
+        let (service, host) = (format!("s{}._ipp._tcp.local", of.get()), format!("h{}.local", of.get()));
+        let record = |of: &str, rdata| ResourceRecord::new(name(of.to_owned()), CLASS::IN, 10, rdata);
+        let mut packet = Packet::new_reply(0);
+        packet.answers = vec![
+            record("_ipp._tcp.local", RData::PTR(PTR(name(service.clone())))),
+            record(&service, RData::SRV(SRV { priority: 0, weight: 0, port: 631, target: name(host.clone()) })),
+            record(&host, RData::A(A { address: 0xc000_0207 })),
+        ];
+        let from = "192.0.2.7:5353".parse().unwrap();
+        vec![(Duration::ZERO, Datagram { from, payload: packet.build_bytes_vec().unwrap() })]
+    });
+    let mut zeroconf = world.open::<Zeroconf>(r#"{"kind": "_ipp._tcp", "missedQuestions": 1}"#).unwrap();
+    let mut found = 0;
+    let mut ask = || {
+        // Another service each time.
+        number.set(number.get() + 1);
+        found += next(&world, &mut zeroconf).len();
+        world.datagrams();
+    };
+    (0..100).for_each(|_| ask());
+    let day = allocation_counter::measure(|| (0..8640).for_each(|_| ask()));
+    assert!(found >= 8740, "{found}");
+    assert!(day.count_total > 8640 && day.bytes_current < 16_384, "{day:?}");
+}

@@ -78,7 +78,7 @@ pub(crate) struct RunArguments {
     /// akri-krustlet/allowed-host-paths names them too: /dev/video*,/run/udev [default: none]
     #[arg(long, value_name = "PATHS", default_value = "", hide_default_value = true, value_parser = host_paths)]
     allowed_host_paths: AllowList,
-    /// What no guest may reach or serve, whatever its pod's annotation akri-krustlet/network says: a file with lines
+    /// What no guest may reach or serve, whatever its pod grants it (annotation akri-krustlet/network): a file with lines
     /// `deny ADDRESS[:PORTS]` and `deny NAME`, or with rules as the annotation's, which are all that can be had then [default: none]
     #[arg(long, value_name = "FILE")]
     network_ceiling: Option<PathBuf>,

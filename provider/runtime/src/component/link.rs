@@ -34,16 +34,17 @@ impl Item {
             "akri:host/links" => &["annotation akri-krustlet/links: LINKS (as `eth0, cam*`, or `*`)"],
             "akri:host/multicast" => &[
                 "spec.hostNetwork: true",
-                "annotation akri-krustlet/network: a rule `join GROUP:PORT` or `join GROUP:PORT on LINK` (docs/grants.md)",
+                "annotation akri-krustlet/network, or variable AKRI_KRUSTLET_NETWORK: a rule `join GROUP:PORT` or `join GROUP:PORT on LINK` (docs/grants.md)",
             ],
             "akri:host/watch" => &["a volume that the container mounts (spec.volumes, volumeMounts)"],
             "wasi:http/outgoing-handler" => &[
                 "spec.hostNetwork: true",
-                "annotation akri-krustlet/network: a rule `http URL` or `http details` (docs/grants.md)",
+                "annotation akri-krustlet/network, or variable AKRI_KRUSTLET_NETWORK: a rule `http URL` or `http details` (docs/grants.md)",
             ],
-            interface if interface.starts_with("wasi:sockets/") => {
-                &["spec.hostNetwork: true", "annotation akri-krustlet/network: RULES (docs/grants.md)"]
-            }
+            interface if interface.starts_with("wasi:sockets/") => &[
+                "spec.hostNetwork: true",
+                "annotation akri-krustlet/network, or variable AKRI_KRUSTLET_NETWORK: RULES (docs/grants.md)",
+            ],
             _ => &[],
         }
     }

@@ -43,6 +43,12 @@ fn visit(value: &Value, of: &Rule, rules: &mut Vec<Rule>) {
     }
 }
 
+fn is_many(address: IpAddr) -> bool {
+    address.is_multicast()
+        || address.is_unspecified()
+        || matches!(address, IpAddr::V4(address) if address.is_broadcast())
+}
+
 fn place(url: &Url, of: &Rule) -> Option<Rule> {
     let protocol = match of {
         Rule::HttpDetails(certificates) => return UrlPattern::origin(url, *certificates).map(Rule::Http),
@@ -53,6 +59,8 @@ fn place(url: &Url, of: &Rule) -> Option<Rule> {
     let port = url.port_or_known_default().or_else(by_scheme)?;
     let host = url.host_str().filter(|host| !host.is_empty())?;
     let target = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        // A device is in one place.
+        Ok(address) if is_many(address.to_canonical()) => return None,
         Ok(address) => Target::Net(address.to_canonical().into()),
         Err(_) => Target::Name(NamePattern::host(host)?),
     };

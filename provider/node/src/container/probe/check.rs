@@ -1,12 +1,15 @@
 //! What a probe asks the container, once.
 
 use crate::fields::NodeFacts;
+use akri_krustlet_host::Untrusted;
 use akri_krustlet_runtime::network::NetworkRules;
 use akri_krustlet_runtime::network::rules::Protocol;
+use hyper::rt::Executor;
 use k8s_openapi::api::core::v1::{Container, Probe as ApiProbe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::net::IpAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -14,6 +17,10 @@ use tonic_health::pb::health_client::HealthClient;
 
 /// How far a redirect may lead, to the same port of the same host.
 const MOST_REDIRECTS: usize = 10;
+/// Longest name of a gRPC service, in bytes.
+const MOST_SERVICE: usize = 256;
+/// Letters of an error's text, which may be the container's words.
+const MOST_TEXT: usize = 200;
 /// An answer is one number.
 const MOST_OF_AN_ANSWER: usize = 1024;
 /// How a probe calls itself.
@@ -52,11 +59,13 @@ impl Check {
                 let headers = headers.map(|header| (header.name.clone(), header.value.clone())).collect();
                 Ok(Self::Http { url, headers })
             }
-            (None, None, Some(grpc)) => Ok(Self::Grpc {
-                host: node.address(),
-                port: port(&IntOrString::Int(grpc.port))?,
-                service: grpc.service.clone().unwrap_or_default(),
-            }),
+            (None, None, Some(grpc)) => {
+                let service = grpc.service.clone().unwrap_or_default();
+                if service.len() > MOST_SERVICE {
+                    return Err(format!("grpc.service has {} bytes, {MOST_SERVICE} are possible", service.len()));
+                }
+                Ok(Self::Grpc { host: node.address(), port: port(&IntOrString::Int(grpc.port))?, service })
+            }
             _ => Err("expected one of tcpSocket, httpGet and grpc".to_owned()),
         }
     }
@@ -68,16 +77,17 @@ impl Check {
         }
     }
 
-    /// Asks. An error says what came instead.
+    /// Asks. An error says what came instead, in one line.
     pub(super) async fn attempt(&self) -> Result<(), String> {
-        match self {
+        let result = match self {
             Self::Tcp(host, port) => {
                 let connected = tokio::net::TcpStream::connect((host.as_str(), *port)).await;
                 connected.map(drop).map_err(|error| format!("no connection to {host}:{port}: {error}"))
             }
             Self::Http { url, headers } => get(url, headers).await,
             Self::Grpc { host, port, service } => is_serving(host, *port, service).await,
-        }
+        };
+        result.map_err(|text| one_line(&text))
     }
 }
 
@@ -94,6 +104,18 @@ fn host(host: Option<&str>, node: &NodeFacts) -> Result<String, String> {
         return Ok(host.to_owned());
     }
     Err(format!("host {host:?} is not this node: a probe asks the container itself; leave the host out"))
+}
+
+/// A text without what makes lines and orders of it, shortened.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for letter in text.chars().take(MOST_TEXT) {
+        match letter.is_control() {
+            true => line.extend(letter.escape_default()),
+            false => line.push(letter),
+        }
+    }
+    line
 }
 
 /// IPv6 in brackets.
@@ -139,13 +161,40 @@ fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a dyn std::error
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
 
+/// What a connection does in the background; ended with it.
+#[derive(Clone, Default)]
+struct Background(Arc<Mutex<JoinSet<()>>>);
+
+impl Background {
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Background {
+    fn execute(&self, future: F) {
+        self.tasks().spawn(future);
+    }
+}
+
+/// Ends what is in the background, which has its own place in it, so that dropping it ends nothing.
+struct EndOf(Background);
+
+impl Drop for EndOf {
+    fn drop(&mut self) {
+        self.0.tasks().abort_all();
+    }
+}
+
 async fn is_serving(host: &str, port: u16, service: &str) -> Result<(), String> {
     let place = format!("{}:{port}", in_url(host.to_owned()));
     let server = Endpoint::from_shared(format!("http://{place}")).and_then(|server| server.user_agent(USER_AGENT));
     let server = server.map_err(|error| format!("cannot ask {place}: {error}"))?;
-    let channel = server.connect().await;
+    let background = Background::default();
+    let _end = EndOf(background.clone());
+    let channel = server.executor(background).connect().await;
     let channel = channel.map_err(|error| format!("no connection to {place}: {}", cause(&error)))?;
-    let mut client = HealthClient::new(channel).max_decoding_message_size(MOST_OF_AN_ANSWER);
+    let mut client = HealthClient::new(Untrusted::new(channel)).max_decoding_message_size(MOST_OF_AN_ANSWER);
     let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
     let of = if service.is_empty() { String::new() } else { format!(" of service {service:?}") };
     match answer.map(|answer| answer.into_inner().status()) {

@@ -101,7 +101,8 @@ impl Probes {
         let is_started = || async { drop(started.subscribe().wait_for(|started| *started).await) };
         let failed = |probe: &Probe, output: String| {
             let message = format!("{} probe failed: {output}", probe.name);
-            tracing::info!(pod = context.pod.key(), container, "{message}");
+            // An event tells it, as often as events do.
+            tracing::debug!(pod = context.pod.key(), container, "{message}");
             context.event(kind, container, EventType::Warning, "Unhealthy", message);
         };
         let startup = async {
@@ -241,6 +242,7 @@ mod tests {
     use serde_json::{Value, json};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tonic::transport::server::TcpIncoming;
 
     fn node() -> NodeFacts {
         let allocatable = crate::cluster::machine::Capacity::default();
@@ -327,10 +329,29 @@ mod tests {
         }
     }
 
-    async fn serve(router: tonic::transport::server::Router) -> u16 {
+    async fn listen() -> (TcpIncoming, u16) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(router.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
+        (TcpIncoming::from(listener), port)
+    }
+
+    async fn serve(router: tonic::transport::server::Router) -> u16 {
+        let (incoming, port) = listen().await;
+        tokio::spawn(router.serve_with_incoming(incoming));
+        port
+    }
+
+    /// Something else than grpc.health.v1, with these headers in its answers.
+    async fn serve_with(headers: &'static [(&'static str, &'static str)]) -> u16 {
+        let with = move |mut answer: http::Response<tonic::body::Body>| {
+            for (name, value) in headers {
+                answer.headers_mut().insert(*name, value.parse().unwrap());
+            }
+            answer
+        };
+        let mut server = tonic::transport::Server::builder().layer(tower::util::MapResponseLayer::new(with));
+        let (incoming, port) = listen().await;
+        tokio::spawn(server.add_routes(tonic::service::Routes::default()).serve_with_incoming(incoming));
         port
     }
 
@@ -351,9 +372,15 @@ mod tests {
         let unknown = ask(port, Some("other")).await.unwrap_err();
         assert!(unknown.starts_with(&format!("{place}: NotFound of service \"other\"")), "{unknown}");
         // One that serves something else.
-        let other = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
-        let unimplemented = ask(serve(other).await, None).await.unwrap_err();
+        let unimplemented = ask(serve_with(&[]).await, None).await.unwrap_err();
         assert!(unimplemented.contains("Unimplemented"), "{unimplemented}");
+        // One whose answer a client of gRPC does not survive, and one that would write into logs.
+        let hostile = ask(serve_with(&[("grpc-status", "2"), ("grpc-status-details-bin", "!")]).await, None).await;
+        assert!(hostile.unwrap_err().contains("Unknown"));
+        let talks: &[_] = &[("grpc-status", "2"), ("grpc-message", "a%0AWARN b%1B[2J")];
+        let said = ask(serve_with(talks).await, None).await.unwrap_err();
+        assert!(said.contains("a\\nWARN b\\u{1b}[2J"), "{said}");
+        assert!(read(json!({"grpc": {"port": 80, "service": "x".repeat(257)}})).unwrap_err().contains("257 bytes"));
         // And one that speaks HTTP/1 only.
         let error = ask(server(&["200 OK"]).await, None).await.unwrap_err();
         assert!(error.contains("grpc.health.v1"), "{error}");

@@ -32,8 +32,9 @@ const MOST_HEARD: usize = 64;
 /// Look-ups of one container at once.
 const MOST_LOOK_UPS: usize = 2;
 
-const NO_RULES: &str = "its pod grants no network (spec.hostNetwork: true and annotation akri-krustlet/network)";
-const NO_RULE: &str = "no rule of its pod gives it";
+const NO_RULES: &str = "its pod grants no network (spec.hostNetwork: true, and annotation akri-krustlet/network or the container's variable AKRI_KRUSTLET_NETWORK)";
+const NO_RULE: &str =
+    "no rule of its pod gives it (annotation akri-krustlet/network, or the container's variable AKRI_KRUSTLET_NETWORK)";
 const CEILING: &str = "the node gives it to no pod (--network-ceiling)";
 const SPECIAL: &str =
     "it is this machine's, a cloud's metadata service or the API server, and needs a rule with just that address";
@@ -253,7 +254,11 @@ impl NetworkAccess {
             }
             return true;
         }
-        self.may_reach(Protocol::Udp, place) || is_private(place.ip()) && self.rules().any(to_many)
+        // The ceiling must give a group, too.
+        let may = || {
+            self.rules().any(to_many) && self.ceiling().allowed.as_ref().is_none_or(|rules| rules.0.iter().any(to_many))
+        };
+        self.may_reach(Protocol::Udp, place) || is_private(place.ip()) && may()
     }
 
     /// On which network links a group may be listened to, of one or of all; none if it may not, which is counted and told.

@@ -55,6 +55,16 @@ async fn answers_to_a_group_come_from_private_addresses_and_others_from_whom_was
     assert!(!group.permits("192.168.1.5:3702".parse().unwrap(), SocketAddrUse::UdpSend));
     assert!(receives(&group, "192.168.1.5:3702") && receives(&group, "[fe80::1]:5353"));
     assert!(!receives(&group, "8.8.8.8:3702") && !receives(&group, "169.254.169.254:80"));
+    // A ceiling of what can be had must have a group, too; and a Configuration's URLs open none.
+    let below = |ceiling: &str| access("udp 239.255.255.250:3702", NodeNetwork::new(ceiling.parse().unwrap()), "");
+    assert!(!receives(&below("tcp 10.0.0.0/8:443"), "192.168.1.5:3702"));
+    assert!(receives(&below("udp 239.255.255.250:3702"), "192.168.1.5:3702"));
+    let details = r#"["opc.tcp://239.255.255.250:3702/", "http://[ff02::fb]:5353/", "http://255.255.255.255:9/", "http://0.0.0.0:1"]"#;
+    let by_details = access("udp details\ntcp details", NodeNetwork::default(), details);
+    assert!(!receives(&by_details, "192.168.1.5:3702"));
+    for place in ["239.255.255.250:3702", "[ff02::fb]:5353", "255.255.255.255:9"] {
+        assert!(!by_details.permits(place.parse().unwrap(), SocketAddrUse::UdpSend), "{place}");
+    }
     let one = access("udp 192.168.1.5:161", NodeNetwork::default(), "");
     assert!(
         receives(&one, "192.168.1.5:161") && !receives(&one, "192.168.1.6:161") && !receives(&one, "192.168.1.5:162")
