@@ -17,7 +17,8 @@ help: ## list the targets
 
 quickstart: guests build ## build everything, run a node with a WebAssembly handler, watch it find devices (ends by itself)
 	@PROGRAM=$$($(TARGET_DIR))/debug/akri-krustlet \
-		GUESTS=$$(cd wasm-handlers && $(TARGET_DIR))/$(GUEST_TARGET)/release manifests/standalone/quickstart
+		GUESTS=$$(cd wasm-handlers && $(TARGET_DIR))/$(GUEST_TARGET)/release \
+		COMPONENTS=$$(cd wasm-handlers && $(TARGET_DIR))/$(COMPONENT_TARGET)/release manifests/standalone/quickstart
 
 test: guests workload programs test-peers ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
