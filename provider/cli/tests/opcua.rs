@@ -7,9 +7,10 @@ use akri_krustlet_discovery::agent;
 use akri_proto::v0::DiscoverRequest;
 use fixture::native::NativeAlone;
 use fixture::peers::{Peer, python};
-use fixture::{HandlerPod, Node, ids, next_ids, wait_for_ids};
+use fixture::{HandlerPod, Node, condition, ids, next_ids, wait_for_ids};
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::Duration;
 
 /// Ports that nobody has now.
 fn free_ports<const N: usize>() -> [u16; N] {
@@ -60,15 +61,44 @@ async fn servers_are_found_and_stay_while_they_are_missed_for_a_moment() {
     let message = node.wait_for_unhealthy("opcua");
     assert!(message.contains(&format!("127.0.0.1:{dead}: nobody listens there")), "{message}");
     // Over a restart of the node they are there.
+    let complaints = |node: &Node| node.log().matches(&format!("127.0.0.1:{dead}: nobody listens there")).count();
+    let before = complaints(&node);
     node.kill();
     node.run();
     let (mut again, found) = node.first_list("opcua", &details).await;
     assert_eq!(found, both);
+    // Until the handler has found them itself they are what was known before.
+    assert!(fixture::wait_for(|| complaints(&node) > before), "{}", node.log());
     first.end();
     wait_for_ids(&mut again, &[&here]).await;
     let _second = server(&python, other, "other", "Server", None);
     wait_for_ids(&mut again, &both).await;
     node.assert_undisturbed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_while_the_node_starts_again_is_not_lost() {
+    let Some(python) = python() else { return };
+    let [one, other] = free_ports();
+    let _one = server(&python, one, "one", "Server", None);
+    let first = server(&python, other, "other", "Server", None);
+    let mut node = node(&[one, other]);
+    let details = details(&[one, other], r#", "missedPolls": 0"#);
+    let (_stream, both) = node.first_list("opcua", &details).await;
+    assert_eq!(both.len(), 2);
+    node.kill();
+    first.end();
+    node.run();
+    let (mut again, found) = node.first_list("opcua", &details).await;
+    assert_eq!(found, both);
+    // It is missed, and stays.
+    let message = node.wait_for_unhealthy("opcua");
+    assert!(message.contains(&format!("127.0.0.1:{other}: nobody listens there")), "{message}");
+    let _second = server(&python, other, "other", "Server", None);
+    node.wait_for_pod("opcua", "healthy", |pod| condition(pod, "DiscoveryHealthy") == Some(true));
+    while let Ok(list) = tokio::time::timeout(Duration::from_secs(1), again.message()).await {
+        assert_eq!(ids(list.unwrap().unwrap()), both, "in no list it was gone");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
