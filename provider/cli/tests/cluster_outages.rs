@@ -217,6 +217,13 @@ fn a_node_that_is_told_to_wait_does_so() {
         "spec": {"matchingPrecedence": 2, "priorityLevelConfiguration": {"name": "none"}, "rules": rules}});
     cluster.apply(&level);
     cluster.apply(&schema);
+    // The API server tells when it has taken both up.
+    let is_taken_up = || {
+        let schema = cluster.get("flowschema", "default", "none").unwrap_or_default();
+        let conditions = schema["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|condition| condition["type"] == "Dangling" && condition["status"] == "False")
+    };
+    assert!(wait_for(is_taken_up), "the API server does not take up the flow schema");
     let refused = || {
         let requests = cluster.requests_of(&user);
         requests.iter().filter(|request| request["responseStatus"]["code"] == 429).count()
