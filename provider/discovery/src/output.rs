@@ -7,7 +7,7 @@
 //! # Guarantees
 //! - Where the node may read Instances, a list is sent again while one of them is missing, at least once a minute. Where it may
 //!   not, it is sent again for ever, ever more seldom, at least once in five minutes.
-//! - A change is sent at once, and the next one [`SETTLE`] later at the earliest: of a device that flaps the Agent hears no more.
+//! - A change is sent at once, and the next one 200 ms later at the earliest: of a device that flaps the Agent hears no more.
 //! - A guest whose lists alternate costs the Agent one list a second.
 
 use crate::instance::StreamInstances;

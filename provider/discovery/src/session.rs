@@ -14,7 +14,7 @@
 //! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
 //!   once, not once per occurrence.
 //! - What was in force before a restart of the node and was not found again yet stays beside a list that its guest has trouble with
-//!   ([`Before`]): a server that is away for a moment is not gone because the node was.
+//!   (`Before`): a server that is away for a moment is not gone because the node was.
 //! - The current list is sent again until the Agent has made Instances of it ([`crate::output`]).
 
 use crate::container::{ContainerError, HandlerContainer};
