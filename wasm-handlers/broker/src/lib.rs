@@ -14,6 +14,11 @@ pub fn device(name: &str) -> Result<String, String> {
     })
 }
 
+/// What a broker begins with; without it, why was said.
+pub fn begin<S>(settings: Result<S, String>) -> Option<S> {
+    settings.inspect_err(|why| eprintln!("{why}")).ok()
+}
+
 /// Seconds from one look to the next, 0.1 to 86400.
 pub fn interval(name: &str, default: Duration) -> Result<Duration, String> {
     let Some(text) = variable(name) else { return Ok(default) };

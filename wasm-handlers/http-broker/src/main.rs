@@ -73,13 +73,7 @@ async fn ask(client: &Client, settings: &Settings) -> Result<String, String> {
 
 #[wstd::main]
 async fn main() -> ExitCode {
-    let settings = match settings() {
-        Ok(settings) => settings,
-        Err(why) => {
-            eprintln!("{why}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let Some(settings) = broker::begin(settings()) else { return ExitCode::FAILURE };
     let mut client = Client::new();
     client.set_connect_timeout(TIMEOUT);
     client.set_first_byte_timeout(TIMEOUT);

@@ -75,13 +75,7 @@ fn read_on(settings: &Settings, pause: &mut Duration) -> String {
 }
 
 fn main() -> ExitCode {
-    let settings = match settings() {
-        Ok(settings) => settings,
-        Err(why) => {
-            eprintln!("{why}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let Some(settings) = broker::begin(settings()) else { return ExitCode::FAILURE };
     let mut pause = PAUSES.0;
     loop {
         let why = read_on(&settings, &mut pause);

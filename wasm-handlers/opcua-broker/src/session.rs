@@ -2,7 +2,7 @@
 
 use crate::node::NodeId;
 use crate::value;
-use opcua_codec::{Channel, Event, Malformed, Reader, SECURITY_POLICY_NONE, SERVICE_FAULT, Writer, status};
+use opcua_codec::{Broken, Channel, Description, Event, Malformed, Reader, SECURITY_POLICY_NONE, Writer, place};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
@@ -13,8 +13,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const LIFETIME: Duration = Duration::from_secs(3600);
 /// How long a session outlives its last request at least: the server has it for no longer when the broker is gone.
 const SESSION: Duration = Duration::from_secs(60);
-/// The port of a URL without one.
-const PORT: u16 = 4840;
 
 /// Encodings of requests and their responses.
 const CREATE: (u16, u32) = (461, 464);
@@ -74,7 +72,7 @@ impl Session {
             let writer = writer.null().string(url).string("akri").null().null();
             writer.bytes(&milliseconds.to_le_bytes()).u32(0)
         })?;
-        let created = Created::read(&created).map_err(|why| format!("CreateSession: {}", broken(why)))?;
+        let created = Created::read(&created).map_err(|why| format!("CreateSession: {}", Broken::from(why)))?;
         session.authentication_token = created.authentication_token;
         session.timeout = Duration::try_from_secs_f64(created.timeout / 1000.0).unwrap_or(session.timeout);
         let user_policy = created.anonymous.ok_or("it has no endpoint without security for users without a name")?;
@@ -103,7 +101,7 @@ impl Session {
                 _ => Err(Malformed("one node was read, and not one value is there")),
             }
         };
-        value().map_err(|why| format!("Read: {}", broken(why)))
+        value().map_err(|why| format!("Read: {}", Broken::from(why)))
     }
 
     /// Whether it comes to its end soon, or has done so.
@@ -124,19 +122,7 @@ impl Session {
                 break answer;
             }
         };
-        let read = || {
-            let mut reader = Reader(&answer);
-            let encoding = reader.node_id()?;
-            let code = reader.response_header()?;
-            Ok((encoding, code, reader.0.to_vec()))
-        };
-        match read().map_err(broken)? {
-            (encoding, code, _) if encoding == Some(SERVICE_FAULT) || code & 0x8000_0000 != 0 => {
-                Err(format!("{name} failed: {}", status(code, "")))
-            }
-            (encoding, _, rest) if encoding == Some(response) => Ok(rest),
-            _ => Err(format!("{name}: it answers something else than what was asked")),
-        }
+        opcua_codec::response(name, response, &answer).map(|rest| rest.0.to_vec()).map_err(|why| why.to_string())
     }
 
     fn request(&mut self, encoding: u16, body: impl FnOnce(Writer) -> Writer) -> Result<(), String> {
@@ -186,17 +172,10 @@ impl Drop for Session {
     }
 }
 
-fn broken(Malformed(why): Malformed) -> String {
-    format!("the answer is not OPC UA as it should be: {why}")
-}
-
 fn connect(url: &str) -> Result<TcpStream, String> {
-    let authority = url.strip_prefix("opc.tcp://").map(|rest| rest.split('/').next().unwrap_or(rest));
-    let authority =
-        authority.filter(|authority| !authority.is_empty()).ok_or("it is no URL as opc.tcp://10.0.0.1:4840/")?;
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let place = if has_port { authority.to_owned() } else { format!("{authority}:{PORT}") };
-    let addresses = place.to_socket_addrs().map_err(|error| format!("{place} cannot be looked up: {error}"))?;
+    let place = place(url).ok_or("it is no URL as opc.tcp://10.0.0.1:4840/")?;
+    let addresses = (place.host.as_str(), place.port).to_socket_addrs();
+    let addresses = addresses.map_err(|error| format!("{} cannot be looked up: {error}", place.host))?;
     let mut failed = "its name leads nowhere".to_owned();
     for address in addresses {
         match TcpStream::connect_timeout(&address, TIMEOUT) {
@@ -229,26 +208,20 @@ impl Created {
         if authentication_token.len() > MOST_TOKEN {
             return Err(Malformed("its session has a token without measure"));
         }
-        let timeout = reader.bytes(8)?.try_into().map_err(|_| Malformed("it ends within a number"))?;
+        let timeout = f64::from_le_bytes(reader.number()?);
         // A nonce, a certificate.
         reader.byte_string()?;
         reader.byte_string()?;
         let anonymous = reader.array(endpoint)?.into_iter().flatten().next();
-        Ok(Self { authentication_token, timeout: f64::from_le_bytes(timeout), anonymous })
+        Ok(Self { authentication_token, timeout, anonymous })
     }
 }
 
 /// The policy of users without a name of an endpoint, if it is one without security.
 fn endpoint(reader: &mut Reader<'_>) -> Result<Option<String>, Malformed> {
     reader.string()?;
-    // The application: its URI, its product's, its name, kind, gateway, profile and URLs.
-    reader.string()?;
-    reader.string()?;
-    reader.localized_text()?;
-    reader.u32()?;
-    reader.string()?;
-    reader.string()?;
-    reader.array(Reader::string)?;
+    Description::read(reader)?;
+    // A certificate.
     reader.byte_string()?;
     // None, Sign, SignAndEncrypt: 1 to 3.
     reader.u32()?;

@@ -1,11 +1,18 @@
 //! What a node has for a value (DataValue and Variant: part 6 of the specification, 5.2.2.16 and 17), as text.
 
 use jiff::Timestamp;
-use opcua_codec::{Malformed, Reader, status};
+use opcua_codec::{Malformed, Reader, is_bad, status};
+use std::ops::RangeInclusive;
 
 /// Items of an array that are shown.
 const MOST_SHOWN: usize = 16;
 
+/// Bits of a Variant's encoding; the others are the number of its type.
+const ARRAY: u8 = 0x80;
+const DIMENSIONS: u8 = 0x40;
+/// The types that are read: not ExpandedNodeId, DataValue, Variant and DiagnosticInfo.
+const KINDS: [RangeInclusive<u8>; 2] = [NOTHING..=17, 19..=22];
+const NOTHING: u8 = 0;
 /// Ticks of a DateTime in a second, and seconds from its beginning to that of Unix.
 const TICKS: i64 = 10_000_000;
 const SECONDS_TO_1970: i64 = 11_644_473_600;
@@ -24,7 +31,7 @@ pub fn data_value(reader: &mut Reader<'_>) -> Result<String, Malformed> {
     // Times are not asked for.
     Ok(match (value, code) {
         (Some(value), 0) => value,
-        (Some(value), code) if code & 0x8000_0000 == 0 => format!("{value}, {}", status(code, "")),
+        (Some(value), code) if !is_bad(code) => format!("{value}, {}", status(code, "")),
         (None, 0) => "no value".to_owned(),
         (_, code) => status(code, ""),
     })
@@ -40,11 +47,12 @@ enum Read {
 fn variant(reader: &mut Reader<'_>) -> Result<Read, Malformed> {
     let encoding = reader.u8()?;
     let kind = encoding & 0x3f;
-    // One of nothing has items without bytes, as many as it likes.
-    if !(0..=17).contains(&kind) && !(19..=22).contains(&kind) || encoding == 0x80 || encoding == 0xc0 {
+    let is_array = encoding & ARRAY != 0;
+    // An array of nothing has items without bytes, as many as it likes.
+    if !KINDS.iter().any(|known| known.contains(&kind)) || is_array && kind == NOTHING {
         return Ok(Read::Unknown(kind));
     }
-    if encoding & 0x80 == 0 {
+    if !is_array {
         return scalar(reader, kind).map(Read::Value);
     }
     let mut shown = Vec::new();
@@ -60,7 +68,7 @@ fn variant(reader: &mut Reader<'_>) -> Result<Read, Malformed> {
         None | Some(0) => format!("[{shown}]"),
         Some(more) => format!("[{shown}, and {more} more]"),
     };
-    if encoding & 0x40 != 0 {
+    if encoding & DIMENSIONS != 0 {
         let dimensions = reader.array(Reader::u32)?;
         let dimensions = dimensions.iter().map(u32::to_string).collect::<Vec<_>>().join(" x ");
         text = format!("{text}, {dimensions}");
@@ -68,27 +76,23 @@ fn variant(reader: &mut Reader<'_>) -> Result<Read, Malformed> {
     Ok(Read::Value(text))
 }
 
-fn number<const N: usize>(reader: &mut Reader<'_>) -> Result<[u8; N], Malformed> {
-    reader.bytes(N)?.try_into().map_err(|_| Malformed("it ends within a number"))
-}
-
 fn scalar(reader: &mut Reader<'_>, kind: u8) -> Result<String, Malformed> {
     Ok(match kind {
-        0 => "nothing".to_owned(),
+        NOTHING => "nothing".to_owned(),
         1 => (reader.u8()? != 0).to_string(),
-        2 => i8::from_le_bytes(number(reader)?).to_string(),
+        2 => i8::from_le_bytes(reader.number()?).to_string(),
         3 => reader.u8()?.to_string(),
-        4 => i16::from_le_bytes(number(reader)?).to_string(),
-        5 => u16::from_le_bytes(number(reader)?).to_string(),
-        6 => i32::from_le_bytes(number(reader)?).to_string(),
+        4 => i16::from_le_bytes(reader.number()?).to_string(),
+        5 => u16::from_le_bytes(reader.number()?).to_string(),
+        6 => i32::from_le_bytes(reader.number()?).to_string(),
         7 => reader.u32()?.to_string(),
-        8 => i64::from_le_bytes(number(reader)?).to_string(),
-        9 => u64::from_le_bytes(number(reader)?).to_string(),
-        10 => f32::from_le_bytes(number(reader)?).to_string(),
-        11 => f64::from_le_bytes(number(reader)?).to_string(),
+        8 => i64::from_le_bytes(reader.number()?).to_string(),
+        9 => u64::from_le_bytes(reader.number()?).to_string(),
+        10 => f32::from_le_bytes(reader.number()?).to_string(),
+        11 => f64::from_le_bytes(reader.number()?).to_string(),
         // One line is one value.
         12 | 16 => format!("{:?}", reader.string()?),
-        13 => time(i64::from_le_bytes(number(reader)?)),
+        13 => time(i64::from_le_bytes(reader.number()?)),
         14 => format!("GUID {:02x?}", reader.bytes(16)?),
         15 => format!("{} bytes", reader.byte_string()?.len()),
         17 => format!("a NodeId of {} bytes", reader.node_id_bytes()?.len()),

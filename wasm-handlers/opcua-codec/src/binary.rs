@@ -18,14 +18,17 @@ impl<'a> Reader<'a> {
         Ok(self.bytes(1)?[0])
     }
 
+    /// The bytes of a number, the smallest first.
+    pub fn number<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        self.bytes(N)?.try_into().map_err(|_| Malformed("it ends within a number"))
+    }
+
     pub fn u16(&mut self) -> Result<u16, Malformed> {
-        let bytes = self.bytes(2)?;
-        Ok(u16::from_le_bytes([bytes[0], bytes[1]]))
+        self.number().map(u16::from_le_bytes)
     }
 
     pub fn u32(&mut self) -> Result<u32, Malformed> {
-        let bytes = self.bytes(4)?;
-        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        self.number().map(u32::from_le_bytes)
     }
 
     /// The length of a string or an array; a null one has none.
@@ -38,8 +41,7 @@ impl<'a> Reader<'a> {
 
     /// A null string is empty; what is no UTF-8 in it is replaced.
     pub fn string(&mut self) -> Result<String, Malformed> {
-        let length = self.length()?.unwrap_or(0);
-        Ok(String::from_utf8_lossy(self.bytes(length)?).into_owned())
+        Ok(String::from_utf8_lossy(self.byte_string()?).into_owned())
     }
 
     /// An array whose items have a byte at least each, so that its length cannot be more than what is there.
@@ -115,8 +117,7 @@ impl<'a> Reader<'a> {
     pub fn skip_extension_object(&mut self) -> Result<(), Malformed> {
         self.node_id()?;
         if self.u8()? != 0 {
-            let length = self.length()?.unwrap_or(0);
-            self.bytes(length)?;
+            self.byte_string()?;
         }
         Ok(())
     }

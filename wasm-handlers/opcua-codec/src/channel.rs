@@ -75,9 +75,8 @@ pub struct Channel {
     id: (u32, u32),
     /// The last number in its sequence, and of a request.
     number: u32,
-    /// What has come, and how much of its beginning is done with.
+    /// What has come and is no chunk yet.
     pending: Vec<u8>,
-    done: usize,
     /// The chunks of a message that has more of them, and how many those are.
     message: (Vec<u8>, usize),
 }
@@ -92,7 +91,6 @@ impl Channel {
             id: (0, 0),
             number: 0,
             pending: Vec::new(),
-            done: 0,
             message: (Vec::new(), 0),
         }
     }
@@ -105,7 +103,6 @@ impl Channel {
 
     /// Takes what has come; [`Self::next_event`] says what it means.
     pub fn receive(&mut self, bytes: &[u8]) {
-        self.pending.drain(..std::mem::take(&mut self.done));
         self.pending.extend(bytes);
     }
 
@@ -178,19 +175,18 @@ impl Channel {
 
     /// The next whole chunk of what has come.
     fn next_chunk(&mut self) -> Result<Option<Chunk>, Malformed> {
-        let pending = &self.pending[self.done..];
-        let Some(head) = pending.first_chunk::<8>() else { return Ok(None) };
+        let Some(head) = self.pending.first_chunk::<8>() else { return Ok(None) };
         let size = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
         if !(8..=CHUNK).contains(&size) {
             return Err(Malformed("a chunk has a size that was not agreed on"));
         }
         let (kind, last) = ([head[0], head[1], head[2]], head[3]);
         let size = size as usize;
-        if pending.len() < size {
+        if self.pending.len() < size {
             return Ok(None);
         }
-        let content = pending[8..size].to_vec();
-        self.done += size;
+        let content = self.pending[8..size].to_vec();
+        self.pending.drain(..size);
         Ok(Some((kind, last, content)))
     }
 

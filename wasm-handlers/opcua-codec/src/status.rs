@@ -1,3 +1,8 @@
+/// Whether a status says that there is nothing.
+pub fn is_bad(code: u32) -> bool {
+    code & 0x8000_0000 != 0
+}
+
 /// Letters of a server's words that are shown.
 const MOST_SHOWN: usize = 200;
 

@@ -1,7 +1,7 @@
 //! FindServers, as one conversation (part 4 of the specification, 5.4.2): a channel, a request, close.
 
 use akri_handler::tcp::{Next, Talk};
-use opcua_codec::{Broken, Channel, Event, Malformed, Reader, SERVICE_FAULT, status};
+use opcua_codec::{Broken, Channel, Description, Event, Malformed, Reader, response};
 
 /// Encodings of messages.
 const FIND_REQUEST: u16 = 422;
@@ -53,7 +53,13 @@ impl FindServers {
                     }),
                 )
             }
-            Event::Response(message) => Next::Last(self.channel.close(), servers(&message)?),
+            Event::Response(message) => {
+                let found = match servers(&message) {
+                    Err(Broken::Refused(why)) => Err(why),
+                    found => Ok(found?),
+                };
+                Next::Last(self.channel.close(), found)
+            }
         })
     }
 }
@@ -71,32 +77,18 @@ impl Talk for FindServers {
     }
 }
 
-fn servers(message: &[u8]) -> Result<Found, Malformed> {
-    let mut reader = Reader(message);
-    let encoding = reader.node_id()?;
-    let code = reader.response_header()?;
-    if encoding == Some(SERVICE_FAULT) || code & 0x8000_0000 != 0 {
-        return Ok(Err(format!("FindServers failed: {}", status(code, ""))));
-    }
-    if encoding != Some(FIND_RESPONSE) {
-        return Err(Malformed("it answers something else than what was asked"));
-    }
-    reader.array(application).map(Ok)
+fn servers(message: &[u8]) -> Result<Vec<Application>, Broken> {
+    Ok(response("FindServers", FIND_RESPONSE, message)?.array(application)?)
 }
 
 fn application(reader: &mut Reader<'_>) -> Result<Application, Malformed> {
-    // Its URI and its product's.
-    reader.string()?;
-    reader.string()?;
-    let name = reader.localized_text()?;
-    let kind = match reader.u32()? {
+    let Description { name, kind, urls } = Description::read(reader)?;
+    let kind = match kind {
         0 => ApplicationType::Server,
         1 => ApplicationType::Client,
         2 => ApplicationType::ClientAndServer,
         3 => ApplicationType::DiscoveryServer,
         _ => return Err(Malformed("an application is of an unknown type")),
     };
-    reader.string()?;
-    reader.string()?;
-    Ok(Application { name, kind, urls: reader.array(Reader::string)? })
+    Ok(Application { name, kind, urls })
 }

@@ -11,9 +11,9 @@ mod url;
 
 use akri_handler::{Device, Error, FilterList, Handler, Request, Step, handler, summary, tcp};
 use conversation::{Application, ApplicationType, FindServers};
+use opcua_codec::{Place, place};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use url::Place;
 
 /// As Akri's own handler has it.
 const URL: &str = "OPCUA_DISCOVERY_URL";
@@ -160,7 +160,7 @@ impl Handler for Opcua {
                 urls.len()
             )));
         }
-        let endpoint = |url: String| match url::place(&url) {
+        let endpoint = |url: String| match place(&url) {
             Some(place) => Ok(Endpoint { url, place, last: None, missed: 0 }),
             None => Err(Error::InvalidDetails(format!(
                 "discoveryUrls: {url:?} is no URL of OPC UA by TCP; expected one as opc.tcp://10.0.0.1:4840/"
@@ -201,7 +201,7 @@ impl Opcua {
     /// Asks all endpoints; says which of them did not answer, and why.
     fn poll(&mut self) -> Vec<String> {
         let turns = u32::try_from(self.endpoints.len().div_ceil(tcp::AT_ONCE)).unwrap_or(u32::MAX).max(1);
-        let peer = |endpoint: &Endpoint| endpoint.place.peer.clone();
+        let peer = |endpoint: &Endpoint| url::peer(&endpoint.place);
         let talks = self.endpoints.iter().map(|endpoint| (peer(endpoint), FindServers::new(&endpoint.url)));
         let answers = tcp::talk(talks.collect(), TIMEOUT.min(ALL / turns));
         let mut failed = Vec::new();
@@ -246,8 +246,8 @@ impl Opcua {
         }
         let wanted = self.endpoints.iter().flat_map(|endpoint| endpoint.last.iter().flatten());
         let wanted = wanted.filter(|application| self.is_wanted(application));
-        let hosts = wanted.filter_map(|application| url::of_application(&application.urls)).filter_map(url::place);
-        let hosts: BTreeSet<_> = hosts.map(|place| place.peer.host).collect();
+        let hosts = wanted.filter_map(|application| url::of_application(&application.urls)).filter_map(place);
+        let hosts: BTreeSet<_> = hosts.map(|place| place.host).collect();
         self.names.retain(|name, _| hosts.contains(name));
         for host in hosts {
             self.names.entry(host).or_default();
@@ -283,9 +283,9 @@ impl Opcua {
 
     /// The URL of a server, unless it is not known yet whether its name leads somewhere.
     fn url(&self, endpoint: &Endpoint, of_server: &str) -> Option<String> {
-        let leads = match (self.resolve, url::place(of_server)) {
+        let leads = match (self.resolve, place(of_server)) {
             (Resolve::Never, _) => true,
-            (Resolve::Node, Some(place)) => self.names.get(&place.peer.host)?.leads?,
+            (Resolve::Node, Some(place)) => self.names.get(&place.host)?.leads?,
             (Resolve::Node, None) => false,
         };
         Some(if leads { of_server.to_owned() } else { url::by_endpoint(&endpoint.url, of_server) })

@@ -42,13 +42,7 @@ fn read(file: &Path) -> Result<String, String> {
 }
 
 fn main() -> ExitCode {
-    let settings = match settings() {
-        Ok(settings) => settings,
-        Err(why) => {
-            eprintln!("{why}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let Some(settings) = broker::begin(settings()) else { return ExitCode::FAILURE };
     let mut last = None;
     loop {
         let said = read(&settings.file);
