@@ -3,8 +3,7 @@
 use crate::allocation::{AllocationError, Provided, ProvidedMount};
 use crate::config::Timeouts;
 use crate::devices::Devices;
-use akri_krustlet_host::BackOff;
-use akri_krustlet_host::Untrusted;
+use akri_krustlet_host::{BackOff, Untrusted};
 use akri_proto::v1beta1::device_plugin_client::DevicePluginClient;
 use akri_proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,

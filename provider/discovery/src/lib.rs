@@ -10,6 +10,7 @@
 //! registered once in each life of the Agent ([`registration`]), a list is repeated until its Instances are there ([`output`]).
 
 pub mod agent;
+pub mod before;
 pub mod container;
 pub mod contract;
 pub mod details;

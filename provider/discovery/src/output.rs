@@ -58,9 +58,10 @@ pub(crate) struct Output {
     /// `last` waits for its turn among the changes.
     held: bool,
     changes: TokenBucket,
-    /// When a change was sent last, and whether that was soon after another one.
+    /// When a change was sent last.
     changed: Option<Instant>,
-    is_soon: bool,
+    /// Until when a change that came soon after another one is repeated in no hurry.
+    calm: Option<Instant>,
     /// When the list was new, or one of its Instances went, and when it was sent last.
     repeated: Option<(Instant, Instant)>,
     was_missing: bool,
@@ -79,7 +80,7 @@ impl Output {
             held: false,
             changes,
             changed: None,
-            is_soon: false,
+            calm: None,
             repeated: None,
             was_missing: true,
             is_hurried: false,
@@ -103,7 +104,7 @@ impl Output {
         }
         self.instances.list(&list, shared);
         self.last = Some(list);
-        self.held = self.settled().is_some_and(|settled| Instant::now() < settled) || !self.changes.try_take();
+        self.held = self.turn() > Instant::now() || !self.changes.try_take();
         self.is_hurried = self.changes.available() < CHANGES.0 / 2.0;
         if self.held {
             self.repeated = None;
@@ -128,7 +129,7 @@ impl Output {
         loop {
             let repetition = self.next_repetition();
             let due = until(repetition);
-            let turn = until(self.held.then(|| self.settled().into_iter().fold(self.changes.when(1.0), Instant::max)));
+            let turn = until(self.held.then(|| self.turn()));
             let room = async {
                 match self.unsent {
                     true => self.sender.reserve().await.is_ok(),
@@ -158,13 +159,15 @@ impl Output {
     }
 
     /// From when on the next change may be sent.
-    fn settled(&self) -> Option<Instant> {
-        self.changed.map(|changed| changed + SETTLE)
+    fn turn(&self) -> Instant {
+        let turn = self.changes.when(1.0);
+        self.changed.map_or(turn, |changed| turn.max(changed + SETTLE))
     }
 
     fn send_new(&mut self) {
         let now = Instant::now();
-        self.is_soon = self.changed.replace(now).is_some_and(|changed| now < changed + SOON);
+        let is_soon = self.changed.replace(now).is_some_and(|changed| now < changed + SOON);
+        self.calm = is_soon.then_some(now + SOON);
         self.repeated = Some((now, now));
         self.was_missing = self.is_missing();
         self.push();
@@ -201,11 +204,10 @@ impl Output {
         };
         let devices = self.last.as_ref().map_or(0, |list| list.devices.len());
         // Lists that alternate are not repeated in a hurry: the next one makes up for what the Agent lost of this one.
-        let is_soon = self.is_soon && self.changed.is_some_and(|changed| sent < changed + SOON);
-        let least = match (self.is_hurried, is_soon) {
-            (true, _) => Duration::from_secs(1),
-            (false, true) => SETTLE,
-            (false, false) => Duration::ZERO,
+        let least = match self.is_hurried {
+            true => Duration::from_secs(1),
+            false if self.calm.is_some_and(|until| sent < until) => SETTLE,
+            false => Duration::ZERO,
         };
         Some(sent + pause(age, devices, longest).max(least))
     }

@@ -14,13 +14,14 @@
 //! - A bad answer or a failing guest changes nothing for the client: the last good list stays in force. It is reported
 //!   once, not once per occurrence.
 //! - What was in force before a restart of the node and was not found again yet stays beside a list that its guest has trouble with
-//!   (`Before`): a server that is away for a moment is not gone because the node was.
+//!   ([`crate::before`]): a server that is away for a moment is not gone because the node was.
 //! - The current list is sent again until the Agent has made Instances of it ([`crate::output`]).
 
+use crate::before::Before;
 use crate::container::{ContainerError, HandlerContainer};
 use crate::contract::{Ended, Files, Guest};
 use crate::details::DiscoveryRequest;
-use crate::device::{Checked, MOST_DEVICES, RefusedAnswer, Said, has_host_paths, look_at_host_paths};
+use crate::device::{Checked, RefusedAnswer, Said, has_host_paths, look_at_host_paths};
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
@@ -104,27 +105,6 @@ struct Session {
     complaints: TokenBucket,
 }
 
-/// Devices that were in force when the node ended, as far as the guest has not found them again. While it has trouble, which its note
-/// says, it may not have heard of them.
-struct Before {
-    devices: Vec<Device>,
-    /// Until when they count.
-    until: Instant,
-    /// The guest's latest list, without them.
-    list: Option<(Vec<Device>, String)>,
-}
-
-impl Before {
-    /// A list of the guest's with what it may not have heard of.
-    fn complete(&mut self, list: Vec<Device>, note: &str) -> Vec<Device> {
-        self.devices.retain(|device| list.iter().all(|found| found.id != device.id));
-        let room = MOST_DEVICES.saturating_sub(list.len());
-        let whole = list.iter().chain(self.devices.iter().take(room)).cloned().collect();
-        self.list = Some((list, note.to_owned()));
-        whole
-    }
-}
-
 impl Drop for Session {
     fn drop(&mut self) {
         self.withdraw_complaint();
@@ -138,8 +118,6 @@ const ANSWER_LEAST: usize = 64 << 10;
 /// Lines about a stream's trouble in the container's log and the node's: so many at once, then so many a second.
 const COMPLAINTS: (f64, f64) = (16.0, 0.2);
 
-/// How long what was in force before a restart counts without being found again.
-const BEFORE: Duration = Duration::from_secs(60);
 /// Pause before host paths that did not answer are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -168,7 +146,7 @@ impl Session {
         if let Ok(Checked { list, .. }) = Checked::of(devices, container.host_paths())
             && look(&list, &container).await.is_ok()
         {
-            self.before = Some(Before { devices: list.devices.clone(), until: Instant::now() + BEFORE, list: None });
+            self.before = Some(Before::new(&list.devices));
             self.output.send(list, container.settings().shared);
             self.say(Verdict::Answered);
         }
@@ -250,8 +228,8 @@ impl Session {
                     }
                     return self.guest_ended(ended);
                 }
-                () = until(self.before.as_ref().map(|before| before.until)) => {
-                    if let Some((devices, note)) = self.before.take().and_then(|before| before.list) {
+                () = until(self.before.as_ref().map(Before::until)) => {
+                    if let Some((devices, note)) = self.before.take().and_then(Before::end) {
                         self.use_devices(devices, Some(note), container).await;
                     }
                 }
@@ -290,12 +268,13 @@ impl Session {
     async fn use_devices(&mut self, devices: Vec<Device>, note: Option<String>, container: &Arc<HandlerContainer>) {
         self.unlooked = None;
         self.is_sent = false;
+        // Without trouble the guest has heard of all.
+        self.before.take_if(|_| note.is_none());
         let devices = match (&mut self.before, &note) {
             (Some(before), Some(note)) => before.complete(devices, note),
             _ => devices,
         };
-        // Without trouble the guest has heard of all.
-        self.before.take_if(|before| note.is_none() || before.devices.is_empty());
+        self.before.take_if(|before| before.is_found());
         match Checked::of(devices, container.host_paths()) {
             Ok(Checked { list, warning }) => self.use_checked(list, warning.or(note), container).await,
             Err(refused) => self.complain(container, refused.to_string()),

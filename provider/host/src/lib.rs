@@ -1,11 +1,13 @@
 //! What several parts of a node need of the system: Unix sockets that gRPC is spoken on ([`socket`],
-//! [`ServedSocket`]), also with those who send anything ([`Untrusted`]), changes of directories ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]),
-//! work that may never end ([`patience`]), how often something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]).
+//! [`ServedSocket`]), also with those who send anything ([`Untrusted`], [`one_line()`]), changes of directories
+//! ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]), work that may never end ([`patience`]), how often
+//! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]).
 
 mod authority;
 mod back_off;
 mod directory_watcher;
 pub mod file;
+mod one_line;
 pub mod patience;
 mod served_socket;
 pub mod socket;
@@ -15,6 +17,7 @@ mod untrusted;
 
 pub use back_off::BackOff;
 pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
+pub use one_line::one_line;
 pub use served_socket::ServedSocket;
 pub use token_bucket::TokenBucket;
 pub use until::until;

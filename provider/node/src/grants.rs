@@ -4,7 +4,7 @@ use crate::pod::PodObject;
 use akri_krustlet_runtime::EventGrant;
 use akri_krustlet_runtime::events::{LinkNames, Subsystems};
 use akri_krustlet_runtime::network::NetworkRules;
-use akri_krustlet_runtime::network::rules::{Ports, Protocol, Rule, RuleError};
+use akri_krustlet_runtime::network::rules::{MOST_RULES, Ports, Protocol, Rule, RuleError};
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use std::sync::Arc;
 
@@ -22,8 +22,6 @@ pub const LINKS: &str = "akri-krustlet/links";
 const MOST_SUBSYSTEM: usize = 63;
 const MOST_LINK: usize = 15;
 const MOST_NAMES: usize = 64;
-/// Rules of one container.
-const MOST_RULES: usize = 256;
 /// Ports of one container.
 const MOST_PORTS: usize = 256;
 

@@ -1,6 +1,7 @@
 //! What guests were denied, told in the container's log and the node's.
 
 use crate::log::ContainerLog;
+use akri_krustlet_host::one_line;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,9 +28,8 @@ impl Denials {
     }
 
     pub(super) fn tell(&self, what: &str, why: &str) {
-        // Some of it is a guest's words: one line, and not a long one.
-        let what =
-            &what.chars().take(MOST_WORDS).flat_map(char::escape_debug).collect::<String>().replace("\\\"", "\"");
+        // Some of it is a guest's words.
+        let what = &one_line(what, MOST_WORDS);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let before = match told.get_mut(what.as_str()) {

@@ -22,8 +22,9 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// Most rules of one pod, and longest text of them in bytes.
-const MOST_RULES: usize = 256;
+/// Most rules of one container.
+pub const MOST_RULES: usize = 256;
+/// Longest text of them, in bytes.
 const MOST_BYTES: usize = 16 << 10;
 
 /// A protocol above IP.

@@ -1,15 +1,15 @@
 //! What a probe asks the container, once.
 
 use crate::fields::NodeFacts;
-use akri_krustlet_host::Untrusted;
+use akri_krustlet_host::{Untrusted, one_line};
 use akri_krustlet_runtime::network::NetworkRules;
 use akri_krustlet_runtime::network::rules::Protocol;
 use hyper::rt::Executor;
 use k8s_openapi::api::core::v1::{Container, Probe as ApiProbe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::task::JoinSet;
+use std::sync::OnceLock;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -87,7 +87,7 @@ impl Check {
             Self::Http { url, headers } => get(url, headers).await,
             Self::Grpc { host, port, service } => is_serving(host, *port, service).await,
         };
-        result.map_err(|text| one_line(&text))
+        result.map_err(|text| one_line(&text, MOST_TEXT))
     }
 }
 
@@ -104,18 +104,6 @@ fn host(host: Option<&str>, node: &NodeFacts) -> Result<String, String> {
         return Ok(host.to_owned());
     }
     Err(format!("host {host:?} is not this node: a probe asks the container itself; leave the host out"))
-}
-
-/// A text without what makes lines and orders of it, shortened.
-fn one_line(text: &str) -> String {
-    let mut line = String::new();
-    for letter in text.chars().take(MOST_TEXT) {
-        match letter.is_control() {
-            true => line.extend(letter.escape_default()),
-            false => line.push(letter),
-        }
-    }
-    line
 }
 
 /// IPv6 in brackets.
@@ -161,28 +149,12 @@ fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a dyn std::error
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
 
-/// What a connection does in the background; ended with it.
-#[derive(Clone, Default)]
-struct Background(Arc<Mutex<JoinSet<()>>>);
-
-impl Background {
-    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// What a connection does in the background, until that is cancelled.
+struct Background(CancellationToken);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Background {
     fn execute(&self, future: F) {
-        self.tasks().spawn(future);
-    }
-}
-
-/// Ends what is in the background, which has its own place in it, so that dropping it ends nothing.
-struct EndOf(Background);
-
-impl Drop for EndOf {
-    fn drop(&mut self) {
-        self.0.tasks().abort_all();
+        tokio::spawn(self.0.clone().run_until_cancelled_owned(future));
     }
 }
 
@@ -190,8 +162,9 @@ async fn is_serving(host: &str, port: u16, service: &str) -> Result<(), String> 
     let place = format!("{}:{port}", in_url(host.to_owned()));
     let server = Endpoint::from_shared(format!("http://{place}")).and_then(|server| server.user_agent(USER_AGENT));
     let server = server.map_err(|error| format!("cannot ask {place}: {error}"))?;
-    let background = Background::default();
-    let _end = EndOf(background.clone());
+    let end = CancellationToken::new();
+    let background = Background(end.clone());
+    let _end = end.drop_guard();
     let channel = server.executor(background).connect().await;
     let channel = channel.map_err(|error| format!("no connection to {place}: {}", cause(&error)))?;
     let mut client = HealthClient::new(Untrusted::new(channel)).max_decoding_message_size(MOST_OF_AN_ANSWER);
