@@ -24,10 +24,6 @@ fn broker(name: &str, module: &Path, resource: &str) -> String {
     .to_string()
 }
 
-fn log(node: &Node, pod: &str) -> String {
-    String::from_utf8(node.command(&["logs", pod]).stdout).unwrap()
-}
-
 const FOO0: &str = "akri.sh/akri-debug-echo-8120fe";
 const LINE: &str = "Pod is running and using debugEcho device named: foo0\n";
 
@@ -40,7 +36,7 @@ fn a_broker_says_which_device_it_has() {
     for name in ["first", "second"] {
         node.write_manifest(&format!("{name}.json"), &broker(name, &module, FOO0));
         node.wait_for_running(name);
-        assert!(wait_for(|| log(&node, name) == LINE), "{}", log(&node, name));
+        assert!(wait_for(|| node.log_of(name) == LINE), "{}", node.log_of(name));
     }
     // Two may have it, and no third one.
     node.write_manifest("third.json", &broker("third", &module, FOO0));
@@ -57,7 +53,7 @@ fn a_broker_says_which_device_it_has() {
     node.remove_manifest("first.json");
     node.write_manifest("fourth.json", &broker("fourth", &module, FOO0));
     node.wait_for_running("fourth");
-    assert!(wait_for(|| log(&node, "fourth") == LINE));
+    assert!(wait_for(|| node.log_of("fourth") == LINE));
 }
 
 #[test]
@@ -73,7 +69,7 @@ fn the_module_of_2021_runs_as_a_broker_within_its_cpu_limit() {
     let _offers = offers(&node, 1);
     node.write_manifest("seed.json", &broker("seed", Path::new(&module), FOO0));
     node.wait_for_running("seed");
-    assert!(wait_for(|| log(&node, "seed") == LINE));
+    assert!(wait_for(|| node.log_of("seed") == LINE));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(node.assert_undisturbed());
 }

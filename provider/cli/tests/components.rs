@@ -29,11 +29,7 @@ fn ended(node: &Node, name: &str) -> (i64, String) {
         pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"].is_i64()
     });
     let code = pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"].as_i64().unwrap();
-    (code, log(node, name))
-}
-
-fn log(node: &Node, name: &str) -> String {
-    String::from_utf8(node.command(&["logs", name]).stdout).unwrap()
+    (code, node.log_of(name))
 }
 
 fn granted(mut pod: Value, rules: &str) -> Value {
@@ -142,8 +138,8 @@ fn a_component_serves_the_ports_that_its_container_has() {
     pod["spec"]["hostNetwork"] = true.into();
     pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": port}]);
     add(&node, &pod);
-    assert!(wait_for(|| log(&node, "serves").contains("serving")), "{}", log(&node, "serves"));
-    assert!(log(&node, "serves").contains(&format!("{other}: PermissionDenied")), "{}", log(&node, "serves"));
+    assert!(wait_for(|| node.log_of("serves").contains("serving")), "{}", node.log_of("serves"));
+    assert!(node.log_of("serves").contains(&format!("{other}: PermissionDenied")), "{}", node.log_of("serves"));
     for _ in 0..3 {
         let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         client.write_all(b"hello\n").unwrap();

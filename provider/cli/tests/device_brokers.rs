@@ -7,9 +7,10 @@ use fixture::namespace::{in_namespace, ip};
 use fixture::neighbour::Neighbour;
 use fixture::offers::Offers;
 use fixture::peers::{Peer, python};
+use fixture::registry::read_request;
 use fixture::{HandlerPod, Node, component, wait_for};
 use serde_json::json;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::net::TcpListener;
 
 /// A pod that has a device, and the machine's network.
@@ -25,13 +26,9 @@ fn broker(program: &str, resource: &str, variables: &[(&str, &str)]) -> String {
     .to_string()
 }
 
-fn log(node: &Node, pod: &str) -> String {
-    String::from_utf8(node.command(&["logs", pod]).stdout).unwrap()
-}
-
 fn wait_for_line(node: &Node, pod: &str, line: &str) {
-    let has_line = || log(node, pod).lines().any(|said| said.contains(line));
-    assert!(wait_for(has_line), "not in the log of {pod}: {line}\n{}\n{}", log(node, pod), node.log());
+    let has_line = || node.log_of(pod).lines().any(|said| said.contains(line));
+    assert!(wait_for(has_line), "not in the log of {pod}: {line}\n{}\n{}", node.log_of(pod), node.log());
 }
 
 fn find(handler: &str, rules: &str) -> Node {
@@ -50,10 +47,9 @@ fn http_device() -> std::net::SocketAddr {
     std::thread::spawn(move || {
         let mut answers = 0;
         for mut stream in listener.incoming().flatten() {
-            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let asked: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
-            let (status, body) = match asked.first().map(String::as_str) {
-                Some("GET /devices HTTP/1.1") => ("200 OK", format!("http://{address}/state")),
+            let Some((path, _)) = read_request(&stream) else { continue };
+            let (status, body) = match path.as_str() {
+                "/devices" => ("200 OK", format!("http://{address}/state")),
                 _ => {
                     answers += 1;
                     // Once it is out of order.
@@ -114,9 +110,13 @@ fn a_broker_reads_the_server_that_it_was_given_and_comes_back_to_it() {
     wait_for_line(&node, "opcua-broker", &line);
     drop(first);
     wait_for_line(&node, "opcua-broker", "once more in 1 s");
-    let before = log(&node, "opcua-broker").matches(&line).count();
+    let before = node.log_of("opcua-broker").matches(&line).count();
     let _second = server();
-    assert!(wait_for(|| log(&node, "opcua-broker").matches(&line).count() > before), "{}", log(&node, "opcua-broker"));
+    assert!(
+        wait_for(|| node.log_of("opcua-broker").matches(&line).count() > before),
+        "{}",
+        node.log_of("opcua-broker")
+    );
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_broker_follows_an_attribute_of_its_device() {
     // It says so once, and goes on.
     ip("link del br7");
     wait_for_line(&node, "udev-broker", "does the pod mount /sys?");
-    assert!(log(&node, "udev-broker").lines().count() <= 3, "{}", log(&node, "udev-broker"));
+    assert!(node.log_of("udev-broker").lines().count() <= 3, "{}", node.log_of("udev-broker"));
 }
 
 #[test]

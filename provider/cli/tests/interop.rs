@@ -34,7 +34,7 @@ async fn finds_words(language: &str, path: PathBuf) {
         assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{details}: {refused}");
         assert!(refused.message().contains(what), "{details}: {refused}");
     }
-    let log = String::from_utf8(node.command(&["logs", language]).stdout).unwrap();
+    let log = node.log_of(language);
     assert!(log.contains("INFO 3 words"), "{log}");
     node.assert_undisturbed().await;
 }

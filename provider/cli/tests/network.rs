@@ -84,7 +84,7 @@ async fn a_guest_reaches_what_its_pod_grants_and_is_told_no_elsewhere() {
     node.outcomes("reach", &tries).await;
     let told = node.log().matches(&format!("tcp connection to {other} denied")).count();
     assert_eq!(told, 1);
-    let log = String::from_utf8(node.command(&["logs", "reach"]).stdout).unwrap();
+    let log = node.log_of("reach");
     assert!(
         log.contains(
             "[akri-krustlet] network: udp datagram to 239.255.255.250:3702 denied: no rule of its pod gives it"

@@ -211,7 +211,7 @@ async fn a_guest_with_a_standard_input_sees_its_end_when_the_node_ends() {
     node.run();
     node.wait_for_running("polite");
     assert_eq!(node.terminate(), Some(0));
-    let log = String::from_utf8(node.command(&["logs", "polite"]).stdout).unwrap();
+    let log = node.log_of("polite");
     assert!(log.contains("input ended"), "{log}");
     // It ended because the node did: that is no end of the pod's, and the next start runs it again.
     node.run();

@@ -60,7 +60,7 @@ async fn a_component_answers_by_its_contract() {
     // Its pod is a pod like others.
     let pod = node.pod("typed").unwrap();
     assert_eq!((condition(&pod, "Ready"), condition(&pod, "DiscoveryHealthy")), (Some(true), Some(true)));
-    let log = String::from_utf8(node.command(&["logs", "typed"]).stdout).unwrap();
+    let log = node.log_of("typed");
     assert!(log.contains("INFO debugEcho: 3 devices"), "{log}");
     // A restart of the node costs no device.
     node.kill();
@@ -92,7 +92,7 @@ async fn steps_come_when_they_were_asked_for_and_not_faster() {
     let before = std::time::Instant::now();
     let (_stream, _) = node.first_list("steps", &details("steps")).await;
     let steps = || {
-        let log = String::from_utf8(node.command(&["logs", "steps"]).stdout).unwrap();
+        let log = node.log_of("steps");
         log.lines().filter(|line| line.contains("INFO step ")).count()
     };
     assert!(wait_for(|| steps() > 10));
