@@ -1,4 +1,4 @@
-"""A service that announces itself by mDNS: ADDRESS NAME PORT. Says `ready`; says goodbye when it is ended."""
+"""A service that announces itself by mDNS: ADDRESS NAME PORT [NUMBER: so many, with numbers in their names]. Says `ready`; says goodbye when it is ended."""
 
 import signal
 import socket
@@ -8,18 +8,27 @@ from zeroconf import IPVersion, ServiceInfo, Zeroconf
 
 # Before there are threads, which would take it.
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-address, name, port = sys.argv[1:]
+address, name, port, *number = sys.argv[1:]
+names = [f"{name}{index}" for index in range(int(number[0]))] if number else [name]
+
+
+def service(name):
+    return ServiceInfo(
+        "_rtsp._tcp.local.",
+        f"{name}._rtsp._tcp.local.",
+        addresses=[socket.inet_aton(address)],
+        port=int(port),
+        properties={"path": "/stream", "model": "stand-in"},
+        server=f"{name}.local.",
+    )
+
+
 responder = Zeroconf(interfaces=[address], ip_version=IPVersion.V4Only)
-service = ServiceInfo(
-    "_rtsp._tcp.local.",
-    f"{name}._rtsp._tcp.local.",
-    addresses=[socket.inet_aton(address)],
-    port=int(port),
-    properties={"path": "/stream", "model": "stand-in"},
-    server=f"{name}.local.",
-)
-responder.register_service(service)
+services = [service(name) for name in names]
+for one in services:
+    responder.register_service(one)
 print("ready", flush=True)
 signal.sigwait([signal.SIGTERM])
-responder.unregister_service(service)
+for one in services:
+    responder.unregister_service(one)
 responder.close()
