@@ -1,4 +1,4 @@
-//! The zeroconf handler on a network of its own, with python-zeroconf as the responder.
+//! The zeroconf handler on a network of its own, with python-zeroconf and Avahi as responders.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
 
 mod fixture;
@@ -8,9 +8,20 @@ use fixture::neighbour::Neighbour;
 use fixture::peers::{Peer, python};
 use fixture::{DEADLINE, HandlerPod, Node, wait_for_ids};
 use std::path::Path;
+use std::process::{Child, Command};
 
 fn service(python: &Path, there: &Neighbour, name: &str, port: &str) -> Peer {
     Peer::start(python, "service.py", &["10.98.0.2", name, port], Some(there.pid()))
+}
+
+fn node() -> Node {
+    let node = Node::start();
+    let mut pod = HandlerPod::typed("zeroconf", "", "zeroconf");
+    pod.annotations.push(("akri-krustlet/network", "udp 224.0.0.251:5353\njoin 224.0.0.251:5353\n"));
+    pod.annotations.push(("akri-krustlet/links", "*"));
+    node.add(&pod);
+    node.wait_for_socket("zeroconf");
+    node
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -21,12 +32,7 @@ async fn services_are_found_by_questions_and_by_what_they_announce() {
     }
     let there = Neighbour::behind(("lan0", "10.98.0.1/24"), "10.98.0.2/24");
     let _first = service(&python, &there, "one", "554");
-    let mut node = Node::start();
-    let mut pod = HandlerPod::typed("zeroconf", "", "zeroconf");
-    pod.annotations.push(("akri-krustlet/network", "udp 224.0.0.251:5353\njoin 224.0.0.251:5353\n"));
-    pod.annotations.push(("akri-krustlet/links", "*"));
-    node.add(&pod);
-    node.wait_for_socket("zeroconf");
+    let mut node = node();
     // The next question is an hour away: who comes and goes from here on has said so.
     let details = r#"{"kind": "_rtsp._tcp", "interval": 3600}"#;
     let mut stream = node.discover("zeroconf", details).await.unwrap();
@@ -49,4 +55,80 @@ async fn services_are_found_by_questions_and_by_what_they_announce() {
     let (_stream, ids) = node.first_list("zeroconf", details).await;
     assert_eq!(ids, ["one._rtsp._tcp.local"]);
     node.assert_undisturbed().await;
+}
+
+/// Avahi with one service in another namespace; it says goodbye when it is ended.
+struct Avahi {
+    process: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Avahi {
+    /// Its configuration and what it writes have fixed places, so it gets a view of the machine in which they are its own.
+    const IN_MOUNT_NAMESPACE: &str = r#"
+        mount -t tmpfs tmpfs /run && mount --bind "$0/services" /etc/avahi/services &&
+        exec avahi-daemon --file "$0/avahi.conf" --no-drop-root --no-chroot --no-rlimits"#;
+
+    fn start(there: &Neighbour) -> Option<Self> {
+        if !Path::new("/etc/avahi/services").exists() {
+            println!("skipped: avahi-daemon is not installed (Debian: apt-get install avahi-daemon)");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+        write("avahi.conf", "[server]\nhost-name=printer\nuse-ipv6=no\nenable-dbus=no\n");
+        std::fs::create_dir(directory.path().join("services")).unwrap();
+        let service = "<service-group><name>front desk</name><service><type>_ipp._tcp</type><port>631</port>\
+                       <txt-record>pdl=application/pdf</txt-record><txt-record>Color=T</txt-record></service></service-group>";
+        write("services/printer.service", service);
+        let process = Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", there.pid()))
+            .args(["unshare", "--mount", "sh", "-c", Self::IN_MOUNT_NAMESPACE])
+            .arg(directory.path())
+            .stderr(std::fs::File::create(directory.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let avahi = Self { process, directory };
+        assert!(fixture::wait_for(|| avahi.log().contains("successfully established")), "{}", avahi.log());
+        Some(avahi)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    fn end(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(fixture::wait_for(|| self.process.try_wait().unwrap().is_some()), "avahi-daemon does not end");
+    }
+}
+
+impl Drop for Avahi {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_of_avahi_is_found_and_its_goodbye_heard() {
+    if !in_namespace("a_service_of_avahi_is_found_and_its_goodbye_heard") {
+        return;
+    }
+    let there = Neighbour::behind(("lan0", "10.98.0.1/24"), "10.98.0.2/24");
+    let Some(mut avahi) = Avahi::start(&there) else { return };
+    let node = node();
+    let details = r#"{"kind": "_ipp._tcp", "interval": 3600}"#;
+    let mut stream = node.discover("zeroconf", details).await.unwrap();
+    let message = tokio::time::timeout(DEADLINE, stream.message()).await.unwrap().unwrap().unwrap();
+    let [device] = &message.devices[..] else { panic!("{message:?}\n{}", avahi.log()) };
+    assert_eq!(device.id, "front desk._ipp._tcp.local");
+    for (name, value) in
+        [("HOST", "printer.local"), ("ADDR", "10.98.0.2"), ("PORT", "631"), ("PDL", "application/pdf"), ("COLOR", "T")]
+    {
+        assert_eq!(device.properties[&format!("AKRI_ZEROCONF_DEVICE_{name}")], value, "{device:?}");
+    }
+    avahi.end();
+    wait_for_ids(&mut stream, &[]).await;
 }

@@ -12,6 +12,7 @@ mod url;
 use akri_handler::{Device, Error, FilterList, Handler, Request, Step, handler, summary, tcp};
 use conversation::{Application, ApplicationType, FindServers};
 use opcua_codec::{Place, place};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ const REMEMBERED: u32 = 6;
 /// Names that are looked up in one poll; the others have their turn at the next.
 const MOST_LOOK_UPS: usize = 64;
 /// Applications of one endpoint that count: others have theirs, too.
-const MOST_APPLICATIONS: usize = 256;
+const MOST_APPLICATIONS: usize = 4096;
 /// A name of which so many look-ups in a row have failed counts as one that leads nowhere.
 const MOST_FAILED: u32 = 3;
 /// Most discovery endpoints of one Configuration.
@@ -135,7 +136,7 @@ struct Opcua {
 struct Name {
     /// Whether it leads somewhere; unknown at first.
     leads: Option<bool>,
-    /// For how many more polls that is believed.
+    /// How many polls ago that was found out.
     polls: u32,
     /// How often nobody could say, one after the other.
     failed: u32,
@@ -242,7 +243,7 @@ impl Opcua {
             return Vec::new();
         }
         for name in self.names.values_mut() {
-            name.polls = name.polls.saturating_sub(1);
+            name.polls = name.polls.saturating_add(1);
         }
         let wanted = self.endpoints.iter().flat_map(|endpoint| endpoint.last.iter().flatten());
         let wanted = wanted.filter(|application| self.is_wanted(application));
@@ -252,9 +253,11 @@ impl Opcua {
         for host in hosts {
             self.names.entry(host).or_default();
         }
-        let mut due: Vec<_> = self.names.iter().filter(|(_, name)| name.polls == 0).collect();
-        // Those that nobody could say come last: they take the time of the others.
-        due.sort_by_key(|(_, name)| name.failed);
+        let is_due = |name: &Name| name.leads.is_none() || name.polls >= REMEMBERED;
+        let mut due: Vec<_> = self.names.iter().filter(|(_, name)| is_due(name)).collect();
+        // Servers whose names are unknown are in no list yet; then who has waited longest. Those that nobody could say come last
+        // among their like: they take the time of the others.
+        due.sort_by_key(|(_, name)| (name.leads.is_some(), name.failed, Reverse(name.polls)));
         let due: Vec<_> = due.into_iter().take(MOST_LOOK_UPS).map(|(host, _)| host.clone()).collect();
         let mut denied = Vec::new();
         for (host, found) in due.iter().zip(tcp::look_up(&due, NAMES)) {
@@ -276,7 +279,7 @@ impl Opcua {
                     continue;
                 }
             };
-            *name = Name { leads: Some(leads), polls: REMEMBERED, failed: 0 };
+            *name = Name { leads: Some(leads), polls: 0, failed: 0 };
         }
         denied
     }

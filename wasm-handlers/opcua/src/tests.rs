@@ -224,6 +224,34 @@ fn details_are_those_of_native() {
 }
 
 #[test]
+fn names_of_many_servers_are_all_looked_up_and_again_later() {
+    let world = World::new();
+    let closed = Rc::<Cell<u32>>::default();
+    let name = |number: usize| format!("s{number:03}.example");
+    for number in 0..750 {
+        world.name(&name(number), vec!["10.0.0.5".parse().unwrap()]);
+    }
+    let applications: Vec<_> =
+        (0..750).map(|number| application("s", 0, &[&format!("opc.tcp://{}:4840/ua", name(number))])).collect();
+    let mut urls = Vec::new();
+    for (number, some) in applications.chunks(250).enumerate() {
+        world.server(&format!("10.0.0.{number}"), 4840, server(message(b"MSGF", &found(some)), closed.clone()));
+        urls.push(format!("opc.tcp://10.0.0.{number}:4840/"));
+    }
+    let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+    let mut opcua = world.open::<Opcua>(&details(&urls, "")).unwrap();
+    let polls = (1..20).find(|_| ids(&opcua.step().unwrap()).len() == 750);
+    assert_eq!(polls, Some(12), "64 a poll");
+    // One that leads nowhere from now on is known by another URL, the last one of all too.
+    for number in [0, 749] {
+        world.name(&name(number), Vec::new());
+        let lost = format!("opc.tcp://{}:4840/ua", name(number));
+        let polls = (1..30).find(|_| !ids(&opcua.step().unwrap()).contains(&lost.as_str()));
+        assert!(polls.is_some(), "{number}");
+    }
+}
+
+#[test]
 fn a_day_of_polls_leaves_nothing_behind() {
     let world = World::new();
     let polls = Rc::new(Cell::new(0_u32));

@@ -1,5 +1,4 @@
-"""A camera: ADDRESS PORT AUTHENTICATION (none, token or digest) [lenient: it answers probes for whatever types] [NUMBER: so many cameras, at this port and those
-after it]. Says `ready UUID`; says bye when it is ended.
+"""A camera: ADDRESS PORT AUTHENTICATION (none, token or digest) [lenient: it answers probes for whatever types]. Says `ready UUID`; says bye when it is ended.
 
 Its device service behaves as ONVIF's core specification has it: the time is told to everybody, the network interfaces to users."""
 
@@ -13,12 +12,10 @@ import threading
 
 from wsdiscovery import QName, Scope
 from wsdiscovery.publishing import ThreadedWSPublishing
-from wsdiscovery.util import filterServices
 
 # Before there are threads, which would take it.
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-ADDRESS, PORT, AUTHENTICATION, MORE = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
-PORTS = range(PORT, PORT + next((int(word) for word in MORE if word.isdigit()), 1))
+ADDRESS, PORT, AUTHENTICATION = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 USER, PASSWORD = "admin", "secret"
 ENVELOPE = '<?xml version="1.0"?><SOAP-ENV:Envelope xmlns:SOAP-ENV="http://www.w3.org/2003/05/soap-envelope" ' \
     'xmlns:tds="http://www.onvif.org/ver10/device/wsdl" xmlns:tt="http://www.onvif.org/ver10/schema">' \
@@ -28,7 +25,7 @@ TIME = '<tds:GetSystemDateAndTimeResponse><tds:SystemDateAndTime><tt:UTCDateTime
     '<tt:Second>3</tt:Second></tt:Time><tt:Date><tt:Year>2001</tt:Year><tt:Month>2</tt:Month><tt:Day>3</tt:Day></tt:Date>' \
     '</tt:UTCDateTime></tds:SystemDateAndTime></tds:GetSystemDateAndTimeResponse>'
 INTERFACES = '<tds:GetNetworkInterfacesResponse><tds:NetworkInterfaces token="eth0"><tt:Enabled>true</tt:Enabled><tt:Info><tt:Name>eth0' \
-    '</tt:Name><tt:HwAddress>00:11:22:33:44:{:02d}</tt:HwAddress></tt:Info><tt:IPv4><tt:Config><tt:Manual><tt:Address>' f'{ADDRESS}' \
+    f'</tt:Name><tt:HwAddress>00:11:22:33:44:{PORT % 100:02d}</tt:HwAddress></tt:Info><tt:IPv4><tt:Config><tt:Manual><tt:Address>{ADDRESS}' \
     '</tt:Address><tt:PrefixLength>24</tt:PrefixLength></tt:Manual></tt:Config></tt:IPv4></tds:NetworkInterfaces></tds:GetNetworkInterfacesResponse>'
 FAULT = '<SOAP-ENV:Fault><SOAP-ENV:Code><SOAP-ENV:Value>SOAP-ENV:Sender</SOAP-ENV:Value></SOAP-ENV:Code></SOAP-ENV:Fault>'
 
@@ -48,7 +45,7 @@ class Service(http.server.BaseHTTPRequestHandler):
             return self.answer(401, "", [("WWW-Authenticate", 'Digest realm="camera", qop="auth", nonce="0123456789", algorithm=MD5')])
         if AUTHENTICATION == "token" and not self.has_token(asked):
             return self.answer(400, FAULT)
-        return self.answer(200, INTERFACES.format(self.server.server_port % 100))
+        return self.answer(200, INTERFACES)
 
     def has_digest(self):
         given = dict(re.findall(r'(\w+)="?([^",]*)"?', self.headers.get("authorization", "")))
@@ -80,31 +77,22 @@ class Service(http.server.BaseHTTPRequestHandler):
         pass
 
 
-for port in PORTS:
-    service = http.server.ThreadingHTTPServer((ADDRESS, port), Service)
-    threading.Thread(target=service.serve_forever, daemon=True).start()
+service = http.server.ThreadingHTTPServer((ADDRESS, PORT), Service)
+threading.Thread(target=service.serve_forever, daemon=True).start()
 
 
-class Cameras(ThreadedWSPublishing):
-    """Each answers for itself."""
-
+class Lenient(ThreadedWSPublishing):
     def _handle_probe(self, env, addr):
-        if "lenient" in MORE:
-            found = self._localServices.values()
-        else:
-            found = filterServices(list(self._localServices.values()), env.getTypes(), env.getScopes())
-        for camera in list(found):
-            self._sendProbeMatch([camera], env.getMessageId(), addr)
+        self._sendProbeMatch(list(self._localServices.values()), env.getMessageId(), addr)
 
 
-publishing = Cameras()
+publishing = Lenient() if "lenient" in sys.argv else ThreadedWSPublishing()
 publishing.start()
-for port in PORTS:
-    publishing.publishService(
-        types=[QName("http://www.onvif.org/ver10/network/wsdl", "NetworkVideoTransmitter")],
-        scopes=[Scope("onvif://www.onvif.org/name/stand-in")],
-        xAddrs=[f"http://{ADDRESS}:{port}/onvif/device_service"],
-    )
+publishing.publishService(
+    types=[QName("http://www.onvif.org/ver10/network/wsdl", "NetworkVideoTransmitter")],
+    scopes=[Scope("onvif://www.onvif.org/name/stand-in")],
+    xAddrs=[f"http://{ADDRESS}:{PORT}/onvif/device_service"],
+)
 epr = next(iter(publishing._localServices))
 print("ready", epr.removeprefix("urn:uuid:"), flush=True)
 signal.sigwait([signal.SIGTERM])
