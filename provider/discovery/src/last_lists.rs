@@ -34,6 +34,8 @@ struct State {
     left: HashSet<OsString>,
     /// How many streams have this request open.
     open: HashMap<OsString, usize>,
+    /// The hash of what is in a file of this life: a list that is there already is not written again.
+    written: HashMap<OsString, [u8; 32]>,
 }
 
 impl LastLists {
@@ -43,7 +45,7 @@ impl LastLists {
         let entries = std::fs::read_dir(directory)?.flatten();
         let left = entries.map(|entry| entry.file_name()).collect();
         let lists =
-            Arc::new(Self { directory: directory.to_owned(), state: Mutex::new(State { left, open: HashMap::new() }) });
+            Arc::new(Self { directory: directory.to_owned(), state: Mutex::new(State { left, ..State::default() }) });
         let kept = Arc::downgrade(&lists);
         tokio::spawn(async move {
             tokio::time::sleep(FRESH).await;
@@ -67,19 +69,20 @@ impl LastLists {
         let mut state = self.state();
         for name in std::mem::take(&mut state.left) {
             if !state.open.contains_key(&name) {
-                self.remove(&name);
+                self.remove(&mut state, &name);
             }
         }
     }
 
     fn forget_if_closed(&self, name: &OsString) {
-        let state = self.state();
+        let mut state = self.state();
         if !state.open.contains_key(name) {
-            self.remove(name);
+            self.remove(&mut state, name);
         }
     }
 
-    fn remove(&self, name: &OsString) {
+    fn remove(&self, state: &mut State, name: &OsString) {
+        state.written.remove(name);
         let path = self.directory.join(name);
         if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound
@@ -114,9 +117,15 @@ impl LastList {
 
     /// Keeps a list, in place of the one before.
     pub(crate) fn keep(&self, list: &DiscoverResponse) {
+        let text = device_json::write(list);
+        let hash: [u8; 32] = Sha256::digest(&text).into();
+        if self.lists.state().written.insert(self.name.clone(), hash) == Some(hash) {
+            return;
+        }
         let path = self.lists.directory.join(&self.name);
         // For the node's user only: devices may have properties that are secret.
-        if let Err(error) = akri_krustlet_host::file::write_atomically(&path, &device_json::write(list), 0o600) {
+        if let Err(error) = akri_krustlet_host::file::write_atomically(&path, &text, 0o600) {
+            self.lists.state().written.remove(&self.name);
             tracing::warn!(
                 path = %path.display(), %error,
                 "cannot keep the last list; if the node is restarted now, the stream begins with what its guest finds"
@@ -179,6 +188,28 @@ mod tests {
         assert_eq!(next.stream("a", b"other request").take_left().unwrap(), list("of two streams").devices);
         assert_eq!(next.stream("b", b"request").take_left(), None);
         assert_eq!(next.stream("c", b"request").take_left().unwrap(), list("just closed").devices);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_there_already_is_not_written_again_unless_it_was_removed() {
+        use std::os::unix::fs::MetadataExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let lists = LastLists::open(directory.path()).unwrap();
+        let (one, other) = (lists.stream("a", b"request"), lists.stream("a", b"request"));
+        let file = directory.path().join(&one.name);
+        let inode = || std::fs::metadata(&file).unwrap().ino();
+        one.keep(&list("first"));
+        let first = inode();
+        other.keep(&list("first"));
+        assert_eq!(inode(), first);
+        one.keep(&list("second"));
+        assert_ne!(inode(), first);
+        one.close();
+        other.close();
+        tokio::time::sleep(FRESH * 2).await;
+        assert!(!file.exists());
+        lists.stream("a", b"request").keep(&list("second"));
+        assert!(file.exists());
     }
 
     #[tokio::test(start_paused = true)]

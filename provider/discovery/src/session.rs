@@ -26,7 +26,7 @@ use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
 use akri_krustlet_host::patience::{Hangs, patiently};
-use akri_krustlet_host::{BackOff, TokenBucket, until};
+use akri_krustlet_host::{BackOff, TokenBucket, one_line, until};
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::{Device, DiscoverResponse};
 use std::future::pending;
@@ -352,8 +352,9 @@ impl Session {
         }
     }
 
-    fn complain(&mut self, container: &Arc<HandlerContainer>, mut complaint: String) {
+    fn complain(&mut self, container: &Arc<HandlerContainer>, complaint: String) {
         // A guest's own words may be in it.
+        let mut complaint = one_line(&complaint, MOST_COMPLAINT);
         complaint.truncate(complaint.floor_char_boundary(MOST_COMPLAINT));
         let known = container.complaints().borrow().get(&self.number).is_some_and(|old| *old == complaint);
         if !known {

@@ -215,7 +215,7 @@ fn node_with(number: usize, pod: Pods) -> Node {
 }
 
 /// Lets the threads that loading took, the watcher's work and the repetitions of lists come to an end.
-async fn settle() {
+pub async fn settle() {
     tokio::time::sleep(Duration::from_secs(35)).await;
 }
 

@@ -17,6 +17,7 @@ mod fixture;
 mod peers;
 mod pods;
 mod process;
+mod protocols;
 mod typed;
 
 use std::fmt::Write as _;
@@ -53,6 +54,9 @@ fn main() {
     }
     if wanted("typed") {
         take(runtime.block_on(typed::measure()));
+    }
+    if wanted("protocols") {
+        take(protocols::measure_inside());
     }
     if wanted("cluster") {
         take(runtime.block_on(cluster::measure()));
