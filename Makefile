@@ -24,8 +24,12 @@ test: guests workload programs test-peers ## run all tests; those of the cluster
 	$(CARGO) test --workspace
 	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --features akri-handler/schema --package broker --package http-handler --package lines --package onvif --package opcua --package opcua-broker --package opcua-codec --package udev --package zeroconf --target $(HOST)
 
-# Servers and cameras that tests talk to, from PyPI; without Python those tests say that they are skipped.
+# Servers and cameras that tests talk to, from PyPI; without Python those tests say that they are skipped. For root also umockdev, and in CI
+# Avahi, which where people work would begin to announce the machine.
 test-peers: $(CACHE)/peers/installed
+	@test "$$(id -u)" != 0 || { command -v umockdev-run && test -z "$(CI)" -o -x /usr/sbin/avahi-daemon; } >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq umockdev $(if $(CI),avahi-daemon); } >/dev/null \
+		|| echo "umockdev could not be installed (Debian: apt-get install umockdev): tests that use it are skipped" >&2
 $(CACHE)/peers/installed: provider/cli/tests/peers/requirements.txt
 	@if command -v python3 >/dev/null; then \
 		python3 -m venv $(CACHE)/peers && $(CACHE)/peers/bin/pip install --quiet --disable-pip-version-check --requirement $< && touch $@ \
@@ -47,7 +51,7 @@ differential: guests workload programs ## compare this node with a real kubelet,
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --package akri-krustlet --test differential -- --nocapture
 
-# `make bench -- peers` measures one part only, and writes nothing.
+# `make bench -- peers` measures one part only, and leaves the others in docs/benchmarks.md.
 PARTS := discovery typed protocols cluster pods devices akri peers
 .PHONY: $(PARTS)
 $(PARTS):

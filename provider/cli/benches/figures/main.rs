@@ -1,5 +1,5 @@
-//! The project's figures: prints one table and writes it to docs/benchmarks.md. Run by `make bench`.
-//! `cargo bench --workspace --bench figures -- cluster` prints those of one part only, and writes nothing.
+//! The project's figures: prints tables and writes them to docs/benchmarks.md. Run by `make bench`.
+//! `cargo bench --workspace --bench figures -- cluster` takes one part only, and leaves the others on the page.
 //!
 //! `NATIVE_DEBUG_ECHO` may name Akri's native debug-echo-discovery-handler; it is then measured in the same run. Otherwise
 //! its column holds what was measured of Akri 0.13.26 on a machine of the same kind, marked with `*`.
@@ -43,44 +43,88 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let parts: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
-    let mut rows = Vec::new();
-    // Each part is printed when it is there: a run takes long, and may be cut off.
-    let mut take = |part: Vec<Row>| {
-        eprintln!("{}", table(&part));
-        rows.extend(part);
-    };
-    if wanted("discovery") {
-        take(runtime.block_on(discovery::measure()));
+    for part in PARTS.iter().filter(|part| wanted(part.name)) {
+        let rows = (part.measure)(&runtime);
+        if rows.is_empty() {
+            continue;
+        }
+        // Each part is printed and written when it is there: a run takes long, and may be cut off.
+        let table = table(&rows);
+        println!("{table}");
+        if !protocols::is_inside() {
+            write(part, &table);
+        }
     }
-    if wanted("typed") {
-        take(runtime.block_on(typed::measure()));
-    }
-    if wanted("protocols") {
-        take(protocols::measure_inside());
-    }
-    if wanted("cluster") {
-        take(runtime.block_on(cluster::measure()));
-    }
-    if wanted("pods") {
-        take(runtime.block_on(pods::measure()));
-    }
-    if wanted("devices") {
-        take(vec![runtime.block_on(devices::measure())]);
-    }
-    if wanted("akri") {
-        take(runtime.block_on(akri::measure()));
-    }
-    if wanted("peers") {
-        take(runtime.block_on(peers::measure()));
-    }
-    let table = table(&rows);
-    println!("\n{table}");
-    if !parts.is_empty() {
-        return;
-    }
+}
+
+/// Figures that are taken together.
+struct Part {
+    name: &'static str,
+    title: &'static str,
+    measure: fn(&tokio::runtime::Runtime) -> Vec<Row>,
+}
+
+const PARTS: [Part; 8] = [
+    Part {
+        name: "discovery",
+        title: "Handlers by the contract of 2021",
+        measure: |runtime| runtime.block_on(discovery::measure()),
+    },
+    Part {
+        name: "typed",
+        title: "Handlers that are components",
+        measure: |runtime| runtime.block_on(typed::measure()),
+    },
+    Part { name: "protocols", title: "Handlers for real devices", measure: |_| protocols::measure_inside() },
+    Part { name: "cluster", title: "The node in a cluster", measure: |runtime| runtime.block_on(cluster::measure()) },
+    Part { name: "pods", title: "Pods", measure: |runtime| runtime.block_on(pods::measure()) },
+    Part { name: "devices", title: "Device plugins", measure: |runtime| vec![runtime.block_on(devices::measure())] },
+    Part {
+        name: "akri",
+        title: "With Akri's Agent and Controller",
+        measure: |runtime| runtime.block_on(akri::measure()),
+    },
+    Part { name: "peers", title: "Beside a Linux node", measure: |runtime| runtime.block_on(peers::measure()) },
+];
+
+/// Writes a part to docs/benchmarks.md, in the place of what an earlier run found, and leaves the other parts.
+fn write(part: &Part, table: &str) {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-    std::fs::write(&page, format!("{}\n{table}\n{COSTS}", introduction())).unwrap();
-    println!("written to docs/benchmarks.md");
+    let old = std::fs::read_to_string(&page).unwrap_or_default();
+    let mut text = introduction();
+    for other in &PARTS {
+        let heading = format!("## {}\n", other.title);
+        let section = match other.name == part.name {
+            true => Some(format!("\n{}\n\n{table}", taken())),
+            false => old.split_once(&heading).map(|(_, rest)| rest.split("\n## ").next().unwrap().to_owned()),
+        };
+        if let Some(section) = section {
+            write!(text, "\n{heading}{}\n", section.trim_end()).unwrap();
+        }
+    }
+    write!(text, "\n{COSTS}").unwrap();
+    std::fs::write(&page, text).unwrap();
+    println!("written to docs/benchmarks.md: {}", part.title);
+}
+
+/// Where and of what a part was taken.
+fn taken() -> String {
+    let output = |program: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(program).args(arguments).output();
+        output.map_or_else(|_| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    let system = rustix::system::uname();
+    format!(
+        "At commit {}, {}, on: {}, {} cores, {} {}.",
+        output("git", &["describe", "--always", "--dirty"]),
+        output("date", &["-u", "+%Y-%m-%d"]),
+        cpu.trim_start_matches([' ', '\t', ':']),
+        std::thread::available_parallelism().map_or(0, usize::from),
+        system.sysname().to_string_lossy(),
+        system.release().to_string_lossy(),
+    )
 }
 
 // Statistics and output.
@@ -126,22 +170,15 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn introduction() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let system = rustix::system::uname();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!(
-        "# Benchmarks\n\n\
-        Written by `make bench` (release build; `provider/cli/benches/figures/` says how each figure is taken).\n\
-        Machine: {}, {cores} cores, {} {}.\n\n\
-        *native* is Akri's debug-echo-discovery-handler, measured in the same run if `NATIVE_DEBUG_ECHO` names it; figures\n\
-        marked with `*` were measured before, of Akri 0.13.26 on such a machine, and figures of 2021 are those of its gRPC proxy.\n\
-        In rows about pods of a Linux node, it is that node: kubelet, containerd and runc, and another runtime of containerd\n\
-        beside them if `WASM_SHIM` names its shim.\n\
-        Private memory is private clean and dirty pages and page tables. Times are between two events of a client on the\n\
-        same machine, connection included.\n",
-        cpu.trim_start_matches([' ', '\t', ':']),
-        system.sysname().to_string_lossy(),
-        system.release().to_string_lossy(),
-    )
+    "# Benchmarks\n\n\
+    Written by `make bench` (release build; `provider/cli/benches/figures/` says how each figure is taken). Each part says of\n\
+    which commit it is; what a figure is compared with is of the same run.\n\n\
+    *native* is Akri's debug-echo-discovery-handler, measured in the same run if `NATIVE_DEBUG_ECHO` names it (in the part of\n\
+    the real devices the handlers that `NATIVE_UDEV`, `NATIVE_OPCUA` and `NATIVE_ONVIF` name); figures\n\
+    marked with `*` were measured before, of Akri 0.13.26 on such a machine, and figures of 2021 are those of its gRPC proxy.\n\
+    In rows about pods of a Linux node, it is that node: kubelet, containerd and runc, and another runtime of containerd\n\
+    beside them if `WASM_SHIM` names its shim.\n\
+    Private memory is private clean and dirty pages and page tables. Times are between two events of a client on the\n\
+    same machine, connection included.\n"
+        .to_owned()
 }

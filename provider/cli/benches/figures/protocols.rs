@@ -35,9 +35,14 @@ struct Protocol {
     native: Option<PathBuf>,
 }
 
+/// Whether this program is the one in the namespaces, which only prints.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Takes the figures in namespaces of their own: this program once more, whose rows are read from what it prints.
 pub fn measure_inside() -> Vec<Row> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         return runtime.block_on(measure());
     }
