@@ -11,6 +11,9 @@ pub const EPOCH: std::time::Duration = std::time::Duration::from_millis(10);
 /// On-demand allocation with a small reservation: guests live for days, so instantiation speed does not pay for the
 /// pooling allocator's slots, and 64 MiB instead of 4 GiB of address space for each memory keeps small machines
 /// (39-bit address spaces) working and halves the page tables.
+///
+/// Which instruction of a module each machine instruction comes from is left out of AOT files: a trap's backtrace has the
+/// functions' names.
 pub fn new() -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config
@@ -19,6 +22,7 @@ pub fn new() -> wasmtime::Result<Engine> {
         .memory_reservation(64 << 20)
         .memory_guard_size(64 << 10)
         .memory_reservation_for_growth(0)
+        .generate_address_map(false)
         .async_stack_size(768 << 10)
         .max_wasm_stack(512 << 10);
     Engine::new(&config)

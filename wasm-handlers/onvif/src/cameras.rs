@@ -1,7 +1,7 @@
 //! The cameras that are there: who has answered, who has been missing for how long, and what their services say.
 //!
 //! Whoever is on the network can send what a camera sends. So nothing that is said takes a camera away or makes it another one: only
-//! its own service does, by not answering.
+//! its own service does, by not answering. It is asked when somebody says that it is there, but not at each probe.
 
 use crate::credentials::{Credential, Credentials};
 use crate::details::{Details, Identity, alike, passes};
@@ -15,8 +15,10 @@ use std::time::Duration;
 /// A service that has not answered is asked again after that time, so often.
 const AGAIN: Duration = Duration::from_secs(2);
 const MOST_TRIES: u32 = 3;
-/// What a service says of itself is asked for again after so many probes that it has answered.
-const RENEWED: u32 = 6;
+/// What a service says of itself is asked for again when it has been asked so often whether it is there.
+const RENEWED: u32 = 2;
+/// So many probes are believed of a service that has answered for itself, until it is asked again.
+const BELIEVED: u32 = 2;
 /// Most services that are kept, and of one host.
 const MOST_SERVICES: usize = 1024;
 const MOST_OF_HOST: usize = 8;
@@ -34,8 +36,9 @@ struct Service {
     leaves: bool,
     /// When it was asked last.
     asked: Duration,
-    /// It has answered for itself.
+    /// It has answered for itself, and so many probes ago.
     is_alive: bool,
+    unasked: u32,
     /// Probes since it was there last.
     missed: u32,
     /// What it says of its network, and for how many more probes that is believed.
@@ -46,6 +49,12 @@ struct Service {
 }
 
 impl Service {
+    /// Whether it need not be asked though somebody says that it is there.
+    fn is_sure(&self) -> bool {
+        let is_new = self.interfaces.is_some() && self.believed == 0;
+        self.is_alive && self.unasked <= BELIEVED && self.due.is_none() && !self.leaves && !is_new
+    }
+
     /// It has not answered.
     fn try_again(&mut self) {
         self.tries += 1;
@@ -82,6 +91,7 @@ impl Cameras {
     /// Those who have answered a probe, and so who has not.
     pub fn have_answered(&mut self, found: Vec<Match>) {
         for service in self.services.values_mut() {
+            service.unasked = service.unasked.saturating_add(1);
             // One that had no turn since it answered last has missed nothing.
             if service.due.is_none() || service.tries > 0 {
                 service.missed = service.missed.saturating_add(1);
@@ -114,7 +124,11 @@ impl Cameras {
             if service.uuid != camera.uuid || service.scopes != camera.scopes {
                 (service.uuid, service.scopes, service.believed) = (camera.uuid.clone(), camera.scopes.clone(), 0);
             }
-            (service.due, service.tries) = (Some(time::now()), 0);
+            if service.is_sure() {
+                service.missed = 0;
+            } else {
+                (service.due, service.tries) = (Some(time::now()), 0);
+            }
         }
     }
 
@@ -160,7 +174,8 @@ impl Cameras {
             (service.due, service.asked) = (None, time::now());
             match answer {
                 Ok(answer) if device_service::is_alive(&answer) => {
-                    (service.is_alive, service.missed, service.denied) = (true, 0, None);
+                    (service.is_alive, service.unasked) = (true, 0);
+                    (service.missed, service.denied) = (0, None);
                     if service.leaves {
                         // It may be about to go: a camera says bye before it does.
                         service.try_again();

@@ -8,7 +8,7 @@ use akri_handler::links::Link;
 use akri_handler::multicast;
 use akri_handler::udp::Datagram;
 use akri_handler::{Device, Error, Step};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -185,10 +185,10 @@ fn a_camera_stays_for_some_probes_that_it_misses() {
     assert_eq!(counts, [1, 1, 0, 0]);
     cameras.0.replace(gone);
     assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
-    // One that answers probes and nothing else has gone, too.
+    // One that answers probes and nothing else has gone, too: two probes are believed, then it is asked.
     world.web(|_| Err(ErrorKind::Timeout));
-    let counts: Vec<_> = (0..4).map(|_| ids(&next(&world, &mut onvif)).len()).collect();
-    assert_eq!(counts, [1, 1, 0, 0]);
+    let counts: Vec<_> = (0..6).map(|_| ids(&next(&world, &mut onvif)).len()).collect();
+    assert_eq!(counts, [1, 1, 1, 1, 0, 0]);
     // No network is no reason to forget anybody.
     cameras.live_in(&world);
     assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
@@ -197,6 +197,29 @@ fn a_camera_stays_for_some_probes_that_it_misses() {
     world.set_links(vec![link("eth0", "192.0.2.1")]);
     world.advance(Duration::from_secs(10));
     assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
+}
+
+#[test]
+fn a_camera_that_answers_is_asked_at_every_third_probe() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 0);
+    let world = world(&cameras);
+    let asked = Rc::<Cell<u32>>::default();
+    let counted = asked.clone();
+    world.web(move |call| {
+        counted.set(counted.get() + 1);
+        let is_time = String::from_utf8_lossy(&call.body).contains("GetSystemDateAndTime");
+        Ok(if is_time { answer(200, date(2024)) } else { answer(200, interfaces("192.0.2.7", "00:22")) })
+    });
+    let mut onvif = world.open::<Onvif>("{}").unwrap();
+    let requests: Vec<_> = (0..10)
+        .map(|_| {
+            assert_eq!(ids(&next(&world, &mut onvif)).len(), 1);
+            asked.take()
+        })
+        .collect();
+    // The time, and what its network is besides at every sixth.
+    assert_eq!(requests, [2, 0, 0, 1, 0, 0, 2, 0, 0, 1]);
 }
 
 #[test]
