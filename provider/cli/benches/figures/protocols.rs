@@ -6,7 +6,7 @@ use crate::fixture::native::NativeAlone;
 use crate::fixture::neighbour::Neighbour;
 use crate::fixture::peers::{Peer, python};
 use crate::fixture::{HandlerPod, Node, component, ids, namespace::ip, next_ids};
-use crate::process::{cpu_nanoseconds_of, memory_of};
+use crate::process::{exact_cpu_time_of, memory_of};
 use crate::{Row, ms, percentile};
 use akri_krustlet_discovery::agent;
 use akri_proto::v0::DiscoverRequest;
@@ -200,9 +200,9 @@ async fn pods(protocol: &Protocol) -> Vec<Row> {
         if number == 0 {
             settle().await;
             memory.push(memory_of(node.pid()).dirty);
-            let before = cpu_nanoseconds_of(node.pid());
+            let before = exact_cpu_time_of(node.pid());
             tokio::time::sleep(Duration::from_secs(60)).await;
-            cpu = Duration::from_nanos(cpu_nanoseconds_of(node.pid()) - before);
+            cpu = exact_cpu_time_of(node.pid()) - before;
         }
     }
     settle().await;
@@ -213,9 +213,9 @@ async fn pods(protocol: &Protocol) -> Vec<Row> {
             let (native, _) = NativeAlone::start_named(program, protocol.name).await;
             let _stream = found(native.socket(), &protocol.details, DEVICES).await;
             settle().await;
-            let before = cpu_nanoseconds_of(native.native.pid());
+            let before = exact_cpu_time_of(native.native.pid());
             tokio::time::sleep(Duration::from_secs(60)).await;
-            let cpu = Duration::from_nanos(cpu_nanoseconds_of(native.native.pid()) - before);
+            let cpu = exact_cpu_time_of(native.native.pid()) - before;
             Some((memory_of(native.native.pid()).private, cpu))
         }
         None => None,
