@@ -59,7 +59,8 @@ impl Scene {
         let devices = vec![
             Peer::start(&python, "opcua_server.py", &["10.97.0.2:4855", "plc", "Server"], Some(there.pid())),
             device("list.py", &["8400", "2"]),
-            device("camera.py", &["8080", "none"]),
+            // One that a network that goes does not end.
+            Peer::start(&python, "cameras.py", &["10.97.0", "2", "1"], Some(there.pid())),
             device("service.py", &["one", "554"]),
         ];
         let mut node = ClusterNode::prepare("protocols").with(&["--handler-grace-period", "30"]);

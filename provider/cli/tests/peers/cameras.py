@@ -81,4 +81,8 @@ while True:
         pass
     while due and due[0][0] <= time.monotonic():
         _, number, answer, client = due.pop(0)
-        cameras[number].sendto(answer, client)
+        try:
+            cameras[number].sendto(answer, client)
+        except OSError:
+            # The network is away, and with it what was sent.
+            pass
