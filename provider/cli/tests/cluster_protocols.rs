@@ -121,6 +121,15 @@ impl Scene {
         PROTOCOLS.iter().flat_map(|(name, ..)| self.akri.instances(name)).collect()
     }
 
+    /// Waits until these handlers are well, or are not.
+    fn wait_until_healthy(&self, healthy: bool, names: &[&str]) {
+        for name in names {
+            let is_so = |pod: Value| fixture::condition(&pod, "DiscoveryHealthy") == Some(healthy);
+            let reached = wait_for(|| self.cluster.get("pod", "default", name).is_some_and(is_so));
+            assert!(reached, "{name} healthy {healthy}: {:#?}", self.cluster.get("pod", "default", name));
+        }
+    }
+
     /// How often each Instance's device plugin has registered.
     fn plugins(&self) -> Vec<usize> {
         let log = self.node.log();
@@ -166,17 +175,9 @@ fn devices_of_every_protocol_stay_whatever_befalls_agent_node_handlers_and_netwo
     // does not know more; who is refused a connection says so.
     let before = scene.wait_for_all();
     scene.there.ip("link set eth0 down");
-    for name in ["http", "opcua"] {
-        let is_missed = |pod: Value| fixture::condition(&pod, "DiscoveryHealthy") == Some(false);
-        let missed = wait_for(|| scene.cluster.get("pod", "default", name).is_some_and(is_missed));
-        assert!(missed, "{name}: {:#?}", scene.cluster.get("pod", "default", name));
-    }
+    scene.wait_until_healthy(false, &["http", "opcua"]);
     scene.there.ip("link set eth0 up");
-    for name in ["http", "opcua"] {
-        let is_well = |pod: Value| fixture::condition(&pod, "DiscoveryHealthy") == Some(true);
-        let well = wait_for(|| scene.cluster.get("pod", "default", name).is_some_and(is_well));
-        assert!(well, "{name}: {:#?}", scene.cluster.get("pod", "default", name));
-    }
+    scene.wait_until_healthy(true, &["http", "opcua"]);
     assert_eq!(scene.instances(), before, "the network was away");
     for turn in 0..3 {
         scene.akri.kill_agent();

@@ -8,7 +8,7 @@ use fixture::neighbour::Neighbour;
 use fixture::peers::{Peer, python};
 use fixture::{DEADLINE, HandlerPod, Node, wait_for_ids};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 
 fn service(python: &Path, there: &Neighbour, name: &str, port: &str) -> Peer {
     Peer::start(python, "service.py", &["10.98.0.2", name, port], Some(there.pid()))
@@ -57,58 +57,27 @@ async fn services_are_found_by_questions_and_by_what_they_announce() {
     node.assert_undisturbed().await;
 }
 
+/// Avahi's configuration and what it writes have fixed places, so it gets a view of the machine in which they are its own.
+const IN_MOUNT_NAMESPACE: &str = r#"
+    mount -t tmpfs tmpfs /run && mount --bind "$0/services" /etc/avahi/services &&
+    exec avahi-daemon --file "$0/avahi.conf" --no-drop-root --no-chroot --no-rlimits 2>&1"#;
+
 /// Avahi with one service in another namespace; it says goodbye when it is ended.
-struct Avahi {
-    process: Child,
-    directory: tempfile::TempDir,
-}
-
-impl Avahi {
-    /// Its configuration and what it writes have fixed places, so it gets a view of the machine in which they are its own.
-    const IN_MOUNT_NAMESPACE: &str = r#"
-        mount -t tmpfs tmpfs /run && mount --bind "$0/services" /etc/avahi/services &&
-        exec avahi-daemon --file "$0/avahi.conf" --no-drop-root --no-chroot --no-rlimits"#;
-
-    fn start(there: &Neighbour) -> Option<Self> {
-        if !Path::new("/etc/avahi/services").exists() {
-            println!("skipped: avahi-daemon is not installed (Debian: apt-get install avahi-daemon)");
-            return None;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
-        write("avahi.conf", "[server]\nhost-name=printer\nuse-ipv6=no\nenable-dbus=no\n");
-        std::fs::create_dir(directory.path().join("services")).unwrap();
-        let service = "<service-group><name>front desk</name><service><type>_ipp._tcp</type><port>631</port>\
-                       <txt-record>pdl=application/pdf</txt-record><txt-record>Color=T</txt-record></service></service-group>";
-        write("services/printer.service", service);
-        let process = Command::new("nsenter")
-            .arg(format!("--net=/proc/{}/ns/net", there.pid()))
-            .args(["unshare", "--mount", "sh", "-c", Self::IN_MOUNT_NAMESPACE])
-            .arg(directory.path())
-            .stderr(std::fs::File::create(directory.path().join("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let avahi = Self { process, directory };
-        assert!(fixture::wait_for(|| avahi.log().contains("successfully established")), "{}", avahi.log());
-        Some(avahi)
+fn avahi(there: &Neighbour, directory: &Path) -> Option<Peer> {
+    if !Path::new("/etc/avahi/services").exists() {
+        println!("skipped: avahi-daemon is not installed (Debian: apt-get install avahi-daemon)");
+        return None;
     }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
-    }
-
-    fn end(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.process);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(fixture::wait_for(|| self.process.try_wait().unwrap().is_some()), "avahi-daemon does not end");
-    }
-}
-
-impl Drop for Avahi {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+    let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+    write("avahi.conf", "[server]\nhost-name=printer\nuse-ipv6=no\nenable-dbus=no\n");
+    std::fs::create_dir(directory.join("services")).unwrap();
+    let service = "<service-group><name>front desk</name><service><type>_ipp._tcp</type><port>631</port>\
+                   <txt-record>pdl=application/pdf</txt-record><txt-record>Color=T</txt-record></service></service-group>";
+    write("services/printer.service", service);
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{}/ns/net", there.pid()));
+    command.args(["unshare", "--mount", "sh", "-c", IN_MOUNT_NAMESPACE]).arg(directory);
+    Some(Peer::run(&mut command, "successfully established"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,12 +86,13 @@ async fn a_service_of_avahi_is_found_and_its_goodbye_heard() {
         return;
     }
     let there = Neighbour::behind(("lan0", "10.98.0.1/24"), "10.98.0.2/24");
-    let Some(mut avahi) = Avahi::start(&there) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let Some(avahi) = avahi(&there, directory.path()) else { return };
     let node = node();
     let details = r#"{"kind": "_ipp._tcp", "interval": 3600}"#;
     let mut stream = node.discover("zeroconf", details).await.unwrap();
     let message = tokio::time::timeout(DEADLINE, stream.message()).await.unwrap().unwrap().unwrap();
-    let [device] = &message.devices[..] else { panic!("{message:?}\n{}", avahi.log()) };
+    let [device] = &message.devices[..] else { panic!("{message:?}") };
     assert_eq!(device.id, "front desk._ipp._tcp.local");
     for (name, value) in
         [("HOST", "printer.local"), ("ADDR", "10.98.0.2"), ("PORT", "631"), ("PDL", "application/pdf"), ("COLOR", "T")]
