@@ -3,6 +3,7 @@
 use crate::details::DiscoveryRequest;
 use crate::handlers::Handler;
 use crate::session::{self, Verdict};
+use akri_krustlet_host::resting_memory;
 use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandlerServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ impl DiscoveryHandler for Service {
     async fn discover(&self, request: Request<DiscoverRequest>) -> Result<Response<Self::DiscoverStream>, Status> {
         let request = DiscoveryRequest::read(request.into_inner())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        resting_memory::has_worked();
         let (stream, verdict) = session::open(self.handler.clone(), request);
         match tokio::time::timeout(VERDICT, verdict).await {
             Ok(Ok(Verdict::InvalidDetails(reason))) => Err(Status::invalid_argument(reason)),

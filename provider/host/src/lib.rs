@@ -1,7 +1,8 @@
 //! What several parts of a node need of the system: Unix sockets that gRPC is spoken on ([`socket`],
 //! [`ServedSocket`]), also with those who send anything ([`Untrusted`], [`one_line()`]), changes of directories
 //! ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]), work that may never end ([`patience`]), how often
-//! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]).
+//! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]), the program's own memory while nothing does
+//! ([`resting_memory`]).
 
 mod authority;
 mod back_off;
@@ -9,6 +10,7 @@ mod directory_watcher;
 pub mod file;
 mod one_line;
 pub mod patience;
+pub mod resting_memory;
 mod served_socket;
 pub mod socket;
 mod token_bucket;

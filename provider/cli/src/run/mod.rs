@@ -148,6 +148,7 @@ pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
 
 async fn run_node(arguments: &RunArguments) -> anyhow::Result<()> {
     let shutdown = shutdown_on_signals()?;
+    tokio::spawn(akri_krustlet_host::resting_memory::let_go_at_rest());
     let data = arguments.directories.data_directory()?;
     let name = node_name(arguments)?;
     check_addresses(&arguments.node_ip)?;

@@ -12,6 +12,7 @@ pub use sink::{FileSink, StatusSink};
 
 use crate::pod::PodObject;
 use crate::quantity;
+use akri_krustlet_host::resting_memory;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -160,6 +161,7 @@ impl StatusReporter {
         }
         condition::complete(&mut status, &self.verdicts());
         if *status != before {
+            resting_memory::has_worked();
             self.sink.report(&self.pod, &status);
         }
     }
