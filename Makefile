@@ -8,7 +8,7 @@ TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"targe
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
+.PHONY: help image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
 # Where programs of others are installed: the user's cache.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akri-krustlet
 
@@ -25,10 +25,10 @@ test: guests workload programs test-peers ## run all tests; those of the cluster
 	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --features akri-handler/schema --package broker --package http-handler --package lines --package onvif --package opcua --package opcua-broker --package opcua-codec --package udev --package zeroconf --target $(HOST)
 
 # Servers and cameras that tests talk to, from PyPI; without Python those tests say that they are skipped. For root also umockdev, and in CI
-# Avahi, which where people work would begin to announce the machine.
+# Avahi and Prometheus (for its promtool), which where people work would begin to serve.
 test-peers: $(CACHE)/peers/installed
-	@test "$$(id -u)" != 0 || { command -v umockdev-run && test -z "$(CI)" -o -x /usr/sbin/avahi-daemon; } >/dev/null \
-		|| { apt-get update -qq && apt-get install -y -qq umockdev $(if $(CI),avahi-daemon); } >/dev/null \
+	@test "$$(id -u)" != 0 || { command -v umockdev-run && test -z "$(CI)" -o -x /usr/sbin/avahi-daemon -a -x /usr/bin/promtool; } >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq umockdev $(if $(CI),avahi-daemon prometheus); } >/dev/null \
 		|| echo "umockdev could not be installed (Debian: apt-get install umockdev): tests that use it are skipped" >&2
 $(CACHE)/peers/installed: provider/cli/tests/peers/requirements.txt
 	@if command -v python3 >/dev/null; then \
@@ -68,6 +68,12 @@ guests: toolchain ## build the WebAssembly guests
 # The program that tests run on both kinds of node, as a static Linux program; `guests` builds it as a module.
 workload: toolchain
 	cd wasm-handlers && RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --package workload --target $(HOST)
+
+# Static, with glibc: its own resolver is part of it.
+image: toolchain ## make a container image of the static program, without a daemon
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --package akri-krustlet --bin akri-krustlet --target $(HOST)
+	@mkdir -p $$($(TARGET_DIR))/image
+	manifests/image/build $$($(TARGET_DIR))/$(HOST)/release/akri-krustlet $$($(TARGET_DIR))/image/akri-krustlet.tar
 
 build: toolchain ## build the node, and the control plane of tests and demos (debug)
 	$(CARGO) build --workspace --bins

@@ -1,14 +1,16 @@
 //! `akri-krustlet`: a Krustlet that runs Akri discovery handlers as WebAssembly guests.
 
 mod check;
+mod config;
 mod discover;
 mod logs;
 mod offer;
 mod output;
 mod pods;
 mod run;
+mod support_bundle;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,6 +41,8 @@ enum Command {
     Pods(pods::PodsArguments),
     /// Print what a container of a pod has printed
     Logs(logs::LogsArguments),
+    /// Write what is needed to look into a problem of this node into one file
+    SupportBundle(support_bundle::SupportBundleArguments),
     /// Tell whether a module would run on this node, and as what
     Check(check::CheckArguments),
     /// Print what a discovery handler says of itself, and what it needs
@@ -47,6 +51,12 @@ enum Command {
     Completion {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Print this program's manual pages into a directory
+    Man {
+        /// Where to write them: akri-krustlet.1, and one for each command
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
     /// Print what of a pod's specification this node honours, ignores and refuses, as Markdown
     PodSupport,
@@ -101,16 +111,41 @@ fn stored_pods(
     })
 }
 
+/// What the command line says, and the file that it names. The inner error is clap's own: also what it prints for `--help`.
+fn arguments() -> anyhow::Result<Result<Arguments, clap::Error>> {
+    let mut command = Arguments::command();
+    command.build();
+    let line = config::with_file(&command, std::env::args_os().collect())?;
+    let matches = command.try_get_matches_from(line);
+    Ok(matches.and_then(|matches| Arguments::from_arg_matches(&matches)))
+}
+
+/// The same of `run`, once more while it runs.
+fn run_arguments() -> anyhow::Result<Box<run::RunArguments>> {
+    match arguments()??.command {
+        Command::Run(arguments) => Ok(arguments),
+        _ => anyhow::bail!("this process does not run a node"),
+    }
+}
+
 fn main() -> ExitCode {
     // Before anything else: the compile child starts no threads and reads no environment.
     if std::env::args_os().nth(1).is_some_and(|command| command == "compile-module") {
         akri_krustlet_runtime::compile::child_main(std::env::args_os().skip(2));
     }
-    let result = match Arguments::parse().command {
+    let arguments = match arguments() {
+        Ok(arguments) => arguments.unwrap_or_else(|error| error.exit()),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Discover(arguments) => return discover::discover(arguments),
         Command::Pods(arguments) => pods::pods(&arguments),
         Command::Logs(arguments) => logs::logs(&arguments),
+        Command::SupportBundle(arguments) => support_bundle::support_bundle(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Describe(arguments) => check::describe(&arguments),
         Command::Completion { shell } => {
@@ -118,6 +153,8 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut command, "akri-krustlet", &mut std::io::stdout());
             Ok(())
         }
+        Command::Man { directory } => clap_mangen::generate_to(Arguments::command(), &directory)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", directory.display())),
         Command::PodSupport => {
             print!("{}", akri_krustlet_node::support::page());
             Ok(())

@@ -212,3 +212,37 @@ fn kubectl_logs_takes_its_flags_and_exec_says_why_not() {
         assert!(message.contains("is not supported") || arguments[0] == "port-forward", "{arguments:?}: {message}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_read_metrics_gets_them_and_nobody_else() {
+    let Some(cluster) = cluster() else { return };
+    let node = ClusterNode::join(cluster, "measured");
+    let namespace = cluster.namespace("measured");
+    namespace.apply(node.fault_pod("printer", "print"));
+    namespace.wait_until_ready(&node, "printer");
+    cluster.apply(&json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "metrics-reader"},
+        "rules": [{"apiGroups": [""], "resources": ["nodes/metrics", "nodes/stats"], "verbs": ["get"]}],
+    }));
+    let reader = token(cluster, "metrics-reader", Some("metrics-reader"));
+    let nobody = token(cluster, "no-metrics-reader", None);
+    let anonymous = client(None);
+    let series = "container_memory_working_set_bytes{container=\"main\",namespace=\"measured\",pod=\"printer\"}";
+    for (path, text) in [
+        ("/metrics", "kubelet_running_pods 1"),
+        ("/metrics", "rest_client_requests_total{method=\"GET\",code=\"200\"}"),
+        ("/metrics", "kubelet_certificate_manager_client_ttl_seconds "),
+        ("/metrics/resource", series),
+        ("/metrics/cadvisor", "container_spec_memory_limit_bytes{"),
+        ("/stats/summary", "\"podRef\":{\"name\":\"printer\""),
+    ] {
+        let (status, page) = ask(&anonymous, &node, Method::GET, path, Some(&reader)).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {page}");
+        assert!(page.contains(text), "{path}: no {text} in\n{page}");
+        assert_eq!(ask(&anonymous, &node, Method::GET, path, Some(&nobody)).await.0, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(ask(&anonymous, &node, Method::GET, path, None).await.0, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let (status, page) = ask(&anonymous, &node, Method::GET, "/metrics/probes", Some(&reader)).await;
+    assert!(status == StatusCode::NOT_FOUND && page.contains("/metrics/cadvisor"), "{status} {page}");
+    assert_eq!(ask(&anonymous, &node, Method::POST, "/metrics", Some(&reader)).await.0, StatusCode::FORBIDDEN);
+}

@@ -5,6 +5,7 @@ use crate::config::DevicesConfig;
 use crate::devices::{DeviceState, Devices, Resource};
 use crate::plugin::{self, Connection};
 use crate::registry;
+use akri_krustlet_metrics::counted;
 use akri_proto::v1beta1::RegisterRequest;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ impl Devices {
             has_preferences: options.get_preferred_allocation_available,
         };
         tracing::info!(resource = resource_name, endpoint = plugin.endpoint, "a device plugin has registered");
+        counted().plugin_registrations.add([&resource_name]);
         self.attach(&resource_name, plugin);
         let state = self.lock();
         if let Err(error) = self.write(&state) {

@@ -4,6 +4,7 @@ use crate::allocation::{AllocationError, Provided, ProvidedMount};
 use crate::config::Timeouts;
 use crate::devices::Devices;
 use akri_krustlet_host::{BackOff, Untrusted};
+use akri_krustlet_metrics::counted;
 use akri_proto::v1beta1::device_plugin_client::DevicePluginClient;
 use akri_proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest, Empty,
@@ -71,7 +72,9 @@ impl Connection {
         let container = ContainerAllocateRequest { device_ids: ids.iter().cloned().collect() };
         let request = AllocateRequest { container_requests: vec![container] };
         let mut client = self.client.clone();
+        let started = Instant::now();
         let response = self.answer("Allocate", self.timeouts.allocate, client.allocate(request)).await?;
+        counted().plugin_allocations.observe([&self.resource], started.elapsed());
         let responses = response.container_responses;
         // One answer to one request; Akri's Agent gives one for each device of it.
         if responses.is_empty() || (responses.len() != 1 && responses.len() != ids.len()) {

@@ -133,6 +133,23 @@ pub enum RefusedAnswer {
     },
 }
 
+impl RefusedAnswer {
+    /// What is wrong in one word, as metrics tell it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NotJson(_) => "not_json",
+            Self::Shape(_) => "shape",
+            Self::TooMany(_) => "too_many",
+            Self::TooLarge(_) => "too_large",
+            Self::TooLong { .. } => "too_long",
+            Self::PropertyName { .. } => "property_name",
+            Self::PropertyValue { .. } => "property_value",
+            Self::HostPath { .. } => "host_path",
+            Self::Malformed { .. } => "malformed",
+        }
+    }
+}
+
 impl Checked {
     /// Checks what a guest found.
     ///

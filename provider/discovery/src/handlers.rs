@@ -18,6 +18,7 @@ use crate::owners::Owners;
 use crate::service;
 use akri_krustlet_host::ServedSocket;
 use akri_krustlet_host::socket::SocketError;
+use akri_krustlet_metrics::counted;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -248,6 +249,7 @@ impl Handlers {
             tracing::info!(handler = name, "no pod of this handler is left: its streams end");
             entry.handler.closing.cancel();
             drop(entry);
+            counted().forget_handler(name);
             entries.changed.insert(name.to_owned());
             self.changed.send_replace(());
         }

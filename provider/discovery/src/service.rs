@@ -4,13 +4,15 @@ use crate::details::DiscoveryRequest;
 use crate::handlers::Handler;
 use crate::session::{self, Verdict};
 use akri_krustlet_host::resting_memory;
+use akri_krustlet_metrics::counted;
 use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandlerServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// How long a call waits for its guest's verdict on the discovery details before its headers are sent. The Agent waits for
 /// the headers without a deadline, so it must not be kept.
@@ -30,10 +32,21 @@ impl DiscoveryHandler for Service {
     type DiscoverStream = ReceiverStream<Result<DiscoverResponse, Status>>;
 
     async fn discover(&self, request: Request<DiscoverRequest>) -> Result<Response<Self::DiscoverStream>, Status> {
-        let request = DiscoveryRequest::read(request.into_inner())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let started = Instant::now();
+        let answer = self.answer(request.into_inner(), started).await;
+        let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
+        counted().discover_calls.add([&self.handler.name, &format!("{code:?}")]);
+        answer
+    }
+}
+
+type Answer = Response<ReceiverStream<Result<DiscoverResponse, Status>>>;
+
+impl Service {
+    async fn answer(&self, request: DiscoverRequest, started: Instant) -> Result<Answer, Status> {
+        let request = DiscoveryRequest::read(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         resting_memory::has_worked();
-        let (stream, verdict) = session::open(self.handler.clone(), request);
+        let (stream, verdict) = session::open(self.handler.clone(), request, started);
         match tokio::time::timeout(VERDICT, verdict).await {
             Ok(Ok(Verdict::InvalidDetails(reason))) => Err(Status::invalid_argument(reason)),
             Ok(Ok(Verdict::Exhausted(reason))) => Err(Status::resource_exhausted(reason)),

@@ -27,6 +27,7 @@ use crate::last_lists::LastList;
 use crate::output::Output;
 use akri_krustlet_host::patience::{Hangs, patiently};
 use akri_krustlet_host::{BackOff, TokenBucket, one_line, until};
+use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Outcome;
 use akri_proto::v0::{Device, DiscoverResponse};
 use std::future::pending;
@@ -58,11 +59,18 @@ pub(crate) enum Verdict {
 type Stream = mpsc::Receiver<Result<DiscoverResponse, Status>>;
 
 /// Opens a session for a request. The verdict's sender is dropped if the session ends before there is one.
-pub(crate) fn open(handler: Arc<Handler>, request: DiscoveryRequest) -> (Stream, oneshot::Receiver<Verdict>) {
+pub(crate) fn open(
+    handler: Arc<Handler>,
+    request: DiscoveryRequest,
+    called: Instant,
+) -> (Stream, oneshot::Receiver<Verdict>) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (sender, stream) = mpsc::channel(4);
     let (verdict, first_verdict) = oneshot::channel();
+    counted().streams.change([&handler.name], 1);
     let session = Session {
+        called: Some(called),
+        devices: 0,
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         serving: handler.serving.subscribe(),
         kept: handler.lists.stream(&handler.name, &request.json),
@@ -84,6 +92,10 @@ pub(crate) fn open(handler: Arc<Handler>, request: DiscoveryRequest) -> (Stream,
 
 struct Session {
     number: u64,
+    /// When it was asked for, until its first list is sent.
+    called: Option<Instant>,
+    /// Devices in its newest list.
+    devices: i64,
     handler: Arc<Handler>,
     serving: watch::Receiver<Option<Arc<HandlerContainer>>>,
     request: Arc<DiscoveryRequest>,
@@ -108,6 +120,11 @@ struct Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.withdraw_complaint();
+        counted().streams.change([&self.handler.name], -1);
+        counted().devices.change([&self.handler.name], -self.devices);
+        if self.handler.closing.is_cancelled() {
+            counted().forget_handler(&self.handler.name);
+        }
     }
 }
 
@@ -277,15 +294,21 @@ impl Session {
         self.before.take_if(|before| before.is_found());
         match Checked::of(devices, container.host_paths()) {
             Ok(Checked { list, warning }) => self.use_checked(list, warning.or(note), container).await,
-            Err(refused) => self.complain(container, refused.to_string()),
+            Err(refused) => self.refuse(container, &refused),
         }
+    }
+
+    /// A list that breaks a rule.
+    fn refuse(&mut self, container: &Arc<HandlerContainer>, refused: &RefusedAnswer) {
+        counted().refused_lists.add([&self.handler.name, refused.name()]);
+        self.complain(container, refused.to_string());
     }
 
     /// Sends a list that was checked, if its host paths may be named.
     async fn use_checked(&mut self, list: DiscoverResponse, note: Option<String>, container: &Arc<HandlerContainer>) {
         match look(&list, container).await {
             Ok(()) => {}
-            Err(Unlooked::Refused(refused)) => return self.complain(container, refused.to_string()),
+            Err(Unlooked::Refused(refused)) => return self.refuse(container, &refused),
             // The guest does not say it again.
             Err(Unlooked::Hangs(hangs)) => {
                 self.complain(container, format!("the host paths of its devices: {hangs}"));
@@ -295,7 +318,15 @@ impl Session {
         }
         self.note(note, container);
         self.is_sent = true;
+        let devices = i64::try_from(list.devices.len()).unwrap_or(i64::MAX);
         let is_news = self.output.send(list, container.settings().shared);
+        if is_news {
+            counted().lists.add([&self.handler.name]);
+            counted().devices.change([&self.handler.name], devices - std::mem::replace(&mut self.devices, devices));
+        }
+        if let Some(called) = self.called.take() {
+            counted().first_list.observe([&self.handler.name], called.elapsed());
+        }
         // The call is answered before the disk is.
         self.say(Verdict::Answered);
         if let Some(list) = self.output.last().filter(|_| is_news) {

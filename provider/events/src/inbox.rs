@@ -1,5 +1,6 @@
 //! Where events wait for their owner.
 
+use akri_krustlet_metrics::counted;
 use futures::FutureExt as _;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -146,6 +147,7 @@ impl<T> Queue<T> {
 
     fn count_lost(&self, waiting: &mut Waiting<T>) {
         waiting.lost = waiting.lost.saturating_add(1);
+        counted().events_lost.add([]);
         self.has_lost.raise();
     }
 

@@ -5,11 +5,12 @@ use crate::pull_error::PullError;
 use crate::registry::{DEADLINE, Fetched, Registry};
 use crate::store::{Access, Image, ImageStore};
 use akri_krustlet_host::file::ReadFiles;
+use akri_krustlet_metrics::counted;
 use oci_client::Reference;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How images are had.
 #[derive(Clone, Debug)]
@@ -150,6 +151,17 @@ impl Images {
     /// What keeps the registry from answering for the moment has been tried four times by then; the rest is final until
     /// somebody changes the image, the registry or the credentials.
     pub async fn pull(&self, reference: &Reference, credentials: &Credentials) -> Result<(Image, PathBuf), PullError> {
+        let started = Instant::now();
+        let pulled = self.pull_with_each(reference, credentials).await;
+        counted().pulls.observe([if pulled.is_ok() { "pulled" } else { "failed" }], started.elapsed());
+        pulled
+    }
+
+    async fn pull_with_each(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+    ) -> Result<(Image, PathBuf), PullError> {
         let of_pod = credentials.of(reference).into_iter().map(|credential| (credential, true));
         let of_node = self.config.credentials.current().await.of(reference);
         let mut candidates: Vec<_> = of_pod.chain(of_node.into_iter().map(|credential| (credential, false))).collect();

@@ -174,7 +174,7 @@ mod tests {
         );
         for (spec, message) in [
             (json!({"restartPolicy": "never", "containers": []}), "expected Always"),
-            (json!({"initContainers": [{"name": "i", "restartPolicy": "Always"}], "containers": []}), "sidecar"),
+            (json!({"initContainers": [{"name": "i", "restartPolicy": "OnFailure"}], "containers": []}), "sidecar"),
             (json!({"containers": [{"name": "c", "livenessProbe": {"exec": {}}}]}), "livenessProbe"),
         ] {
             let error = validate_spec(spec).unwrap_err();

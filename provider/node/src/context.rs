@@ -6,6 +6,7 @@ use crate::pod::PodObject;
 use crate::services::Services;
 use crate::status::{ContainerKind, DISRUPTION_TARGET, StatusReporter};
 use crate::termination::{StopReason, Termination};
+use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::SharedLimits;
 use k8s_openapi::api::core::v1::Container;
 use std::collections::HashMap;
@@ -62,9 +63,10 @@ impl PodContext {
         }
     }
 
-    /// Ends the pod, which has taken more than it may have.
-    pub fn evict(&self, message: String) {
+    /// Ends the pod, which has taken more than it may have of what a kubelet's signal names.
+    pub fn evict(&self, signal: &'static str, message: String) {
         if self.eviction.set(message.clone()).is_ok() {
+            counted().evictions.add([signal]);
             tracing::warn!(pod = self.pod.key(), "evicted: {message}");
             self.services.events.pod(&self.pod, EventType::Warning, "Evicted", message);
             self.termination.stop(Duration::ZERO, StopReason::Evicted);
@@ -72,9 +74,9 @@ impl PodContext {
     }
 
     /// Ends the pod because the node is short of something; a Job may not count that as the pod's failure.
-    pub fn evict_for_node(&self, message: String) {
+    pub fn evict_for_node(&self, signal: &'static str, message: String) {
         self.reporter.set_condition(DISRUPTION_TARGET, true, "TerminationByKubelet", &message);
-        self.evict(message);
+        self.evict(signal, message);
     }
 
     /// The image that was loaded for a container, if it is still the one that it names.
@@ -87,6 +89,11 @@ impl PodContext {
     pub fn memory_in_use(&self) -> u64 {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.values().filter_map(Weak::upgrade).map(|limits| limits.memory_in_use() as u64).sum()
+    }
+
+    /// The limits that the guests of a container share, while it runs.
+    pub fn limits(&self, container: &str) -> Option<Arc<SharedLimits>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).get(container).and_then(Weak::upgrade)
     }
 
     /// Keeps an image for a container.

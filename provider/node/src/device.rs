@@ -2,7 +2,7 @@
 
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
-use crate::pod::PodObject;
+use crate::pod::{PodObject, is_sidecar};
 use crate::quantity;
 use crate::status::ContainerKind;
 use crate::volume::files::FileMount;
@@ -32,7 +32,8 @@ pub fn request(pod: &PodObject) -> PodRequest {
             resources: devices.map(|(name, quantity)| (name, count(&quantity.0))).collect(),
         }
     };
-    let init = pod.init_containers().iter().map(|container| of(container, true));
+    // A sidecar's devices are its own for as long as the pod runs.
+    let init = pod.init_containers().iter().map(|container| of(container, !is_sidecar(container)));
     let app = pod.spec().containers.iter().map(|container| of(container, false));
     PodRequest {
         uid: pod.uid().to_owned(),

@@ -236,7 +236,7 @@ mod tests {
         };
         assert_eq!(driven(None, NEVER, stop).await, (phases.clone(), 5, Some(StopReason::Deleted)));
         let with_container = async |termination: &Termination| {
-            let running = termination.enter();
+            let running = termination.enter(crate::termination::Place::Container);
             stop(termination).await;
             tokio::time::sleep(Duration::from_secs(3)).await;
             drop(running);

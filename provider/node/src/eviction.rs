@@ -87,6 +87,14 @@ impl Resource {
             Self::Storage => "ephemeral-storage",
         }
     }
+
+    /// A kubelet's signal that says how much is left of it.
+    pub fn signal(self) -> &'static str {
+        match self {
+            Self::Memory => "memory.available",
+            Self::Storage => "nodefs.available",
+        }
+    }
 }
 
 /// Looks at the machine, for whoever tells of it and for whoever acts.

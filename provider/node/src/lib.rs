@@ -25,6 +25,7 @@ pub mod loaded_image;
 pub mod local_storage;
 pub mod manifest;
 pub mod memory_directory;
+pub mod metrics;
 mod node;
 pub mod objects;
 pub mod placement;

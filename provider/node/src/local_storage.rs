@@ -1,7 +1,7 @@
 //! What a pod takes of the node's disk.
 
 use crate::data_directory::DataDirectory;
-use crate::pod::PodObject;
+use crate::pod::{PodObject, is_sidecar};
 use crate::quantity;
 use k8s_openapi::api::core::v1::Container;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
@@ -53,12 +53,11 @@ impl LocalStorage {
             let name = &container.name;
             return Some(format!("Container {name} exceeded its local ephemeral storage limit \"{text}\". "));
         }
-        let of =
-            |containers: &[Container]| containers.iter().filter_map(limit).map(|(limit, _)| limit).collect::<Vec<_>>();
-        let (limits, init) = (of(&pod.spec().containers), of(pod.init_containers()));
-        let sum =
-            limits.iter().fold(0u64, |sum, limit| sum.saturating_add(*limit)).max(init.into_iter().max().unwrap_or(0));
-        let is_over = !limits.is_empty() && self.total() > sum;
+        let sidecars = pod.init_containers().iter().filter(|container| is_sidecar(container));
+        let together: Vec<_> = pod.spec().containers.iter().chain(sidecars).filter_map(limit).collect();
+        let init = pod.init_containers().iter().filter_map(limit).map(|(limit, _)| limit).max().unwrap_or(0);
+        let sum = together.iter().fold(0u64, |sum, (limit, _)| sum.saturating_add(*limit)).max(init);
+        let is_over = !together.is_empty() && self.total() > sum;
         is_over.then(|| format!("Pod ephemeral local storage usage exceeds the total limit of containers {sum}. "))
     }
 }

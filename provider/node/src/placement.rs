@@ -1,6 +1,6 @@
 //! Whether a pod that was bound to this node belongs and fits here, as a kubelet checks once more after the scheduler.
 
-use crate::pod::PodObject;
+use crate::pod::{PodObject, is_sidecar};
 use crate::quantity;
 use k8s_openapi::api::core::v1::{Container, Node, NodeSelectorRequirement, Taint, Toleration};
 use std::collections::BTreeMap;
@@ -76,7 +76,8 @@ pub fn requested(pod: &PodObject, resource: &str) -> u64 {
     requests(pod).get(resource).copied().unwrap_or(0)
 }
 
-/// The sum over the containers, or the largest init container if that is more; and the pod's overhead.
+/// The sum over the containers and the sidecars, or the largest init container with the sidecars before it if that is more; and
+/// the pod's overhead.
 fn requests(pod: &PodObject) -> Requests {
     let of = |container: &Container, name: &str| {
         let resources = container.resources.as_ref()?;
@@ -89,8 +90,18 @@ fn requests(pod: &PodObject) -> Requests {
         .into_iter()
         .map(|name| {
             let containers = total(pod.spec().containers.iter().filter_map(|container| of(container, name)));
-            let init = pod.init_containers().iter().filter_map(|container| of(container, name)).max().unwrap_or(0);
-            (name.to_owned(), containers.max(init).saturating_add(overhead(name).unwrap_or(0)))
+            let (mut sidecars, mut init) = (0u64, 0u64);
+            for container in pod.init_containers() {
+                let wanted = of(container, name).unwrap_or(0);
+                if is_sidecar(container) {
+                    sidecars = sidecars.saturating_add(wanted);
+                    init = init.max(sidecars);
+                } else {
+                    init = init.max(sidecars.saturating_add(wanted));
+                }
+            }
+            let most = containers.saturating_add(sidecars).max(init);
+            (name.to_owned(), most.saturating_add(overhead(name).unwrap_or(0)))
         })
         .collect()
 }

@@ -115,6 +115,11 @@ impl PodObject {
     }
 }
 
+/// Whether an init container is a sidecar: it runs beside those that come after it, and is started again however it ends.
+pub fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
 /// When a container that ended is started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestartPolicy {

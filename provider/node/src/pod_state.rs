@@ -8,6 +8,7 @@ use krator::ObjectState;
 use kubelet::pod::{Pod, Status};
 use kubelet::provider::{DevicePluginSupport, PluginSupport};
 use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The provider's state in Krustlet's sense.
 #[derive(Clone, Debug)]
@@ -29,6 +30,20 @@ pub struct PodState {
     pub volumes: Volumes,
     /// Pause before the image or a volume is tried again.
     pub back_off: BackOff,
+    /// Its sidecars, each a task.
+    pub sidecars: Vec<AbortOnDropHandle<()>>,
+}
+
+impl PodState {
+    /// The pod's containers have ended for good; so do its sidecars.
+    pub async fn end_sidecars(&mut self) {
+        self.context.termination.finish(self.context.latest().grace_period());
+        for sidecar in self.sidecars.drain(..) {
+            if let Err(error) = sidecar.await {
+                tracing::error!(pod = self.context.pod.key(), %error, "the task of a sidecar failed");
+            }
+        }
+    }
 }
 
 #[async_trait::async_trait]

@@ -67,7 +67,7 @@ impl WasmProvider {
             memory: Default::default(),
             ran_before,
         });
-        PodState { context, volumes: Volumes::default(), back_off: Default::default() }
+        PodState { context, volumes: Volumes::default(), back_off: Default::default(), sidecars: Vec::new() }
     }
 }
 

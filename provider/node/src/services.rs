@@ -1,6 +1,7 @@
 //! What a node's pods share.
 
 use crate::cluster::EventRecorder;
+use crate::context::PodContext;
 use crate::data_directory::DataDirectory;
 use crate::eviction::PressureWatch;
 use crate::fields::NodeFacts;
@@ -16,7 +17,8 @@ use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_runtime::Runtime;
 use akri_krustlet_runtime::network::NodeNetwork;
 use k8s_openapi::api::core::v1::Node;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::watch;
 
 /// What a node's pods share. Its parts are shared themselves; krator's lock around it is never held.
@@ -26,6 +28,8 @@ pub struct Services {
     pub runtime: Arc<Runtime>,
     /// The modules that are in use.
     pub images: LoadedImages,
+    /// The pods, for whoever tells of them.
+    pub pods: KnownPods,
     /// What they say of the handlers in them.
     pub descriptions: Descriptions,
     /// Images from registries.
@@ -60,6 +64,27 @@ pub struct Services {
     pub shutdown: Shutdown,
     /// Where statuses go.
     pub sink: Arc<dyn StatusSink>,
+}
+
+/// The pods that the node has now.
+#[derive(Debug, Default)]
+pub struct KnownPods(Mutex<HashMap<String, Weak<PodContext>>>);
+
+impl KnownPods {
+    /// A pod that was taken up; it is told of as long as the node has it.
+    pub fn add(&self, context: &Arc<PodContext>) {
+        let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.retain(|_, pod| pod.strong_count() > 0);
+        pods.insert(context.pod.uid().to_owned(), Arc::downgrade(context));
+    }
+
+    /// All of them, by namespace and name.
+    pub fn all(&self) -> Vec<Arc<PodContext>> {
+        let pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pods: Vec<_> = pods.values().filter_map(Weak::upgrade).collect();
+        pods.sort_by_cached_key(|context| context.pod.key());
+        pods
+    }
 }
 
 /// What a pod's states need of the cluster.

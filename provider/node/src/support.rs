@@ -49,7 +49,7 @@ const POD: &[Row] = &[
     ("preemptionPolicy", Ignored, "the scheduler's"),
     ("priority", Ignored, "the scheduler's"),
     ("priorityClassName", Ignored, "the scheduler's"),
-    ("readinessGates", Refused, "not supported yet"),
+    ("readinessGates", Honoured, ""),
     ("resourceClaims", Refused, "not supported"),
     ("resources", Refused, "not supported yet for the pod as a whole; limits belong to its containers"),
     ("restartPolicy", Honoured, ""),
@@ -111,8 +111,14 @@ const CONTAINER: &[Row] = &[
     ("envFrom", Honoured, ""),
     ("image", Honoured, "an OCI registry's, or fs:///path with --allow-local-modules"),
     ("imagePullPolicy", Honoured, "Always: at each start of a container; else a restarted container keeps its image"),
-    ("lifecycle.postStart", Refused, "there is no process to run a hook in, and no port"),
-    ("lifecycle.preStop", Refused, "there is no process to run a hook in, and no port"),
+    ("lifecycle.postStart.exec", Refused, "a guest has no process to run a command in"),
+    ("lifecycle.postStart.httpGet", Refused, "not supported; a startup probe can ask the guest"),
+    ("lifecycle.postStart.sleep", Ignored, "the guest runs meanwhile"),
+    ("lifecycle.postStart.tcpSocket", Refused, "not supported; a startup probe can ask the guest"),
+    ("lifecycle.preStop.exec", Refused, "a guest has no process to run a command in"),
+    ("lifecycle.preStop.httpGet", Refused, "not supported; a guest with stdin: true sees its input end"),
+    ("lifecycle.preStop.sleep", Honoured, "within the grace period; then a standard input ends"),
+    ("lifecycle.preStop.tcpSocket", Refused, "not supported; a guest with stdin: true sees its input end"),
     ("lifecycle.stopSignal", Ignored, "a guest receives no signals"),
     (
         "livenessProbe",
@@ -188,13 +194,21 @@ const WITHOUT_NETWORK: &[Row] = &[
 ];
 const NO_PORT: &str = "a guest has no port without spec.hostNetwork: true (docs/grants.md)";
 
-/// Of init containers besides.
+/// Of init containers besides, if they are no sidecars.
 const INIT_CONTAINER: &[Row] = &[
+    ("lifecycle", Refused, "it runs to its end"),
     ("livenessProbe", Refused, "it runs to its end"),
     ("readinessProbe", Refused, "it runs to its end"),
-    ("restartPolicy", Refused, "not supported yet: with it the container would be a sidecar"),
+    ("restartPolicy", Refused, "other than Always, with which the container is a sidecar"),
     ("startupProbe", Refused, "it runs to its end"),
 ];
+
+/// Of sidecars: init containers with restartPolicy Always.
+const SIDECAR: &[Row] = &[(
+    "restartPolicy",
+    Honoured,
+    "the next container starts when this one has, as its startupProbe says; it ends after all containers that were started after it",
+)];
 
 /// Of a container that is no init container.
 const APP_CONTAINER: &[Row] = &[("restartPolicy", Refused, "not supported yet for a container by itself")];
@@ -219,11 +233,13 @@ fn is_in(path: &str, field: &str) -> bool {
 pub fn refused(pod: &PodObject) -> Option<String> {
     let spec = serde_json::to_value(pod.spec()).unwrap_or_default();
     let lists = [("initContainers", INIT_CONTAINER), ("containers", APP_CONTAINER)];
+    let is_sidecar = |container: &Value| container.get("restartPolicy").and_then(Value::as_str) == Some("Always");
     let of_pod = first_refused(&spec, POD).map(|(path, why)| format!("spec.{path}: {why}"));
     let by_network = if is_set(&spec, "hostNetwork") { &[] } else { WITHOUT_NETWORK };
     of_pod.or_else(|| {
         lists.into_iter().find_map(|(list, rows)| {
             spec.get(list)?.as_array()?.iter().find_map(|container| {
+                let rows = if list == "initContainers" && is_sidecar(container) { SIDECAR } else { rows };
                 let mut tables = [CONTAINER, rows, by_network].into_iter();
                 let (path, why) = tables.find_map(|rows| first_refused(container, rows))?;
                 let name = container.get("name").and_then(Value::as_str).unwrap_or_default();
@@ -273,6 +289,7 @@ Printed by `akri-krustlet pod-support` from the table that the node admits pods 
         ("Fields of `spec`", POD),
         ("Fields of each container", CONTAINER),
         ("Of init containers besides", INIT_CONTAINER),
+        ("Of sidecars (init containers with restartPolicy Always) besides", SIDECAR),
         ("Of the other containers besides", APP_CONTAINER),
     ] {
         let _ = write!(page, "\n## {title}\n\n| field | | |\n|---|---|---|\n");
@@ -312,7 +329,12 @@ mod tests {
                 "ports[].hostPort",
             ),
             (json!({"containers": [{"name": "c", "livenessProbe": {"exec": {}}}]}), "container c: livenessProbe"),
-            (json!({"initContainers": [{"name": "i", "restartPolicy": "Always"}], "containers": []}), "sidecar"),
+            (json!({"initContainers": [{"name": "i", "restartPolicy": "Never"}], "containers": []}), "sidecar"),
+            (
+                json!({"initContainers": [{"name": "i", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]}),
+                "lifecycle",
+            ),
+            (json!({"containers": [{"name": "c", "lifecycle": {"preStop": {"exec": {}}}}]}), "lifecycle.preStop.exec"),
             (
                 json!({"volumes": [{"name": "v", "projected": {"sources": [{"podCertificate": {}}]}}], "containers": []}),
                 "podCertificate",

@@ -2,8 +2,11 @@
 //!
 //! # Flow
 //! 1. Somebody calls [`Termination::stop`] with a grace period; a second call can only shorten it.
-//! 2. Each running container sees it by [`Termination::requested`] and ends its guest in time.
+//! 2. Each running container sees it by [`Termination::asked`] and ends its guest in time: the containers at once, the sidecars one
+//!    after the other when those that were started after them have ended, the last one first.
 //! 3. When no container runs any more ([`Termination::completed`]), the pod's state machine goes to its last state.
+//!
+//! A pod whose containers have all ended for good ends its sidecars in the same way ([`Termination::finish`]).
 
 use akri_krustlet_host::until;
 use std::time::Duration;
@@ -33,11 +36,22 @@ pub struct Stop {
     pub deadline: Instant,
 }
 
-/// Whether a pod is to stop, and how many of its containers run.
+/// A container's place in the pod's end: those with larger ones end before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A sidecar, by its number among the init containers.
+    Sidecar(usize),
+    /// Any other container.
+    Container,
+}
+
+/// Whether a pod is to stop, and which of its containers run.
 #[derive(Debug, Default)]
 pub struct Termination {
     stop: watch::Sender<Option<Stop>>,
-    running: watch::Sender<usize>,
+    /// Its containers have ended for good; the time that its sidecars have.
+    finished: watch::Sender<Option<Duration>>,
+    running: watch::Sender<Vec<Place>>,
 }
 
 impl Termination {
@@ -72,6 +86,49 @@ impl Termination {
         }
     }
 
+    /// The pod's containers have ended for good: its sidecars are to end, each within `grace`.
+    pub fn finish(&self, grace: Duration) {
+        self.finished.send_replace(Some(grace));
+    }
+
+    /// No container of the pod is started again.
+    pub fn is_over(&self) -> bool {
+        self.current().is_some() || self.finished.borrow().is_some()
+    }
+
+    async fn over(&self) {
+        let mut finished = self.finished.subscribe();
+        tokio::select! {
+            _ = self.requested() => {}
+            _ = finished.wait_for(Option::is_some) => {}
+        }
+    }
+
+    /// Resolves when a running container is to end with its pod; by when.
+    pub async fn asked(&self, place: Place) -> Instant {
+        if place == Place::Container {
+            return self.requested().await.deadline;
+        }
+        self.over().await;
+        let expired = self.expired();
+        let mut running = self.running.subscribe();
+        tokio::select! {
+            _ = running.wait_for(|running| running.iter().all(|other| *other <= place)) => {}
+            // Nobody after it has ended in time.
+            () = expired => {}
+        }
+        match (self.current(), *self.finished.borrow()) {
+            (Some(stop), _) => stop.deadline,
+            (None, grace) => Instant::now() + grace.unwrap_or_default(),
+        }
+    }
+
+    /// Resolves when no container of the pod is started again and this one does not run.
+    pub async fn over_without(&self, place: Place) {
+        self.over().await;
+        let _ = self.running.subscribe().wait_for(|running| !running.contains(&place)).await;
+    }
+
     /// Resolves when the deadline of a request has come, however often it is moved.
     pub async fn expired(&self) {
         let mut stop = self.stop.subscribe();
@@ -85,15 +142,15 @@ impl Termination {
     }
 
     /// A container runs, until the guard is dropped.
-    pub fn enter(&self) -> RunningContainer<'_> {
-        self.running.send_modify(|running| *running += 1);
-        RunningContainer(self)
+    pub fn enter(&self, place: Place) -> RunningContainer<'_> {
+        self.running.send_modify(|running| running.push(place));
+        RunningContainer(self, place)
     }
 
     /// Resolves when a stop was requested and no container runs.
     pub async fn completed(&self) {
         self.requested().await;
-        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+        let _ = self.running.subscribe().wait_for(Vec::is_empty).await;
     }
 }
 
@@ -136,11 +193,15 @@ impl Drop for Listening<'_> {
 
 /// Counts a container as running.
 #[derive(Debug)]
-pub struct RunningContainer<'a>(&'a Termination);
+pub struct RunningContainer<'a>(&'a Termination, Place);
 
 impl Drop for RunningContainer<'_> {
     fn drop(&mut self) {
-        self.0.running.send_modify(|running| *running -= 1);
+        self.0.running.send_modify(|running| {
+            if let Some(index) = running.iter().position(|place| *place == self.1) {
+                running.swap_remove(index);
+            }
+        });
     }
 }
 
@@ -149,9 +210,44 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
+    async fn sidecars_end_when_those_after_them_have_and_the_last_one_first() {
+        for is_stopped in [true, false] {
+            let termination = Termination::default();
+            let places = [Place::Sidecar(0), Place::Sidecar(2), Place::Container];
+            let [first, second, container] = places.map(|place| termination.enter(place));
+            let asked = |place| Box::pin(termination.asked(place));
+            let mut of_first = asked(Place::Sidecar(0));
+            let mut of_second = asked(Place::Sidecar(2));
+            assert!(futures::poll!(&mut of_first).is_pending() && !termination.is_over());
+            if is_stopped {
+                termination.stop(Duration::from_secs(30), StopReason::Deleted);
+                asked(Place::Container).await;
+                assert!(futures::poll!(&mut of_second).is_pending());
+                drop(container);
+            } else {
+                drop(container);
+                assert!(futures::poll!(&mut of_second).is_pending());
+                termination.finish(Duration::from_secs(30));
+            }
+            assert_eq!(of_second.await - Instant::now(), Duration::from_secs(30));
+            assert!(futures::poll!(&mut of_first).is_pending() && termination.is_over());
+            drop(second);
+            of_first.await;
+            drop(first);
+            termination.over_without(Place::Sidecar(0)).await;
+        }
+        let termination = Termination::default();
+        let _runs_on = termination.enter(Place::Container);
+        termination.stop(Duration::from_secs(5), StopReason::Deleted);
+        let started = Instant::now();
+        termination.asked(Place::Sidecar(0)).await;
+        assert_eq!(started.elapsed(), Duration::from_secs(5), "what does not end keeps no sidecar");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_second_stop_only_shortens_and_running_containers_are_waited_for() {
         let termination = Termination::default();
-        let container = termination.enter();
+        let container = termination.enter(Place::Container);
         termination.stop(Duration::from_secs(30), StopReason::Deleted);
         termination.stop(Duration::from_secs(60), StopReason::DeadlineExceeded);
         let stop = termination.requested().await;

@@ -14,7 +14,7 @@ use crate::engine::EPOCH;
 use rustix::time::{ClockId, clock_gettime};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -38,8 +38,6 @@ pub struct CpuShare {
     /// Cores, e.g. 0.1.
     rate: f64,
     balance: Mutex<Balance>,
-    /// Nanoseconds in all.
-    spent: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -53,30 +51,17 @@ impl CpuShare {
     /// A share of `millis` thousandths of a core; 0 counts as 1.
     pub fn new(millis: u32) -> Self {
         let rate = f64::from(millis.max(1)) / 1000.0;
-        Self { rate, balance: Mutex::new(Balance { seconds: 0.0, at: Instant::now() }), spent: AtomicU64::new(0) }
+        Self { rate, balance: Mutex::new(Balance { seconds: 0.0, at: Instant::now() }) }
     }
 
     /// Pays for `used` and returns how long to wait until the balance is positive again.
-    fn pay(&self, used: Duration) -> Option<Duration> {
-        self.spent.fetch_add(u64::try_from(used.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    pub(crate) fn pay(&self, used: Duration) -> Option<Duration> {
         let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let filled = now.duration_since(balance.at).as_secs_f64() * self.rate;
         balance.seconds = (balance.seconds + filled).min(BURST.as_secs_f64() * self.rate) - used.as_secs_f64();
         balance.at = now;
         (balance.seconds < 0.0).then(|| Duration::from_secs_f64(-balance.seconds / self.rate))
-    }
-}
-
-impl CpuShare {
-    /// What was paid in all.
-    pub(crate) fn spent(&self) -> Duration {
-        Duration::from_nanos(self.spent.load(Ordering::Relaxed))
-    }
-
-    /// Charges what was spent elsewhere; whoever runs next waits for it.
-    pub(crate) fn owe(&self, used: Duration) {
-        let _ = self.pay(used);
     }
 }
 
@@ -124,7 +109,7 @@ impl GuestThreads {
     /// Wraps a guest's future so that it pays for its turns.
     pub(crate) fn meter<F: Future>(&self, limits: Arc<crate::limits::SharedLimits>, guest: F) -> Metered<F> {
         // Its container may be in debt.
-        let pause = limits.cpu().and_then(|share| share.pay(Duration::ZERO)).map(sleep);
+        let pause = limits.pay(Duration::ZERO).map(sleep);
         Metered {
             guest: Box::pin(guest),
             limits,
@@ -187,31 +172,27 @@ impl<F: Future> Future for Metered<F> {
         while let Some(pause) = &mut this.pause {
             ready!(pause.as_mut().poll(context));
             // Another guest of the container may have spent meanwhile what this one was waiting for.
-            this.pause = this.limits.cpu().and_then(|share| share.pay(Duration::ZERO)).map(sleep);
+            this.pause = this.limits.pay(Duration::ZERO).map(sleep);
         }
         let place = match &mut this.queue {
             Some(queue) => ready!(queue.poll_acquire(context)),
             None => None,
         };
         let started = Instant::now();
-        let cpu_before = this.limits.cpu().map(|_| thread_cpu_time());
+        let cpu_before = thread_cpu_time();
         this.clock.enter();
         let polled = this.guest.as_mut().poll(context);
         this.clock.leave();
         drop(place);
+        let pause = this.limits.pay(thread_cpu_time().saturating_sub(cpu_before));
         if polled.is_ready() {
             // A component's call may be short; whoever is called next in its container waits for it.
-            if let (Some(share), Some(before)) = (this.limits.cpu(), cpu_before) {
-                share.owe(thread_cpu_time().saturating_sub(before));
-            }
             return polled;
         }
-        if let (Some(share), Some(before)) = (this.limits.cpu(), cpu_before) {
-            this.pause = share.pay(thread_cpu_time().saturating_sub(before)).map(sleep);
-            if this.pause.is_some() {
-                // Registers the timer; the guest's own wake-up may have been before it.
-                context.waker().wake_by_ref();
-            }
+        this.pause = pause.map(sleep);
+        if this.pause.is_some() {
+            // Registers the timer; the guest's own wake-up may have been before it.
+            context.waker().wake_by_ref();
         }
         let turn = started.elapsed();
         if turn < SPINNING && this.recent.add(turn) < BUSY {

@@ -3,7 +3,8 @@
 use crate::cpu::CpuShare;
 use crate::module::ModuleKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use wasmtime::{ResourceLimiter, ResourcesRequired};
 
@@ -56,6 +57,9 @@ impl ContainerLimits {
             limits: self,
             memory: AtomicUsize::new(0),
             cpu: self.cpu_millis.map(CpuShare::new),
+            cpu_time: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
             file_calls: Arc::new(Semaphore::new(FILE_CALLS)),
         })
     }
@@ -118,6 +122,11 @@ pub struct SharedLimits {
     limits: ContainerLimits,
     memory: AtomicUsize,
     cpu: Option<CpuShare>,
+    /// What its guests have taken in all, in nanoseconds.
+    cpu_time: AtomicU64,
+    /// What they have sent and received by the network, in bytes.
+    sent: AtomicU64,
+    received: AtomicU64,
     /// Places of calls on threads that may block, for the container's components.
     file_calls: Arc<Semaphore>,
 }
@@ -137,13 +146,38 @@ impl SharedLimits {
         self.memory.load(Ordering::Relaxed)
     }
 
-    /// CPU time that the container's guests have taken, in a container with a limit of it.
-    pub fn cpu_time(&self) -> Option<std::time::Duration> {
-        self.cpu.as_ref().map(CpuShare::spent)
+    /// CPU time that the container's guests have taken, and the host for them.
+    pub fn cpu_time(&self) -> Duration {
+        Duration::from_nanos(self.cpu_time.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn cpu(&self) -> Option<&CpuShare> {
-        self.cpu.as_ref()
+    /// What the container's guests have sent by the network, in bytes.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// What they have received.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Charges CPU time to the container, and says how long its guests wait until they may have more.
+    pub(crate) fn pay(&self, used: Duration) -> Option<Duration> {
+        self.cpu_time.fetch_add(u64::try_from(used.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.cpu.as_ref()?.pay(used)
+    }
+
+    /// Charges what was spent elsewhere; whoever runs next waits for it.
+    pub(crate) fn owe(&self, used: Duration) {
+        let _ = self.pay(used);
     }
 
     fn take_memory(&self, bytes: usize) -> bool {

@@ -1,6 +1,7 @@
 //! How a guest ended, and why.
 
 use crate::limits::GuestLimiter;
+use akri_krustlet_metrics::counted;
 use futures::FutureExt as _;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -22,6 +23,19 @@ pub enum Outcome {
     },
     /// The host ended it.
     Interrupted,
+}
+
+impl Outcome {
+    /// In one word, as metrics tell it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Exited(0) => "exited",
+            Self::Exited(_) => "failed",
+            Self::Trapped(_) => "trapped",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -80,7 +94,14 @@ pub(crate) async fn catch_host_panic<T>(name: String, run: impl Future<Output = 
     })
 }
 
+/// How a guest ended, by what its last call returned.
 pub(crate) fn classify(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
+    let outcome = outcome(result, limiter);
+    counted().guests_ended.add([outcome.name()]);
+    outcome
+}
+
+fn outcome(result: wasmtime::Result<()>, limiter: &GuestLimiter) -> Outcome {
     let Err(error) = result else { return Outcome::Exited(0) };
     if let Some(exit) = error.downcast_ref::<I32Exit>() {
         return Outcome::Exited(exit.0);

@@ -9,6 +9,7 @@ use crate::module::{Digest, ModuleKind};
 use crate::program::{LoadError, Program};
 use crate::wasi::{self, GuestState};
 use akri_krustlet_events::EventSources;
+use akri_krustlet_metrics::counted;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -204,7 +205,16 @@ impl Runtime {
             return Ok(Err(CompileError::Limit("more than most modules need".to_owned())));
         }
         let staged = self.store.stage().map_err(LoadError::Store)?;
-        if let Err(error) = lane.compiler.compile(module, staged.path()).await {
+        let started = Instant::now();
+        let compiled = lane.compiler.compile(module, staged.path()).await;
+        let result = match &compiled {
+            Ok(_) => "compiled",
+            Err(CompileError::Invalid(_)) => "invalid",
+            Err(CompileError::Limit(_)) => "limit",
+            Err(_) => "failed",
+        };
+        counted().compiles.observe([result], started.elapsed());
+        if let Err(error) = compiled {
             if is_ordinary && matches!(error, CompileError::Limit(_)) {
                 // The same module again, asked for meanwhile, does not take the others' time.
                 self.takes_long().insert(digest);

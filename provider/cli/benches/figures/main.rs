@@ -113,12 +113,21 @@ fn taken() -> String {
         let output = std::process::Command::new(program).args(arguments).output();
         output.map_or_else(|_| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
+    let mut commit = output("git", &["rev-parse", "--short", "HEAD"]);
+    // A run of some parts changes the page that the next part is written to.
+    let changed = output(
+        "git",
+        &["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/benchmarks.md"],
+    );
+    if !changed.is_empty() {
+        commit.push_str("-dirty");
+    }
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
     let system = rustix::system::uname();
     format!(
         "At commit {}, {}, on: {}, {} cores, {} {}.",
-        output("git", &["describe", "--always", "--dirty"]),
+        commit,
         output("date", &["-u", "+%Y-%m-%d"]),
         cpu.trim_start_matches([' ', '\t', ':']),
         std::thread::available_parallelism().map_or(0, usize::from),

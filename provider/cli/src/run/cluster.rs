@@ -1,6 +1,7 @@
 //! A node of a cluster.
 
-use super::{RunArguments, node_config};
+use super::service::Service;
+use super::{RunArguments, node_config, serve_metrics};
 use crate::output::host_name;
 use akri_krustlet_host::file::ReadFiles;
 use akri_krustlet_node::cluster::machine::Capacity;
@@ -13,6 +14,7 @@ use akri_krustlet_node::services::ClusterAccess;
 use akri_krustlet_node::source::ClusterSource;
 use akri_krustlet_node::status::ApiSink;
 use akri_krustlet_node::{DataDirectory, Node, quantity};
+use akri_krustlet_runtime::network::NodeNetwork;
 use anyhow::{Context as _, bail};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -58,6 +60,8 @@ pub(super) async fn run(
     arguments: &RunArguments,
     name: String,
     data: DataDirectory,
+    network: Arc<NodeNetwork>,
+    service: Service,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let flags = &arguments.cluster;
@@ -83,7 +87,7 @@ pub(super) async fn run(
     };
     let (node_object, watched) = watch::channel(None);
     let events = EventRecorder::start(connection.client(), &name);
-    let mut config = node_config(arguments, &name, &addresses, &data)?;
+    let mut config = node_config(arguments, &name, &addresses, &data, network)?;
     let settings = NodeSettings {
         name: name.clone(),
         hostname,
@@ -103,6 +107,7 @@ pub(super) async fn run(
         .await;
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));
     let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone(), events))).await?;
+    serve_metrics(arguments, &node).await?;
 
     let serving = Serving {
         node: name.clone(),
@@ -121,6 +126,7 @@ pub(super) async fn run(
         client: connection.client(),
         data: data.clone(),
         watcher: node.watcher(),
+        metrics: node.metrics(),
         settings: configuration(flags, &settings),
     })
     .await?;
@@ -138,6 +144,7 @@ pub(super) async fn run(
         handlers = %arguments.discovery_handlers_directory.display(),
         "the node joins the cluster"
     );
+    service.is_ready("joined the cluster");
     let registration = tokio::spawn(registration.run(shutdown.clone()));
     tokio::spawn(endpoint.serve());
     tokio::spawn(serving.keep(certificate, signed, connection.clone()));

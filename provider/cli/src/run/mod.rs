@@ -1,6 +1,8 @@
 //! `run`: the node, alone or in a cluster.
 
 mod cluster;
+mod log;
+mod service;
 mod standalone;
 
 use crate::DirectoryArguments;
@@ -12,19 +14,20 @@ use akri_krustlet_images::{GarbageCollection, NodeCredentials};
 use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::eviction::{EvictionSettings, PressureWatch, Reclaim};
 use akri_krustlet_node::fields::NodeFacts;
-use akri_krustlet_node::{DataDirectory, DevicePlugins, NodeConfig};
+use akri_krustlet_node::metrics::{MetricsAddress, MetricsServer};
+use akri_krustlet_node::{DataDirectory, DevicePlugins, Node, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
 use akri_krustlet_runtime::network::{NetworkCeiling, NodeNetwork};
 use anyhow::{Context as _, bail};
+use log::{LogFormat, LogLevel, log_level};
+use service::Service;
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Run the node: its pods, and the sockets of the discovery handlers in them. Ends on SIGTERM and SIGINT; the pods are taken
 /// up again by the next start.
@@ -32,6 +35,16 @@ use tracing_subscriber::EnvFilter;
 /// With --bootstrap-file or --kubeconfig it joins a cluster; with --manifests it runs alone.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArguments {
+    /// File with these settings, YAML with the flags' names; files FILE.d/*.yaml change some of them. The command line and the
+    /// environment count before it
+    #[arg(long, env = "AKRI_KRUSTLET_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How the node's own log on standard error is written; a line each, or a JSON object each (see docs/operate.md)
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    log_format: LogFormat,
+    /// What the node logs: error, warn, info, debug or trace, or a list of TARGET=LEVEL
+    #[arg(long, env = "RUST_LOG", value_name = "LEVEL", default_value = "info,kube_client=off", hide_default_value = true, value_parser = log_level)]
+    log_level: String,
     /// Folder of Pod manifests (*.yaml, *.json), for a node without a cluster. Watched: a file added starts its pods, a
     /// changed one replaces them, a removed one stops them
     #[arg(long, value_name = "DIR", conflicts_with = "bootstrap_file")]
@@ -82,6 +95,14 @@ pub(crate) struct RunArguments {
     /// `deny ADDRESS[:PORTS]` and `deny NAME`, or with rules as the annotation's, which are all that can be had then [default: none]
     #[arg(long, value_name = "FILE")]
     network_ceiling: Option<PathBuf>,
+    /// Without a cluster of its own, tell the statuses of the pods to the cluster that this process runs in: into this ConfigMap,
+    /// with the service account of the process's pod, or the kubeconfig that KUBECONFIG names [default: not]
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "manifests", value_parser = namespaced_name)]
+    status_config_map: Option<(String, String)>,
+    /// Serve metrics to this machine's processes, by plain HTTP: 127.0.0.1:PORT or unix:/PATH. In a cluster the node's HTTPS
+    /// endpoint serves them to those who may read them [default: not]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_address: Option<MetricsAddress>,
     /// Docker config.json with credentials for registries, for all pods; a pod's imagePullSecrets come first
     #[arg(long, env = "KRUSTLET_REGISTRY_CREDENTIALS", value_name = "FILE")]
     registry_credentials: Option<PathBuf>,
@@ -123,14 +144,7 @@ pub(crate) struct RunArguments {
 }
 
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
-    // kube's own client tells each failed request; who made it says so once.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let level = log::start(arguments.log_format, &arguments.log_level)?;
     raise_open_files();
     // The node's own work is short; guests have threads of their own.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -141,24 +155,34 @@ pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the node's threads")?;
-    runtime.block_on(run_node(arguments))?;
+    runtime.block_on(run_node(arguments, level))?;
     // Streams end here, with the process. A guest may still be in a system call that never returns.
     std::process::exit(0)
 }
 
-async fn run_node(arguments: &RunArguments) -> anyhow::Result<()> {
+async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<()> {
     let shutdown = shutdown_on_signals()?;
     tokio::spawn(akri_krustlet_host::resting_memory::let_go_at_rest());
     let data = arguments.directories.data_directory()?;
     let name = node_name(arguments)?;
     check_addresses(&arguments.node_ip)?;
+    let network = Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?));
+    let service = Service::start(arguments, level, network.clone(), shutdown.clone())?;
     if let Some(manifests) = &arguments.manifests {
         if arguments.kubeconfig.is_some() {
             bail!("--manifests is for a node without a cluster; with --kubeconfig, the pods come from the cluster");
         }
-        return standalone::run(arguments, manifests, name, data, shutdown).await;
+        return standalone::run(arguments, manifests, name, data, network, service, shutdown).await;
     }
-    cluster::run(arguments, name, data, shutdown).await
+    cluster::run(arguments, name, data, network, service, shutdown).await
+}
+
+/// Serves the node's metrics where the operator says.
+async fn serve_metrics(arguments: &RunArguments, node: &Node) -> anyhow::Result<()> {
+    let Some(address) = &arguments.metrics_address else { return Ok(()) };
+    let server = MetricsServer::listen(address, node.metrics()).await.context("--metrics-address")?;
+    tokio::spawn(server.serve());
+    Ok(())
 }
 
 /// What does not depend on where the pods come from.
@@ -167,6 +191,7 @@ fn node_config(
     name: &str,
     addresses: &[IpAddr],
     data: &DataDirectory,
+    network: Arc<NodeNetwork>,
 ) -> anyhow::Result<NodeConfig> {
     let registry_credentials = match &arguments.registry_credentials {
         Some(path) => NodeCredentials::of_file(path.clone())
@@ -193,7 +218,7 @@ fn node_config(
             )
         },
         devices: device_plugins(arguments, data)?,
-        network: Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?)),
+        network,
         insecure_registries: arguments.insecure_registries.clone(),
         registry_credentials,
         allow_local_modules: false,
@@ -226,6 +251,13 @@ fn network_ceiling(file: Option<&Path>) -> anyhow::Result<NetworkCeiling> {
 fn host_paths(text: &str) -> Result<AllowList, String> {
     AllowList::parse(text)
         .map_err(|entry| format!("{entry:?} is not an absolute path without `..`, or one with a `*` at its end"))
+}
+
+fn namespaced_name(text: &str) -> Result<(String, String), String> {
+    let is_name = akri_krustlet_node::manifest::is_dns_subdomain;
+    let pair = text.split_once('/').filter(|(namespace, name)| is_name(namespace) && is_name(name));
+    pair.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
+        .ok_or_else(|| "expected NAMESPACE/NAME".to_owned())
 }
 
 fn handler_namespaces(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {

@@ -240,7 +240,8 @@ fn of_pod(facts: &mut Facts, history: &History, last: &Value, normalise: &dyn Fn
     let observed = if status["observedGeneration"] == *generation { "the pod's" } else { "another" };
     insert("observedGeneration", observed.to_owned());
     let ended = ["Succeeded", "Failed"].iter().any(|phase| status["phase"] == *phase);
-    let containers = status["containerStatuses"].as_array().into_iter().flatten();
+    let lists = ["containerStatuses", "initContainerStatuses"].map(|list| status[list].as_array());
+    let containers = lists.into_iter().flatten().flatten();
     let was_restarted = containers.into_iter().any(|container| container["restartCount"].as_i64() > Some(0));
     let mut kinds = BTreeSet::new();
     for (_, pod) in &history.versions {
@@ -292,7 +293,7 @@ fn of_container(
         "waiting ErrImagePull" | "waiting ImagePullBackOff" => {
             ("waiting for an image that is not to be had".to_owned(), last)
         }
-        _ if ended && is_restarted(pod, list, &current) => ("between two runs".to_owned(), current),
+        _ if ended && is_restarted(pod, &container["name"], list, &current) => ("between two runs".to_owned(), current),
         _ => (current, last),
     };
     insert("state", current);
@@ -369,11 +370,16 @@ fn fields(object: &Value) -> impl Iterator<Item = String> {
 }
 
 /// Whether a container that ended so is started again.
-fn is_restarted(pod: &Value, list: &str, end: &str) -> bool {
+fn is_restarted(pod: &Value, name: &Value, list: &str, end: &str) -> bool {
     let well = end.ends_with(" 0");
     let stopped = ["Succeeded", "Failed"].iter().any(|phase| pod["status"]["phase"] == *phase)
         || !pod["metadata"]["deletionTimestamp"].is_null();
     let policy = pod["spec"]["restartPolicy"].as_str().unwrap_or("Always");
+    let init = pod["spec"]["initContainers"].as_array().into_iter().flatten();
+    let is_sidecar = init.into_iter().any(|one| one["name"] == *name && one["restartPolicy"] == "Always");
+    if is_sidecar {
+        return !stopped;
+    }
     !stopped && (policy != "Never") && !(well && (policy == "OnFailure" || list == "initContainerStatuses"))
 }
 

@@ -51,6 +51,8 @@ pub enum Until {
     Ended,
     /// Condition Ready.
     Ready,
+    /// Condition ContainersReady.
+    ContainersReady,
     /// A container (or init container) waits for this reason.
     Waiting(&'static str),
     /// An init container runs.
@@ -75,6 +77,7 @@ impl Until {
         match self {
             Self::Ended => ["Succeeded", "Failed"].iter().any(|phase| status["phase"] == *phase),
             Self::Ready => crate::fixture::condition(pod, "Ready") == Some(true),
+            Self::ContainersReady => crate::fixture::condition(pod, "ContainersReady") == Some(true),
             Self::Waiting(reason) => containers.any(|container| container["state"]["waiting"]["reason"] == *reason),
             Self::Initializing => {
                 let init = status["initContainerStatuses"].as_array().into_iter().flatten();
@@ -210,6 +213,11 @@ impl Run {
 
     pub async fn patch(&self, patch: Value) -> Result<(), String> {
         let patched = self.pods().patch(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        patched.map(drop).map_err(|error| error.to_string())
+    }
+
+    pub async fn patch_status(&self, patch: Value) -> Result<(), String> {
+        let patched = self.pods().patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
         patched.map(drop).map_err(|error| error.to_string())
     }
 

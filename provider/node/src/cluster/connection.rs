@@ -67,6 +67,18 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Connection {
+    /// A client with the service account of the pod that this process runs in, or with the kubeconfig that `KUBECONFIG` names.
+    /// Nothing is sent.
+    pub async fn client_of_environment() -> Result<Client, String> {
+        let config = if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+            Config::incluster().map_err(|error| format!("the pod's service account: {error}"))?
+        } else {
+            let options = KubeConfigOptions::default();
+            Config::from_kubeconfig(&options).await.map_err(|error| format!("KUBECONFIG: {error}"))?
+        };
+        super::transport::client(config).map_err(|error| error.to_string())
+    }
+
     /// The cluster and the user of a kubeconfig's current context.
     pub async fn from_kubeconfig(path: &Path) -> Result<Self, ConnectionError> {
         let failed = |source| ConnectionError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };

@@ -100,6 +100,11 @@ impl EventRecorder {
         self.report(object, kind, reason.into(), message.into());
     }
 
+    /// An event of another object.
+    pub fn object(&self, object: ObjectReference, kind: EventType, reason: &'static str, message: String) {
+        self.report(object, kind, reason.into(), message);
+    }
+
     fn report(&self, object: ObjectReference, kind: EventType, reason: Reason, mut message: String) {
         if self.queues.is_empty() {
             return;

@@ -5,6 +5,7 @@
 //! - A connection that goes silently dead is noticed within 20 s: it is asked for a sign of life when nothing comes, and whatever
 //!   waits on it fails then and is tried again on a new one.
 
+use akri_krustlet_metrics::counted;
 use http::HeaderValue;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -14,9 +15,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt as _};
 use kube::{Client, Config, Error};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tower::ServiceBuilder;
+use tower::layer::layer_fn;
 use tower::retry::RetryLayer;
+use tower::{Service, ServiceBuilder};
 
 /// Longest time for a TCP connection to come about.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -83,10 +87,42 @@ where
         .build::<_, Body>(tls.enable_all_versions().wrap_connector(connector));
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
+        .layer(layer_fn(Counted))
         .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(tower::BoxError::from)
         .service(http);
     Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+/// Counts requests and what became of them.
+#[derive(Clone, Debug)]
+struct Counted<S>(S);
+
+impl<S, B, R> Service<http::Request<B>> for Counted<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<R>>,
+    S::Future: Send + 'static,
+    S::Error: Send,
+    R: Send,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let method = request.method().clone();
+        let answer = self.0.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            let code = answer.as_ref().map_or("<error>".to_owned(), |answer| answer.status().as_u16().to_string());
+            counted().api_requests.add([method.as_str(), &code]);
+            answer
+        })
+    }
 }

@@ -1,6 +1,6 @@
 //! A container that is a command: it runs to its end.
 
-use super::progress::{end_wanted, report_running};
+use super::progress::{end_wanted, pre_stop, report_running};
 use crate::context::PodContext;
 use crate::environment;
 use crate::loaded_image::LoadedImage;
@@ -36,6 +36,10 @@ pub async fn run_command(
             std::future::pending().await
         }
     };
+    tokio::select! {
+        outcome = &mut outcome => return Ok(outcome),
+        () = pre_stop(context, container, deadline) => {}
+    }
     // All that a guest can notice of its pod's end.
     if let Some(stdin) = stdin {
         stdin.close();

@@ -2,7 +2,7 @@
 
 use super::life::Prepared;
 use super::network::network_grant;
-use super::progress::{end_wanted, report_running};
+use super::progress::{end_wanted, pre_stop, report_running};
 use crate::context::PodContext;
 use crate::grants;
 use crate::loaded_image::LoadedImage;
@@ -17,8 +17,10 @@ use std::sync::Arc;
 /// Changes of a handler's condition that are told at once, and how many are told each second after that.
 const CONDITIONS: (f64, f64) = (10.0, 0.2);
 
+#[allow(clippy::too_many_arguments, reason = "one life of a container: each is another thing")]
 pub async fn run_handler(
     context: &PodContext,
+    kind: ContainerKind,
     container: &Container,
     restart: u32,
     image: &LoadedImage,
@@ -32,12 +34,15 @@ pub async fn run_handler(
     // Before the first stream can come: its complaint must not be missed.
     let mut complaints = handler.complaints();
     let _serving = claim.serve(handler.clone()).map_err(|error| error.to_string())?;
-    report_running(context, ContainerKind::App, container, restart, image);
+    report_running(context, kind, container, restart, image);
     context.reporter.set_condition(DISCOVERY_HEALTHY, true, "", "");
 
     let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
     let run = handler.run();
-    let end_wanted = end_wanted(context, ContainerKind::App, container);
+    let end_wanted = async {
+        let deadline = end_wanted(context, kind, container).await;
+        pre_stop(context, container, deadline).await;
+    };
     tokio::pin!(run, end_wanted);
     loop {
         let changed = async {

@@ -12,7 +12,7 @@ use crate::loaded_image::LoadedImage;
 use crate::status::ContainerKind;
 use crate::termination_message::TerminationMessage;
 use crate::volume::files::Private;
-use crate::volume::{self, Volumes};
+use crate::volume::{self, MountedVolumes};
 use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
 use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
@@ -44,7 +44,7 @@ pub struct Prepared {
 /// One life of the container. An error means that it was not started.
 pub async fn run_once(
     context: &PodContext,
-    volumes: &Volumes,
+    volumes: &Arc<MountedVolumes>,
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
@@ -54,14 +54,16 @@ pub async fn run_once(
     // Apart: what only the preparations need is not kept for as long as the container runs.
     let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life)).await?;
     match life.handler {
-        Some((claim, settings)) => run_handler(context, container, restart, image, prepared, claim, settings).await,
+        Some((claim, settings)) => {
+            run_handler(context, kind, container, restart, image, prepared, claim, settings).await
+        }
         None => run_command(context, kind, container, restart, image, prepared.guest).await,
     }
 }
 
 async fn prepare(
     context: &PodContext,
-    volumes: &Volumes,
+    mounted: &Arc<MountedVolumes>,
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
@@ -91,7 +93,6 @@ async fn prepare(
         created.map_err(|hangs| failed(&hangs))?.map_err(|error| failed(&error))?
     };
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
-    let mounted = volumes.mounted();
     let of_container = |of_pod: PathBuf| of_pod.join("files").join(&container.name);
     let has_memory = mounted.values().any(|volume| volume.in_memory);
     let files = Private {

@@ -14,15 +14,18 @@ use crate::cluster::events::EventType;
 use crate::context::{PodContext, find};
 use crate::environment::Scope;
 use crate::loaded_image::LoadedImage;
-use crate::pod::RestartPolicy;
+use crate::pod::{RestartPolicy, is_sidecar};
 use crate::status::{self, ContainerKind};
-use crate::volume::Volumes;
+use crate::termination::Place;
+use crate::volume::MountedVolumes;
+use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Outcome;
 use config::{CONFIG_RETRY, obtain_sources, renew_claim, tell_config_error};
 use image::ImageFailure;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use life::{Life, last_words, run_once};
 use progress::log_end;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Runs a container until it has ended for good; true if it succeeded then.
@@ -31,7 +34,7 @@ use tokio::time::Instant;
 /// ended for good is not run again. One whose image is changed is run again, whatever the policy says.
 pub async fn supervise(
     context: &PodContext,
-    volumes: &Volumes,
+    volumes: &Arc<MountedVolumes>,
     kind: ContainerKind,
     container: &Container,
     policy: RestartPolicy,
@@ -77,7 +80,7 @@ pub async fn supervise(
         };
         told.clear();
         let started = Instant::now();
-        let running = context.termination.enter();
+        let running = context.termination.enter(place(context, kind, name));
         let life = Life { restart, sources: &sources, handler: claim.as_ref().zip(settings) };
         let run = run_once(context, volumes, kind, &container, &image, life);
         let succeeded = match run.await {
@@ -89,6 +92,7 @@ pub async fn supervise(
             }
             Err(message) => {
                 tracing::error!(pod = context.pod.key(), container = name, "{message}");
+                counted().containers_not_started.add([kind.name()]);
                 context.event(kind, name, EventType::Warning, "Failed", format!("Error: {message}"));
                 context.reporter.update_container(kind, name, |status| {
                     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
@@ -100,14 +104,14 @@ pub async fn supervise(
         drop(running);
         let latest = context.latest();
         if let Some(changed) = find(&latest, kind, name).filter(|latest| latest.image != container.image)
-            && context.termination.current().is_none()
+            && !context.termination.is_over()
         {
             container = changed.clone();
             restart += 1;
             back_off = BackOff::default();
             continue;
         }
-        if !policy.restarts(succeeded) || context.termination.current().is_some() {
+        if !policy.restarts(succeeded) || context.termination.is_over() {
             return succeeded;
         }
         let pause = back_off.next(started);
@@ -129,6 +133,15 @@ pub async fn supervise(
             }
         }
         restart += 1;
+    }
+}
+
+/// A container's place in its pod's end.
+pub fn place(context: &PodContext, kind: ContainerKind, name: &str) -> Place {
+    let mut sidecars = context.pod.init_containers().iter().enumerate().filter(|(_, container)| is_sidecar(container));
+    match sidecars.find(|(_, container)| kind == ContainerKind::Init && container.name == name) {
+        Some((number, _)) => Place::Sidecar(number),
+        None => Place::Container,
     }
 }
 

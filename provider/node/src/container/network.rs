@@ -17,7 +17,8 @@ pub fn network_grant(
     let rules = rules.map_err(|error| error.to_string())?;
     let name = format!("{}/{container}", context.pod.key());
     let denials = Denials::new(&name, Some(log.clone()));
-    Ok(NetworkGrant::new(rules, context.services.network.clone(), denials))
+    let grant = NetworkGrant::new(rules, context.services.network.clone(), denials);
+    Ok(grant.counted_by(context.limits(container)))
 }
 
 /// What a container that is no discovery handler may reach: where its rules speak of details, it is what the URLs in the

@@ -1,15 +1,19 @@
 //! What a container's events and status tell of its life, and when it is to end.
 
+use super::place;
 use super::probe::Probes;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::grants;
 use crate::loaded_image::LoadedImage;
+use crate::pod::is_sidecar;
 use crate::status::{self, ContainerKind};
+use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Outcome;
 use akri_krustlet_runtime::network::NetworkRules;
 use k8s_openapi::api::core::v1::Container;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 pub fn report_running(
@@ -20,9 +24,10 @@ pub fn report_running(
     image: &LoadedImage,
 ) {
     let name = &container.name;
-    if kind == ContainerKind::App {
+    if is_probed(kind, container) {
         probes(context, container).0.begin(&context.reporter, name);
     }
+    counted().containers_started.add([kind.name()]);
     context.event(kind, name, EventType::Normal, "Created", format!("Container created: {name}"));
     context.reporter.update_container(kind, name, |status| {
         status::running(status, container, restart, context.pod.uid(), (&image.name, &image.id));
@@ -42,13 +47,13 @@ pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &C
     let name = &container.name;
     let (probes, rules) = probes(context, container);
     let asked = async {
-        match kind {
-            ContainerKind::App => probes.run(context, kind, name, &rules).await,
-            ContainerKind::Init => std::future::pending().await,
+        match is_probed(kind, container) {
+            true => probes.run(context, kind, name, &rules).await,
+            false => std::future::pending().await,
         }
     };
     let (message, deadline) = tokio::select! {
-        stop = context.termination.requested() => (format!("Stopping container {name}"), stop.deadline),
+        deadline = context.termination.asked(place(context, kind, name)) => (format!("Stopping container {name}"), deadline),
         () = context.image_changed(kind, container) => {
             let deadline = Instant::now() + context.latest().grace_period();
             (format!("Container {name} definition changed, will be restarted"), deadline)
@@ -62,6 +67,22 @@ pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &C
     };
     context.event(kind, name, EventType::Normal, "Killing", message);
     deadline
+}
+
+/// Init containers that run to their end are not.
+fn is_probed(kind: ContainerKind, container: &Container) -> bool {
+    kind == ContainerKind::App || is_sidecar(container)
+}
+
+/// Waits for as long as the container's hook says that it sleeps before its end, but not beyond the time that it has.
+pub async fn pre_stop(context: &PodContext, container: &Container, deadline: Instant) {
+    let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()?.sleep.as_ref());
+    let Some(seconds) = hook.map(|sleep| u64::try_from(sleep.seconds).unwrap_or(0)) else { return };
+    tokio::select! {
+        () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+        () = tokio::time::sleep_until(deadline) => {}
+        () = context.termination.expired() => {}
+    }
 }
 
 pub fn log_end(context: &PodContext, container: &str, outcome: &Outcome) {

@@ -1,4 +1,4 @@
-//! The node's HTTPS endpoint, which the API server asks for logs.
+//! The node's HTTPS endpoint, which the API server asks for logs, and those who watch the node for its metrics.
 //!
 //! # Flow
 //! 1. TLS, with the [`ServingCertificate`] of the moment; a client may show a certificate.
@@ -18,12 +18,14 @@ mod logs;
 
 use crate::cluster::serving::ServingCertificate;
 use crate::data_directory::DataDirectory;
+use crate::metrics::NodeMetrics;
 use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::ReadFiles;
+use akri_krustlet_metrics::Format;
 use authentication::{Authenticator, LenientVerifier, Refusal};
 use authorization::Authorizer;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -92,6 +94,8 @@ pub struct EndpointConfig {
     pub data: DataDirectory,
     /// Follows logs.
     pub watcher: DirectoryWatcher,
+    /// The node in numbers.
+    pub metrics: Arc<NodeMetrics>,
     /// What `/configz` tells.
     pub settings: Value,
 }
@@ -122,6 +126,7 @@ struct Shared {
     anonymous_healthz: bool,
     data: DataDirectory,
     watcher: DirectoryWatcher,
+    metrics: Arc<NodeMetrics>,
     settings: Value,
 }
 
@@ -146,6 +151,7 @@ impl Endpoint {
             anonymous_healthz: config.anonymous_healthz,
             data: config.data,
             watcher: config.watcher,
+            metrics: config.metrics,
             settings: config.settings,
         };
         Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), shared: Arc::new(shared), authorities_file })
@@ -275,6 +281,8 @@ async fn answer(
         ["healthz"] if is_read => text(StatusCode::OK, "ok"),
         ["pods"] if is_read => pods(shared),
         ["configz"] if is_read => json(&shared.settings),
+        ["metrics", ..] if is_read => metrics(shared, path, request.headers()).await,
+        ["stats", "summary"] if is_read => summary(shared).await,
         ["containerLogs", namespace, pod, container] if is_read => {
             logs::answer(shared, [namespace, pod, container], request.uri().query().unwrap_or_default())
         }
@@ -286,10 +294,33 @@ async fn answer(
             );
             text(StatusCode::NOT_IMPLEMENTED, &message)
         }
-        ["healthz" | "pods" | "configz" | "containerLogs", ..] if !is_read => {
+        ["healthz" | "pods" | "configz" | "containerLogs" | "metrics" | "stats", ..] if !is_read => {
             text(StatusCode::METHOD_NOT_ALLOWED, "only GET")
         }
         _ => text(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+/// A page of metrics, in the format that the client takes.
+async fn metrics(shared: &Shared, path: String, headers: &HeaderMap) -> Response<Body> {
+    let format = Format::accepted(headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()));
+    let metrics = shared.metrics.clone();
+    match tokio::task::spawn_blocking(move || metrics.page(path.trim_end_matches('/'), format)).await {
+        Ok(Some(page)) => {
+            let mut response = Response::new(Full::new(Bytes::from(page)).boxed_unsync());
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+            response
+        }
+        Ok(None) => text(StatusCode::NOT_FOUND, "there is /metrics, /metrics/resource and /metrics/cadvisor"),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+async fn summary(shared: &Shared) -> Response<Body> {
+    let metrics = shared.metrics.clone();
+    match tokio::task::spawn_blocking(move || metrics.summary()).await {
+        Ok(summary) => json(&summary),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::data_directory::{DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
 use crate::eviction::{Candidate, Resource};
 use crate::memory_directory::MemoryDirectory;
+use crate::metrics::NodeMetrics;
 use crate::objects::Objects;
 use crate::placement::Admitted;
 use crate::pod::PodObject;
@@ -24,6 +25,7 @@ use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_discovery::{Descriptions, Handlers, registration};
 use akri_krustlet_host::{DirectoryWatcher, until};
 use akri_krustlet_images::{Images, ImagesConfig, Unused};
+use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Runtime;
 use files::store;
 use k8s_openapi::api::core::v1::PodStatus;
@@ -124,6 +126,7 @@ impl Node {
             events: events.unwrap_or_default(),
             cluster,
             images: crate::loaded_image::LoadedImages::default(),
+            pods: crate::services::KnownPods::default(),
             descriptions: Descriptions::default(),
             handlers,
             network: config.network,
@@ -155,6 +158,11 @@ impl Node {
     /// The provider, which describes the node.
     pub fn provider(&self) -> Arc<WasmProvider> {
         self.provider.clone()
+    }
+
+    /// What is told of the node by numbers.
+    pub fn metrics(&self) -> Arc<NodeMetrics> {
+        NodeMetrics::new(self.services.clone())
     }
 
     /// The node's watcher, for its pod source.
@@ -235,11 +243,13 @@ impl Node {
             return;
         }
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
+        counted().pods_started.add([]);
         store(&self.services.data, &pod);
         let (updates, manifest) = Manifest::new(pod.to_kubelet(), krator::Store::new());
         let uid = pod.uid().to_owned();
         let mut state = self.provider.pod_state(pod.clone());
         let context = state.context.clone();
+        self.services.pods.add(&context);
         if is_final(&context.reporter.current()) {
             // The node may have been killed before it told.
             self.services.sink.seen(&pod, &|| context.reporter.current());

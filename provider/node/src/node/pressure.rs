@@ -61,8 +61,8 @@ impl Node {
     pub(super) fn evict_first(&self, resource: Resource, state: &str, candidates: Vec<Candidate>) {
         let Some(first) = eviction::first(candidates) else { return };
         let Some(known) = self.may_end().find(|known| known.pod.uid() == first.uid) else { return };
-        let resource = resource.name();
-        known.context.evict_for_node(format!("The node was low on resource: {resource}. {state}"));
+        let name = resource.name();
+        known.context.evict_for_node(resource.signal(), format!("The node was low on resource: {name}. {state}"));
     }
 
     /// Removes images that no pod runs, if the disk is nearly full.

@@ -1,12 +1,18 @@
-//! The init containers run, one after the other.
+//! The init containers run, one after the other; sidecars among them run on.
 
 use super::prelude::*;
 use super::{Completed, Running};
-use crate::container::supervise;
-use crate::pod::RestartPolicy;
+use crate::container::{place, supervise};
+use crate::context::PodContext;
+use crate::pod::{RestartPolicy, is_sidecar};
 use crate::status::ContainerKind;
+use crate::volume::MountedVolumes;
+use k8s_openapi::api::core::v1::Container;
+use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Each must succeed before the next starts; whether one that fails is run again is the pod's restart policy.
+/// Each must succeed, or be started if it is a sidecar, before the next starts; whether one that fails is run again is the pod's
+/// restart policy.
 #[derive(Debug, TransitionTo)]
 #[transition_to(Running, Completed)]
 pub struct Initializing;
@@ -26,8 +32,14 @@ impl State<PodState> for Initializing {
             RestartPolicy::Never => RestartPolicy::Never,
             RestartPolicy::Always | RestartPolicy::OnFailure => RestartPolicy::OnFailure,
         };
+        let mounted = state.volumes.mounted();
         for container in context.pod.init_containers() {
-            if !supervise(&context, &state.volumes, ContainerKind::Init, container, policy).await {
+            if is_sidecar(container) {
+                let task = tokio::spawn(run_sidecar(context.clone(), mounted.clone(), container.clone()));
+                state.sidecars.push(AbortOnDropHandle::new(task));
+                context.reporter.started(&container.name).await;
+            } else if !supervise(&context, &mounted, ContainerKind::Init, container, policy).await {
+                state.end_sidecars().await;
                 return Transition::next(self, Completed { succeeded: false });
             }
         }
@@ -36,5 +48,14 @@ impl State<PodState> for Initializing {
 
     async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
         phase(state, Phase::Pending)
+    }
+}
+
+/// Until it has ended and is not started again.
+async fn run_sidecar(context: Arc<PodContext>, mounted: Arc<MountedVolumes>, container: Container) {
+    let place = place(&context, ContainerKind::Init, &container.name);
+    tokio::select! {
+        _ = supervise(&context, &mounted, ContainerKind::Init, &container, RestartPolicy::Always) => {}
+        () = context.termination.over_without(place) => {}
     }
 }

@@ -20,11 +20,12 @@ impl State<PodState> for Running {
     ) -> Transition<PodState> {
         let context = &state.context;
         let policy = context.pod.restart_policy();
+        let mounted = state.volumes.mounted();
         let containers = &context.pod.spec().containers;
-        let running = containers
-            .iter()
-            .map(|container| supervise(context, &state.volumes, ContainerKind::App, container, policy));
+        let running =
+            containers.iter().map(|container| supervise(context, &mounted, ContainerKind::App, container, policy));
         let succeeded = futures::future::join_all(running).await.into_iter().all(|succeeded| succeeded);
+        state.end_sidecars().await;
         Transition::next(self, Completed { succeeded })
     }
 

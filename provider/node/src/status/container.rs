@@ -16,6 +16,16 @@ pub enum ContainerKind {
     App,
 }
 
+impl ContainerKind {
+    /// As the kubelet's metrics tell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init_container",
+            Self::App => "container",
+        }
+    }
+}
+
 /// Longest message in a terminated state, in bytes; the API's bound for termination messages.
 const MOST_MESSAGE: usize = 4096;
 

@@ -2,22 +2,26 @@
 
 mod api;
 mod condition;
+mod config_map;
 mod container;
 mod sink;
 
 pub use api::ApiSink;
+pub use config_map::ConfigMapSink;
 pub(crate) use container::lost_with_node;
 pub use container::{ContainerKind, failed_start, running, terminated, waiting};
 pub use sink::{FileSink, StatusSink};
 
-use crate::pod::PodObject;
+use crate::pod::{self, PodObject};
 use crate::quantity;
 use akri_krustlet_host::resting_memory;
+use condition::Gate;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// Now, in the precision of the API: whole seconds.
 pub fn now() -> Time {
@@ -34,6 +38,9 @@ pub struct StatusReporter {
     status: Mutex<PodStatus>,
     /// What the probes of containers say, by the containers' names.
     verdicts: Mutex<BTreeMap<String, Verdict>>,
+    /// The conditions of the pod's readiness gates, which others set, as they were seen last.
+    gates: Mutex<Vec<Gate>>,
+    changed: Notify,
 }
 
 /// What the probes of a running container say of it.
@@ -72,7 +79,8 @@ impl StatusReporter {
                 statuses.push(container::initial(spec, !pod.init_containers().is_empty()));
             }
         }
-        Self { pod, sink, status: Mutex::new(status), verdicts: Mutex::default() }
+        let gates = Mutex::new(Gate::of(&pod));
+        Self { pod, sink, status: Mutex::new(status), verdicts: Mutex::default(), gates, changed: Notify::new() }
     }
 
     /// The pod.
@@ -82,6 +90,7 @@ impl StatusReporter {
 
     /// The node has taken notice of this generation of the pod.
     pub fn observed(&self, pod: &PodObject) {
+        *self.gates.lock().unwrap_or_else(PoisonError::into_inner) = Gate::of(pod);
         self.update(|status| status.observed_generation = pod.api.metadata.generation);
     }
 
@@ -159,10 +168,27 @@ impl StatusReporter {
         if !matches!(status.phase.as_deref(), None | Some("Succeeded" | "Failed")) {
             status.phase = Some(condition::phase(&status).to_owned());
         }
-        condition::complete(&mut status, &self.verdicts());
+        let is_sidecar = |name: &str| {
+            self.pod.init_containers().iter().any(|container| container.name == name && pod::is_sidecar(container))
+        };
+        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        condition::complete(&mut status, &self.verdicts(), &is_sidecar, &gates);
+        drop(gates);
         if *status != before {
+            self.changed.notify_waiters();
             resting_memory::has_worked();
             self.sink.report(&self.pod, &status);
+        }
+    }
+
+    /// Resolves when a sidecar has been started, as its startup probe says if it has one.
+    pub async fn started(&self, name: &str) {
+        loop {
+            let changed = self.changed.notified();
+            if self.container(ContainerKind::Init, name).is_some_and(|status| status.started == Some(true)) {
+                return;
+            }
+            changed.await;
         }
     }
 

@@ -105,7 +105,10 @@ async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
             let used = tokio::task::spawn_blocking(move || local_storage::size(&path)).await.unwrap_or(0);
             if !limit.is_zero() && used > limit.ceil() {
                 let Limited { volume, limit, .. } = volume;
-                context.evict(format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{limit}\"."));
+                context.evict(
+                    "emptydirfs.limit",
+                    format!("Usage of EmptyDir volume \"{volume}\" exceeds the limit \"{limit}\"."),
+                );
                 return;
             }
         }
@@ -115,7 +118,7 @@ async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
         let (data, pod) = (context.services.data.clone(), context.pod.clone());
         let measured = tokio::task::spawn_blocking(move || LocalStorage::of(&data, &pod).exceeds(&pod));
         if let Ok(Some(message)) = measured.await {
-            context.evict(message);
+            context.evict("ephemeralpodfs.limit", message);
             return;
         }
     }

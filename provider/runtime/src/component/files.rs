@@ -336,9 +336,7 @@ impl Pollable for PaidStream<DynOutputStream> {
 impl OutputStream for PaidStream<DynOutputStream> {
     fn write(&mut self, bytes: bytes::Bytes) -> std::result::Result<(), StreamError> {
         self.begin();
-        if let Some(share) = self.limits.cpu() {
-            share.owe(price_of(bytes.len()));
-        }
+        self.limits.owe(price_of(bytes.len()));
         self.inner.write(bytes)
     }
 

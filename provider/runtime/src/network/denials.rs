@@ -2,6 +2,7 @@
 
 use crate::log::ContainerLog;
 use akri_krustlet_host::one_line;
+use akri_krustlet_metrics::counted;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ impl Denials {
     }
 
     pub(super) fn tell(&self, what: &str, why: &str) {
+        let mut words = self.container.split('/');
+        counted().network_denials.add([words.next().unwrap_or_default(), words.next().unwrap_or_default()]);
         // Some of it is a guest's words.
         let what = &one_line(what, MOST_WORDS);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -68,8 +68,8 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
 /// Charges CPU time that another thread spent for the guest; it waits for it at the end of its turn.
 pub(super) fn pay(caller: &mut Caller<'_, GuestState>, time: Duration) {
     let state = caller.data();
-    if let Some(share) = state.limiter.container().cpu().filter(|_| state.may_block) {
-        share.owe(time);
+    if state.may_block {
+        state.limiter.container().owe(time);
     }
 }
 
@@ -118,9 +118,7 @@ impl PaidCall {
     /// It has ended, and this is what it took.
     pub(crate) fn took(mut self, time: Duration) {
         drop(self.place.take());
-        if let Some(share) = self.limits.cpu() {
-            share.owe(time);
-        }
+        self.limits.owe(time);
     }
 }
 

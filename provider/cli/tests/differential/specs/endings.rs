@@ -60,6 +60,7 @@ pub fn specs() -> Vec<Spec> {
         push(&mut pod["spec"], "containers", run.container("other", &[SEEN, "exit:4"]));
     }));
     specs.extend(init());
+    specs.extend(sidecars());
     specs
 }
 
@@ -110,11 +111,80 @@ fn init() -> Vec<Spec> {
             pod["spec"]["containers"][0]["image"] = json!(run.scene.image(run.kind, "missing:v1"));
             pod["spec"]["initContainers"] = json!([run.container("first", &[SEEN, "exit:0"])]);
         }),
-        pod("sidecar", Until::Ended, |run, pod| {
+    ]
+}
+
+/// Init containers that run on.
+fn sidecars() -> Vec<Spec> {
+    vec![
+        pod("sidecar-runs-on", Until::Ended, |run, pod| {
             ends(pod, "exit:0");
-            let mut sidecar = run.container("beside", &["forever"]);
-            sidecar["restartPolicy"] = json!("Always");
+            pod["spec"]["terminationGracePeriodSeconds"] = json!(2);
+            pod["spec"]["initContainers"] = json!([sidecar(run, "beside", &["forever"])]);
+        }),
+        pod("sidecar-hears-the-end", Until::Ended, |run, pod| {
+            ends(pod, "exit:0");
+            let mut sidecar = sidecar(run, "beside", &["wait", "exit:0"]);
+            sidecar["stdin"] = json!(true);
             pod["spec"]["initContainers"] = json!([sidecar]);
         }),
+        pod("sidecar-of-a-failure", Until::Ended, |run, pod| {
+            ends(pod, "exit:3");
+            pod["spec"]["terminationGracePeriodSeconds"] = json!(2);
+            pod["spec"]["initContainers"] = json!([sidecar(run, "beside", &["forever"])]);
+        }),
+        pod("sidecar-beside-init", Until::Ready, |run, pod| {
+            steps(pod, &["forever"]);
+            let init = [
+                run.container("first", &[SEEN, "exit:0"]),
+                sidecar(run, "beside", &["forever"]),
+                run.container("second", &[SEEN, "exit:0"]),
+                sidecar(run, "too", &["forever"]),
+            ];
+            pod["spec"]["initContainers"] = json!(init);
+        }),
+        pod("sidecar-before-a-failing-init", Until::Ended, |run, pod| {
+            ends(pod, "exit:0");
+            pod["spec"]["terminationGracePeriodSeconds"] = json!(2);
+            let init = [sidecar(run, "beside", &["forever"]), run.container("first", &[SEEN, "exit:3"])];
+            pod["spec"]["initContainers"] = json!(init);
+        }),
+        pod("sidecar-that-ends", Until::Restarted(1), |run, pod| {
+            steps(pod, &["forever"]);
+            pod["spec"]["initContainers"] = json!([sidecar(run, "beside", &[SEEN, "exit:0"])]);
+        }),
+        pod("sidecar-image-missing", Until::Waiting("ImagePullBackOff"), |run, pod| {
+            steps(pod, &["forever"]);
+            let mut sidecar = sidecar(run, "beside", &["forever"]);
+            sidecar["image"] = json!(run.scene.image(run.kind, "missing:v1"));
+            pod["spec"]["initContainers"] = json!([sidecar]);
+        }),
+        pod("sleeps-before-its-end", Until::Ended, |_, pod| {
+            steps(pod, &["forever"]);
+            pod["spec"]["activeDeadlineSeconds"] = json!(4);
+            pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 3}}});
+            pod["spec"]["terminationGracePeriodSeconds"] = json!(5);
+        }),
+        pod("readiness-gate-closed", Until::ContainersReady, gated),
+        scenario("readiness-gate-opened", |run| async move {
+            let mut pod = run.pod(&[]);
+            gated(&run, &mut pod);
+            run.create(&pod).await?;
+            run.until(&Until::ContainersReady).await?;
+            let open = json!({"status": {"conditions": [{"type": "example.com/gate", "status": "True"}]}});
+            run.patch_status(open).await?;
+            run.until(&Until::Ready).await
+        }),
     ]
+}
+
+fn gated(_: &crate::spec::Run, pod: &mut serde_json::Value) {
+    steps(pod, &["forever"]);
+    pod["spec"]["readinessGates"] = json!([{"conditionType": "example.com/gate"}]);
+}
+
+fn sidecar(run: &crate::spec::Run, name: &str, steps: &[&str]) -> serde_json::Value {
+    let mut container = run.container(name, steps);
+    container["restartPolicy"] = json!("Always");
+    container
 }

@@ -15,6 +15,7 @@ use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
 use akri_krustlet_host::{BackOff, TokenBucket, until};
+use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
 use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Granted, Outcome, Preopen, Runtime};
@@ -128,7 +129,10 @@ impl Component {
         work: impl Future<Output = (Store<ComponentState>, wasmtime::Result<T>)> + Send + 'static,
     ) -> Result<(Store<ComponentState>, T), CallError> {
         let deadline = self.spec.settings.step_deadline;
-        self.runtime.call(&self.spec.limits, &self.spec.name, inline, deadline, work).await
+        let started = Instant::now();
+        let done = self.runtime.call(&self.spec.limits, &self.spec.name, inline, deadline, work).await;
+        counted().steps.observe([&self.spec.settings.name], started.elapsed());
+        done
     }
 
     /// One instance, from its request to its end.

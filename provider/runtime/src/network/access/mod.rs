@@ -11,12 +11,13 @@ use super::denials::Denials;
 use super::rules::{NamePattern, NetworkCeiling, NetworkRules, Ports, Protocol, Rule, Target};
 use super::special::{SpecialAddresses, canonical, is_private, is_single};
 use super::urls::UrlPattern;
+use crate::limits::SharedLimits;
 use akri_krustlet_events::LinkNames;
 use akri_krustlet_host::TokenBucket;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::Semaphore;
 use wasmtime_wasi::sockets::SocketAddrUse;
 
@@ -42,7 +43,7 @@ const SPECIAL: &str =
 /// What all containers of a node are held to.
 #[derive(Debug, Default)]
 pub struct NodeNetwork {
-    ceiling: NetworkCeiling,
+    ceiling: RwLock<Arc<NetworkCeiling>>,
     special: SpecialAddresses,
     denials: AtomicU64,
 }
@@ -50,15 +51,25 @@ pub struct NodeNetwork {
 impl NodeNetwork {
     /// Whether rules give listening on a port, or on any without one, and the ceiling lets them.
     pub fn gives_listening(&self, rules: &NetworkRules, protocol: Protocol, port: Option<u16>) -> bool {
-        let allowed = self.ceiling.allowed.as_ref();
+        let ceiling = self.ceiling();
+        let allowed = ceiling.allowed.as_ref();
         rules.give_listening(protocol, port)
-            && !self.ceiling.denies_listening
+            && !ceiling.denies_listening
             && allowed.is_none_or(|allowed| allowed.give_listening(protocol, port))
     }
 
     /// With a ceiling.
     pub fn new(ceiling: NetworkCeiling) -> Self {
-        Self { ceiling, ..Self::default() }
+        Self { ceiling: RwLock::new(Arc::new(ceiling)), ..Self::default() }
+    }
+
+    /// Takes another ceiling. Connections that are open stay; what is sent or asked for from now on is held to it.
+    pub fn replace_ceiling(&self, ceiling: NetworkCeiling) {
+        *self.ceiling.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ceiling);
+    }
+
+    fn ceiling(&self) -> Arc<NetworkCeiling> {
+        self.ceiling.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From now on, these addresses need a rule of their own, as this machine's.
@@ -84,6 +95,8 @@ pub struct NetworkGrant {
     /// What its guests send, and what the node receives for them.
     sent: Arc<Mutex<TokenBucket>>,
     received: Arc<Mutex<TokenBucket>>,
+    /// Where that is counted.
+    limits: Option<Arc<SharedLimits>>,
     /// Look-ups that wait for the resolver.
     pub(super) look_ups: Arc<Semaphore>,
 }
@@ -93,7 +106,13 @@ impl NetworkGrant {
     pub fn new(rules: Arc<NetworkRules>, node: Arc<NodeNetwork>, denials: Arc<Denials>) -> Self {
         let sent = Arc::new(Mutex::new(TokenBucket::new(SENT_BYTES, SENT_BYTES)));
         let received = Arc::new(Mutex::new(TokenBucket::new(RECEIVED_BYTES, RECEIVED_BYTES)));
-        Self { rules, node, denials, sent, received, look_ups: Arc::new(Semaphore::new(MOST_LOOK_UPS)) }
+        let look_ups = Arc::new(Semaphore::new(MOST_LOOK_UPS));
+        Self { rules, node, denials, sent, received, limits: None, look_ups }
+    }
+
+    /// The same; what is sent and received is counted as the container's.
+    pub fn counted_by(self, limits: Option<Arc<SharedLimits>>) -> Self {
+        Self { limits, ..self }
     }
 }
 
@@ -194,8 +213,8 @@ impl NetworkAccess {
         self.grant.denials.tell(what, why);
     }
 
-    fn ceiling(&self) -> &NetworkCeiling {
-        &self.grant.node.ceiling
+    fn ceiling(&self) -> Arc<NetworkCeiling> {
+        self.grant.node.ceiling()
     }
 
     fn may_bind(&self, protocol: Protocol, port: u16) -> bool {
@@ -339,11 +358,13 @@ impl NetworkAccess {
 
     /// Counts bytes as sent, and tells from when on more may be sent.
     pub(super) fn sends(&self, bytes: usize) -> tokio::time::Instant {
+        self.grant.limits.iter().for_each(|limits| limits.count_sent(bytes));
         spend(&self.grant.sent, bytes)
     }
 
     /// The same of what the node receives for it.
     pub(super) fn receives(&self, bytes: usize) -> tokio::time::Instant {
+        self.grant.limits.iter().for_each(|limits| limits.count_received(bytes));
         spend(&self.grant.received, bytes)
     }
 }

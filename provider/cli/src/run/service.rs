@@ -1,0 +1,122 @@
+//! The node as a service: it tells systemd when it is ready, reloads and ends, and that it is alive; SIGHUP reloads what can change
+//! while it runs.
+
+use super::log::LogLevel;
+use super::{RunArguments, network_ceiling};
+use crate::config::{self, Settings};
+use akri_krustlet_runtime::network::NodeNetwork;
+use clap::CommandFactory as _;
+use sd_notify::NotifyState;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Settings that SIGHUP changes; others count from the next start on.
+const LIVE: [&str; 2] = ["log-level", "network-ceiling"];
+
+/// The running service.
+#[derive(Debug)]
+pub(super) struct Service(());
+
+impl Service {
+    /// Follows the signal, and the node's end. Must be called in a runtime.
+    pub(super) fn start(
+        arguments: &RunArguments,
+        level: LogLevel,
+        network: Arc<NodeNetwork>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut reloads = Reloads { settings: settings(&arguments.config).unwrap_or_default(), level, network };
+        tokio::spawn(async move {
+            while hang_up.recv().await.is_some() {
+                let mut told = vec![NotifyState::Reloading];
+                told.extend(NotifyState::monotonic_usec_now());
+                notify(&told);
+                // Files, and no others than at the start.
+                reloads = match tokio::task::spawn_blocking(move || reloads.once()).await {
+                    Ok(reloads) => reloads,
+                    Err(error) => return tracing::error!(%error, "the settings cannot be reloaded any more"),
+                };
+                notify(&[NotifyState::Ready]);
+            }
+        });
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            notify(&[NotifyState::Stopping]);
+        });
+        if let Some(longest) = sd_notify::watchdog_enabled() {
+            tokio::spawn(async move {
+                let mut ticks = tokio::time::interval(longest / 2);
+                loop {
+                    ticks.tick().await;
+                    notify(&[NotifyState::Watchdog]);
+                }
+            });
+        }
+        Ok(Self(()))
+    }
+
+    /// The node does what it is there for.
+    pub(super) fn is_ready(&self, status: &str) {
+        notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+}
+
+/// Tells systemd, if it started this process.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd is not told");
+    }
+}
+
+fn settings(file: &Option<PathBuf>) -> anyhow::Result<Settings> {
+    let Some(file) = file else { return Ok(Settings::new()) };
+    config::read(&built(), file)
+}
+
+fn built() -> clap::Command {
+    let mut command = crate::Arguments::command();
+    command.build();
+    command
+}
+
+struct Reloads {
+    /// What the files said when they were read last.
+    settings: Settings,
+    level: LogLevel,
+    network: Arc<NodeNetwork>,
+}
+
+impl Reloads {
+    fn once(mut self) -> Self {
+        match self.reload() {
+            Ok(later) if later.is_empty() => tracing::info!("the settings were reloaded"),
+            Ok(later) => {
+                tracing::warn!(
+                    "the settings were reloaded; of these, the change counts from the next start on: {}",
+                    later.join(", ")
+                );
+            }
+            Err(error) => tracing::error!("the settings cannot be reloaded, those that were known count on: {error:#}"),
+        }
+        self
+    }
+
+    /// Reads everything before it changes anything. Which changed settings take a new start.
+    fn reload(&mut self) -> anyhow::Result<Vec<String>> {
+        let arguments = crate::run_arguments()?;
+        let settings = settings(&arguments.config)?;
+        let ceiling = network_ceiling(arguments.network_ceiling.as_deref())?;
+        self.level.set(&arguments.log_level)?;
+        self.network.replace_ceiling(ceiling);
+        let value = |settings: &Settings, key: &str| settings.get(key).map(|(values, _)| values.clone());
+        let mut keys: Vec<_> = settings.keys().chain(self.settings.keys()).cloned().collect();
+        keys.sort();
+        keys.dedup();
+        keys.retain(|key| value(&settings, key) != value(&self.settings, key) && !LIVE.contains(&key.as_str()));
+        self.settings = settings;
+        Ok(keys)
+    }
+}

@@ -1,0 +1,81 @@
+//! What the containers that run take.
+
+use crate::context::PodContext;
+use crate::services::Services;
+use akri_krustlet_runtime::ContainerLimits;
+use k8s_openapi::api::core::v1::ContainerStatus;
+use std::time::Duration;
+
+/// A container that runs, and what it has taken since it was started.
+#[derive(Clone, Debug)]
+pub(super) struct ContainerSample {
+    pub namespace: String,
+    pub pod: String,
+    pub uid: String,
+    pub name: String,
+    pub image: String,
+    pub id: String,
+    /// Seconds of Unix time.
+    pub started: f64,
+    pub cpu: Duration,
+    /// Bytes of linear memory of its guests.
+    pub memory: u64,
+    pub sent: u64,
+    pub received: u64,
+    pub limits: ContainerLimits,
+}
+
+/// All containers that run, by namespace, pod, and place in the pod.
+pub(super) fn samples(services: &Services) -> Vec<ContainerSample> {
+    services.pods.all().iter().flat_map(|context| of_pod(context)).collect()
+}
+
+fn of_pod(context: &PodContext) -> Vec<ContainerSample> {
+    let status = context.reporter.current();
+    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    containers.filter_map(|container| sample(context, container)).collect()
+}
+
+fn sample(context: &PodContext, status: &ContainerStatus) -> Option<ContainerSample> {
+    let running = status.state.as_ref()?.running.as_ref()?;
+    let limits = context.limits(&status.name)?;
+    Some(ContainerSample {
+        namespace: context.pod.namespace().to_owned(),
+        pod: context.pod.name().to_owned(),
+        uid: context.pod.uid().to_owned(),
+        name: status.name.clone(),
+        image: status.image.clone(),
+        id: status.container_id.clone().unwrap_or_default(),
+        started: running.started_at.as_ref().map_or(0.0, |time| time.0.as_second() as f64),
+        cpu: limits.cpu_time(),
+        memory: limits.memory_in_use() as u64,
+        sent: limits.sent(),
+        received: limits.received(),
+        limits: *limits.limits(),
+    })
+}
+
+/// How many containers are in each state: `running`, `exited`, and `created` for those that wait.
+pub(super) fn states(services: &Services) -> [(&'static str, usize); 3] {
+    let mut counts = [("created", 0), ("exited", 0), ("running", 0)];
+    for context in services.pods.all() {
+        let status = context.reporter.current();
+        for container in
+            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
+        {
+            let state = container.state.as_ref();
+            let place = match state {
+                Some(state) if state.running.is_some() => 2,
+                Some(state) if state.terminated.is_some() => 1,
+                _ => 0,
+            };
+            counts[place].1 += 1;
+        }
+    }
+    counts
+}
+
+/// A pod's sums, over its containers, which follow one another.
+pub(super) fn by_pod(samples: &[ContainerSample]) -> impl Iterator<Item = &[ContainerSample]> {
+    samples.chunk_by(|one, next| one.uid == next.uid)
+}

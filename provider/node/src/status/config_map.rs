@@ -1,0 +1,213 @@
+//! Statuses of a node without a cluster of its own, told to the cluster that it runs in as a pod: a ConfigMap, and its events.
+//!
+//! # Guarantees
+//! - The rights that it needs are those to patch one ConfigMap, and to make events in its namespace.
+//! - Changes of a second are one patch; without a change nothing is sent. What cannot be sent is tried again, ever more seldom.
+//! - An entry has at most 4 KiB, and there are at most 200.
+
+use super::{DISCOVERY_HEALTHY, FileSink, StatusSink};
+use crate::cluster::connection::describe;
+use crate::cluster::events::{EventRecorder, EventType};
+use crate::data_directory::DataDirectory;
+use crate::pod::PodObject;
+use akri_krustlet_host::BackOff;
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, PodStatus};
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Changes that come within this time are sent together.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// Pauses after a failure.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Entries, and bytes of one.
+const MOST: usize = 200;
+const MOST_BYTES: usize = 4096;
+/// Who wrote it, for the API server.
+const FIELD_MANAGER: &str = "akri-krustlet";
+
+/// Writes statuses to the data directory and into a ConfigMap.
+#[derive(Debug)]
+pub struct ConfigMapSink {
+    files: FileSink,
+    told: Arc<Told>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Told {
+    events: EventRecorder,
+    object: ObjectReference,
+    /// By UID: the entry's key and text, and what was wrong when it was told last.
+    pods: Mutex<BTreeMap<String, Entry>>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    key: String,
+    text: String,
+    trouble: Option<String>,
+}
+
+impl ConfigMapSink {
+    /// Into the ConfigMap of this name, which may be there or not. Must be called in a runtime.
+    pub fn start(client: Client, node: &str, (namespace, name): (&str, &str), data: DataDirectory) -> Self {
+        let object = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("ConfigMap".to_owned()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..ObjectReference::default()
+        };
+        let events = EventRecorder::start(client.clone(), node);
+        let told = Arc::new(Told { events, object, pods: Mutex::default(), changed: Notify::new() });
+        let api = Api::namespaced(client, namespace);
+        let task = tokio::spawn(send(api, name.to_owned(), told.clone()));
+        Self { files: FileSink::new(data), told, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+impl StatusSink for ConfigMapSink {
+    fn report(&self, pod: &PodObject, status: &PodStatus) {
+        self.files.report(pod, status);
+        let trouble = trouble(status);
+        let entry = Entry { key: key(pod), text: text(status), trouble: trouble.clone() };
+        let old = {
+            let mut pods = self.told.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            if pods.len() >= MOST && !pods.contains_key(pod.uid()) {
+                return;
+            }
+            pods.insert(pod.uid().to_owned(), entry)
+        };
+        if old.and_then(|old| old.trouble) != trouble {
+            let (kind, reason, message) = match trouble {
+                Some(trouble) => (EventType::Warning, "DiscoveryUnhealthy", format!("{}: {trouble}", pod.key())),
+                None => (EventType::Normal, "DiscoveryHealthy", format!("{}: its devices are used", pod.key())),
+            };
+            self.told.events.object(self.told.object.clone(), kind, reason, message);
+        }
+        self.told.changed.notify_one();
+    }
+
+    fn forget(&self, uid: &str) {
+        self.told.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.told.changed.notify_one();
+    }
+}
+
+/// `namespace.name`, which neither of them can make ambiguous: a namespace has no dot.
+fn key(pod: &PodObject) -> String {
+    format!("{}.{}", pod.namespace(), pod.name())
+}
+
+/// Why the pod does not do what it is there for, if it does not.
+fn trouble(status: &PodStatus) -> Option<String> {
+    let unhealthy =
+        |kind: &str| status.conditions.iter().flatten().find(|one| one.type_ == kind && one.status == "False");
+    if let Some(condition) = unhealthy(DISCOVERY_HEALTHY) {
+        return Some(condition.message.clone().or_else(|| condition.reason.clone()).unwrap_or_default());
+    }
+    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason =
+            waiting.reason.as_deref().filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
+        Some(format!("container {}: {reason}: {}", container.name, waiting.message.as_deref().unwrap_or_default()))
+    });
+    let failed = || {
+        let reason = status.reason.as_deref().unwrap_or("Failed");
+        (status.phase.as_deref() == Some("Failed"))
+            .then(|| format!("{reason}: {}", status.message.as_deref().unwrap_or_default()))
+    };
+    waiting.or_else(failed)
+}
+
+/// What people read.
+fn text(status: &PodStatus) -> String {
+    let is_ready = status.conditions.iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
+    let restarts: i32 = status.container_statuses.iter().flatten().map(|container| container.restart_count).sum();
+    let phase = status.phase.as_deref().unwrap_or("Pending");
+    let mut text = format!("phase: {phase}\nready: {is_ready}\nrestarts: {restarts}\n");
+    if let Some(trouble) = trouble(status) {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "trouble: {}", json!(trouble));
+    }
+    text.truncate(text.floor_char_boundary(MOST_BYTES));
+    text
+}
+
+async fn send(api: Api<ConfigMap>, name: String, told: Arc<Told>) {
+    let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
+    let mut sent: BTreeMap<String, String> = BTreeMap::new();
+    let mut is_told = false;
+    loop {
+        told.changed.notified().await;
+        tokio::time::sleep(TOGETHER).await;
+        loop {
+            let data: BTreeMap<_, _> = {
+                let pods = told.pods.lock().unwrap_or_else(PoisonError::into_inner);
+                pods.values().map(|entry| (entry.key.clone(), entry.text.clone())).collect()
+            };
+            if data == sent {
+                break;
+            }
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": data,
+                "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "akri-krustlet"}}});
+            // What this process wrote before and does not say any more goes with it.
+            let parameters = PatchParams::apply(FIELD_MANAGER).force();
+            match api.patch(&name, &parameters, &Patch::Apply(&object)).await {
+                Ok(_) => {
+                    sent = data;
+                    back_off.reset();
+                    is_told = false;
+                    break;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        let error = describe(&error);
+                        tracing::error!(
+                            config_map = name,
+                            "the statuses cannot be told to the cluster, they are tried again: {error}; the service account needs the rights of manifests/handler-mode"
+                        );
+                    }
+                    tokio::time::sleep(back_off.pause()).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn told(status: Value) -> (Option<String>, String) {
+        let status: PodStatus = serde_json::from_value(status).unwrap();
+        (trouble(&status), text(&status))
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pod_is_told_in_one_entry() {
+        let ready = json!({"type": "Ready", "status": "True"});
+        let healthy = told(json!({"phase": "Running", "conditions": [ready]}));
+        assert_eq!(healthy, (None, "phase: Running\nready: true\nrestarts: 0\n".to_owned()));
+        let bad = json!({"type": "DiscoveryHealthy", "status": "False", "message": "a\nb: \"c\""});
+        let (trouble, text) = told(json!({"phase": "Running", "conditions": [ready, bad]}));
+        assert_eq!(trouble.as_deref(), Some("a\nb: \"c\""));
+        assert!(text.ends_with("trouble: \"a\\nb: \\\"c\\\"\"\n"), "{text}");
+        let waiting = json!({"name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}});
+        let (trouble, text) = told(json!({"phase": "Pending", "containerStatuses": [waiting]}));
+        assert_eq!(trouble.as_deref(), Some("container main: ImagePullBackOff: no such image"));
+        assert!(text.contains("restarts: 3\n"), "{text}");
+        let (trouble, _) = told(json!({"phase": "Failed", "reason": "FailedValidation", "message": "no"}));
+        assert_eq!(trouble.as_deref(), Some("FailedValidation: no"));
+    }
+}
