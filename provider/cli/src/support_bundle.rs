@@ -1,16 +1,18 @@
 //! `support-bundle`: what whoever looks into a problem needs to know of a node, in one file, and no secret.
 //!
 //! # Guarantees
-//! - Values of variables, commands, arguments and annotations are left out; so is the content of every file but the containers' logs,
-//!   and those are in it only if asked for.
+//! - Of a pod it has named fields, among them no value of a variable, no command, no argument, no header of a probe. Logs, and the
+//!   messages of statuses, which may be a guest's words, are in it only if asked for; of other files there are names and sizes.
 //! - Nothing is followed out of the data directory, and the bundle is bounded: 10,000 entries of the listing, the last 256 KiB of each log.
 
 use crate::DirectoryArguments;
+use akri_krustlet_host::one_line;
 use akri_krustlet_node::DataDirectory;
 use akri_krustlet_node::data_directory::StoredPod;
 use anyhow::Context as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use k8s_openapi::api::core::v1::{Container, EnvVar, Volume};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -22,17 +24,19 @@ use std::path::{Path, PathBuf};
 const MOST_ENTRIES: usize = 10_000;
 /// Bytes of one log.
 const LOG: u64 = 256 << 10;
+/// Letters of a path that is listed.
+const MOST_PATH: usize = 4096;
 /// What stands where something was left out.
-const REDACTED: &str = "(left out)";
+const LEFT_OUT: &str = "(left out)";
 
 /// Write what is needed to look into a problem into one file: the pods and their statuses without the values of variables,
-/// arguments and annotations, the sizes of the node's files, the machine. No secret is in it, and no log unless asked for.
+/// arguments and annotations, the sizes of the node's files, the machine. No secret is in it, and no word of a guest unless asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SupportBundleArguments {
     /// The file to write; it must not be there yet
     #[arg(long, short, value_name = "FILE", default_value = "akri-krustlet-support.tar.gz")]
     output: PathBuf,
-    /// The ends of the containers' logs as well; look at what is in them before you pass them on
+    /// The ends of the containers' logs and the messages of their statuses as well; look at what is in them before you pass them on
     #[arg(long)]
     logs: bool,
     #[command(flatten)]
@@ -56,8 +60,8 @@ pub(crate) fn support_bundle(arguments: &SupportBundleArguments) -> anyhow::Resu
     add("node.txt", node(&data).as_bytes()).with_context(failed)?;
     add("files.txt", listing(data.path()).as_bytes()).with_context(failed)?;
     let logs = if arguments.logs { logs(&data, &pods) } else { Vec::new() };
-    let items: Vec<_> = pods.into_iter().map(redacted_pod).collect();
-    let list = json!({"apiVersion": "v1", "kind": "PodList", "items": items});
+    let items: Vec<_> = pods.iter().map(|pod| told_of(pod, arguments.logs)).collect();
+    let list = json!({"items": items});
     add("pods.json", serde_json::to_string_pretty(&list)?.as_bytes()).with_context(failed)?;
     for (name, content) in logs {
         add(&name, &content).with_context(failed)?;
@@ -98,6 +102,9 @@ fn node(data: &DataDirectory) -> String {
     )
 }
 
+/// Directories whose entries guests make: what is in them is not listed.
+const OF_GUESTS: [&str; 5] = ["volumes", "exchange", "streams", "files", "termination"];
+
 /// Mode, owner, size and path of each file; links are not followed.
 fn listing(root: &Path) -> String {
     let mut text = String::new();
@@ -119,15 +126,10 @@ fn listing(root: &Path) -> String {
             left -= 1;
             let Ok(metadata) = entry.metadata() else { continue };
             let (mode, path) = (metadata.mode(), entry.path());
-            let _ = writeln!(
-                text,
-                "{mode:o} {}:{} {:>10} {}",
-                metadata.uid(),
-                metadata.gid(),
-                metadata.len(),
-                path.display()
-            );
-            if metadata.is_dir() {
+            let shown = one_line(&path.to_string_lossy(), MOST_PATH);
+            let _ = writeln!(text, "{mode:o} {}:{} {:>10} {shown}", metadata.uid(), metadata.gid(), metadata.len());
+            let is_of_guests = path.file_name().is_some_and(|name| OF_GUESTS.iter().any(|one| name == *one));
+            if metadata.is_dir() && !is_of_guests {
                 directories.push(path);
             }
         }
@@ -135,32 +137,75 @@ fn listing(root: &Path) -> String {
     text
 }
 
-/// A pod without what may be a secret.
-fn redacted_pod(StoredPod { mut pod, status }: StoredPod) -> Value {
-    pod.status = Some(status);
-    pod.metadata.managed_fields = None;
-    let mut pod = serde_json::to_value(pod).unwrap_or_default();
-    if let Some(annotations) = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
-        // Those of the node say what it grants, and no secret.
-        for (_, value) in annotations.iter_mut().filter(|(name, _)| !name.starts_with("akri-krustlet/")) {
-            *value = REDACTED.into();
-        }
+/// What of a pod is in the bundle: only these fields, since a pod may have a secret in any other one.
+fn told_of(StoredPod { pod, status }: &StoredPod, with_messages: bool) -> Value {
+    let (metadata, spec) = (&pod.metadata, pod.spec.clone().unwrap_or_default());
+    // The node's own say what it grants; of others the names are enough.
+    let annotations: serde_json::Map<_, _> = metadata
+        .annotations
+        .iter()
+        .flatten()
+        .map(|(name, value)| {
+            let value = if name.starts_with("akri-krustlet/") { value.as_str() } else { LEFT_OUT };
+            (name.clone(), Value::from(value))
+        })
+        .collect();
+    let container = |container: &Container| {
+        let names = |variable: &EnvVar| variable.name.clone();
+        let probes = [
+            ("startup", &container.startup_probe),
+            ("readiness", &container.readiness_probe),
+            ("liveness", &container.liveness_probe),
+        ];
+        let probes = probes.into_iter().filter(|(_, probe)| probe.is_some()).map(|(name, _)| name);
+        json!({
+            "name": container.name, "image": container.image, "imagePullPolicy": container.image_pull_policy,
+            "restartPolicy": container.restart_policy, "resources": container.resources, "ports": container.ports,
+            "volumeMounts": container.volume_mounts, "stdin": container.stdin,
+            "variables": container.env.iter().flatten().map(names).collect::<Vec<_>>(),
+            "probes": probes.collect::<Vec<_>>(),
+        })
+    };
+    let volume = |volume: &Volume| {
+        let kinds = serde_json::to_value(volume).unwrap_or_default();
+        let kinds = kinds.as_object().into_iter().flatten().map(|(kind, _)| kind).filter(|kind| *kind != "name");
+        json!({"name": volume.name, "kind": kinds.collect::<Vec<_>>()})
+    };
+    let mut status = serde_json::to_value(status).unwrap_or_default();
+    if !with_messages {
+        leave_out_messages(&mut status);
     }
-    for list in ["initContainers", "containers", "ephemeralContainers"] {
-        for container in pod.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut).into_iter().flatten() {
-            for variable in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
-                if let Some(value) = variable.get_mut("value") {
-                    *value = REDACTED.into();
+    json!({
+        "metadata": {
+            "namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid, "generation": metadata.generation,
+            "creationTimestamp": metadata.creation_timestamp, "deletionTimestamp": metadata.deletion_timestamp,
+            "annotations": annotations,
+        },
+        "spec": {
+            "nodeName": spec.node_name, "restartPolicy": spec.restart_policy, "hostNetwork": spec.host_network,
+            "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
+            "initContainers": spec.init_containers.iter().flatten().map(container).collect::<Vec<_>>(),
+            "containers": spec.containers.iter().map(container).collect::<Vec<_>>(),
+            "volumes": spec.volumes.iter().flatten().map(volume).collect::<Vec<_>>(),
+        },
+        "status": status,
+    })
+}
+
+/// Messages may be a guest's own words, or the end of its log.
+fn leave_out_messages(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match (name.as_str(), value) {
+                    ("message", value @ Value::String(_)) => *value = LEFT_OUT.into(),
+                    (_, value) => leave_out_messages(value),
                 }
             }
-            for words in ["command", "args"] {
-                for word in container.get_mut(words).and_then(Value::as_array_mut).into_iter().flatten() {
-                    *word = REDACTED.into();
-                }
-            }
         }
+        Value::Array(values) => values.iter_mut().for_each(leave_out_messages),
+        _ => {}
     }
-    pod
 }
 
 /// The ends of the newest logs of each container.

@@ -3,17 +3,17 @@
 
 mod fixture;
 
-use fixture::cluster::{cluster, manifests};
+use fixture::cluster::{Namespace, cluster, manifests};
 use fixture::{HandlerPod, Node, wait_for};
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cluster_is_told_which_handler_is_healthy_with_the_smallest_rights() {
     let Some(cluster) = cluster() else { return };
-    let namespace = cluster.namespace("handler-mode");
-    let rights = manifests().join("handler-mode/rbac.yaml");
-    namespace.kubectl_ok(&["apply", "-f", rights.to_str().unwrap()]);
-    let token = namespace.kubectl_ok(&["create", "token", "akri-krustlet"]);
+    // With the DaemonSet, for which this cluster has no node.
+    cluster.kubectl_ok(&["apply", "-k", manifests().join("handler-mode").to_str().unwrap()]);
+    let namespace = Namespace { cluster, name: "akri-krustlet-status".to_owned() };
+    let token = cluster.kubectl_ok(&["create", "token", "akri-krustlet", "-n", "akri"]);
 
     let mut node = Node::prepare();
     let kubeconfig = node.path("kubeconfig");
@@ -24,12 +24,12 @@ async fn the_cluster_is_told_which_handler_is_healthy_with_the_smallest_rights()
     own["users"][0]["user"] = serde_json::json!({"token": token.trim()});
     std::fs::write(&kubeconfig, own.to_string()).unwrap();
     node.environment.push(("KUBECONFIG", kubeconfig));
-    node.arguments = vec!["--status-config-map", "handler-mode/akri-krustlet-edge"];
+    node.arguments = vec!["--status-config-map", "akri-krustlet-status/akri-krustlet-edge"];
     node.add(&HandlerPod::new("witness", "debugEcho", "debug-echo"));
     node.add(&HandlerPod { handler: "torn", ..HandlerPod::fault("torn", "torn") });
     node.run();
     node.wait_for_socket("torn");
-    let map = || cluster.get("configmap", "handler-mode", "akri-krustlet-edge");
+    let map = || cluster.get("configmap", "akri-krustlet-status", "akri-krustlet-edge");
     let entry = |pod: &str| map().and_then(|map| Some(map["data"][format!("default.{pod}")].as_str()?.to_owned()));
     let is = |pod: &str, text: &str| wait_for(|| entry(pod).is_some_and(|entry| entry.contains(text)));
     assert!(is("witness", "ready: true"), "{:?}\n{}", map(), node.log());
@@ -46,7 +46,9 @@ async fn the_cluster_is_told_which_handler_is_healthy_with_the_smallest_rights()
     assert!(wait_for(|| entry("torn").is_none()), "{:?}", map());
     assert!(entry("witness").is_some());
     // It can do nothing else.
-    let account = "--as=system:serviceaccount:handler-mode:akri-krustlet";
+    let account = "--as=system:serviceaccount:akri:akri-krustlet";
+    let elsewhere = cluster.kubectl(&["auth", "can-i", "patch", "configmaps", "-n", "akri", account]);
+    assert!(!elsewhere.status.success(), "it can change what other nodes run");
     for question in [["get", "secrets"], ["get", "pods"], ["delete", "configmaps"], ["get", "nodes"]] {
         let output = namespace.kubectl(&["auth", "can-i", question[0], question[1], account]);
         assert!(!output.status.success(), "{question:?} is allowed");

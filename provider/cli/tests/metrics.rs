@@ -199,7 +199,7 @@ fn the_documentation_the_alerts_and_the_dashboard_name_what_there_is() {
     let quoted: String = sources.split('"').skip(1).step_by(2).collect::<Vec<_>>().join(" ");
     let told = names(&quoted);
     assert!(told.len() > 25, "{told:?}");
-    assert_eq!(names(&read("docs/operate.md").split("## Metrics").nth(1).unwrap()), told);
+    assert_eq!(names(read("docs/operate.md").split("## Metrics").nth(1).unwrap()), told);
     for file in ["alerts.yaml", "dashboard.json"] {
         let named = names(&read(&format!("manifests/monitoring/{file}")));
         assert!(named.len() > 5 && named.is_subset(&told), "{file}: {:?}", named.difference(&told).collect::<Vec<_>>());

@@ -145,11 +145,23 @@ fn a_support_bundle_has_no_secret() {
         serde_json::from_str(&HandlerPod::new("witness", "debugEcho", "debug-echo").manifest()).unwrap();
     pod["metadata"]["annotations"]["example.com/note"] = "s3cret".into();
     pod["spec"]["containers"][0]["args"] = serde_json::json!(["--password", "s3cret"]);
+    let header = serde_json::json!([{"name": "Authorization", "value": "s3cret"}]);
+    let probe = serde_json::json!({"httpGet": {"port": 80, "path": "/s3cret", "httpHeaders": header}});
+    let mut refused = pod.clone();
+    refused["metadata"]["name"] = "refused".into();
+    refused["spec"]["containers"][0]["livenessProbe"] = probe;
     let env = pod["spec"]["containers"][0]["env"].as_array_mut().unwrap();
     env.push(serde_json::json!({"name": "PASSWORD", "value": "s3cret"}));
     node.write_manifest("witness.json", &pod.to_string());
+    node.write_manifest("refused.json", &refused.to_string());
+    node.add(&HandlerPod {
+        handler: "",
+        env: vec![("FAULT", "print"), ("FAULT_AT", "start")],
+        ..HandlerPod::fault("words", "print")
+    });
     node.run();
     node.wait_for_running("witness");
+    node.wait_for_pod("refused", "refused", |pod| pod["status"]["phase"] == "Failed");
     let bundle = node.path("bundle.tar.gz");
     let unpacked = |arguments: &[&str]| {
         let output = node.command(&[&["support-bundle", "--output", bundle.to_str().unwrap()], arguments].concat());
@@ -171,7 +183,7 @@ fn a_support_bundle_has_no_secret() {
     assert!(files["node.txt"].contains("running: true"), "{}", files["node.txt"]);
     assert!(files["files.txt"].contains("status.json"), "{}", files["files.txt"]);
     let pods = &files["pods.json"];
-    for text in ["\"witness\"", "PASSWORD", "DiscoveryHealthy", "(left out)"] {
+    for text in ["\"witness\"", "PASSWORD", "DiscoveryHealthy", "FailedValidation", "(left out)"] {
         assert!(pods.contains(text), "{text} is not in {pods}");
     }
     assert!(files.values().all(|text| !text.contains("s3cret")), "{files:?}");

@@ -35,7 +35,10 @@ impl DiscoveryHandler for Service {
         let started = Instant::now();
         let answer = self.answer(request.into_inner(), started).await;
         let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
-        counted().discover_calls.add([&self.handler.name, &format!("{code:?}")]);
+        // What was counted of a handler that is gone stays forgotten.
+        if !self.handler.closing.is_cancelled() {
+            counted().discover_calls.add([&self.handler.name, &format!("{code:?}")]);
+        }
         answer
     }
 }

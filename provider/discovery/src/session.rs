@@ -122,9 +122,6 @@ impl Drop for Session {
         self.withdraw_complaint();
         counted().streams.change([&self.handler.name], -1);
         counted().devices.change([&self.handler.name], -self.devices);
-        if self.handler.closing.is_cancelled() {
-            counted().forget_handler(&self.handler.name);
-        }
     }
 }
 

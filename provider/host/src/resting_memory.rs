@@ -32,7 +32,10 @@ pub async fn let_go_at_rest() {
     }
 }
 
-/// Gives back what the allocator does not use, unmaps all clean pages of files that this process cannot write, and says how many bytes those were.
+/// Gives back what the allocator does not use, unmaps the clean pages of the program's file, and says how many bytes those were.
+///
+/// Of the program's file alone: its mappings are there until the process ends, while another one may be gone, and something else at
+/// its place, between the look at it and the call.
 fn let_go() -> std::io::Result<u64> {
     #[cfg(target_env = "gnu")]
     #[allow(unsafe_code, reason = "only the allocator knows which pages of its arenas are free")]
@@ -40,15 +43,17 @@ fn let_go() -> std::io::Result<u64> {
     unsafe {
         libc::malloc_trim(0);
     }
+    let program = std::fs::read_link("/proc/self/exe")?;
     let maps = std::fs::read_to_string("/proc/self/smaps")?;
     let mut bytes = 0;
-    for mapping in clean_mappings(&maps) {
+    for mapping in clean_mappings(&maps, &program.to_string_lossy()) {
         let start = std::ptr::with_exposed_provenance_mut::<c_void>(mapping.start);
         #[allow(
             unsafe_code,
             reason = "the mapping's pages are a file's, unchanged: the next access maps the same bytes again"
         )]
-        // SAFETY: the mapping cannot be written and has no pages of its own, so that its contents are the file's before and after.
+        // SAFETY: the mapping is the program's, which nobody unmaps; it cannot be written and has no pages of its own, so that its
+        // contents are the file's before and after.
         let gone = unsafe { madvise(start, mapping.length, Advice::LinuxDontNeed) };
         if gone.is_ok() {
             bytes += mapping.resident;
@@ -66,45 +71,52 @@ struct Mapping {
     resident: u64,
 }
 
-/// The mappings of files that cannot be written and of which no page was changed.
-fn clean_mappings(smaps: &str) -> Vec<Mapping> {
-    let mut mappings = Vec::new();
-    let mut current: Option<Mapping> = None;
+/// The mappings of a file that cannot be written and of which no page was changed, in memory or swapped out (relocations,
+/// breakpoints).
+fn clean_mappings(smaps: &str, file: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<(Mapping, bool)> = Vec::new();
+    let mut is_of_file = false;
     for line in smaps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let Some(first) = words.next() else { continue };
-        let kilobytes =
-            |words: &mut std::str::SplitAsciiWhitespace<'_>| words.next().and_then(|n| n.parse::<u64>().ok());
+        let first = line.split_ascii_whitespace().next().unwrap_or_default();
+        if !first.ends_with(':') {
+            let mapping = of_file(line, file);
+            is_of_file = mapping.is_some();
+            mappings.extend(mapping.map(|mapping| (mapping, true)));
+            continue;
+        }
+        let Some((mapping, is_clean)) = mappings.last_mut().filter(|_| is_of_file) else { continue };
+        let kilobytes = line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
         match first {
-            "Rss:" => {
-                if let (Some(mapping), Some(resident)) = (&mut current, kilobytes(&mut words)) {
-                    mapping.resident = resident * 1024;
-                }
-            }
-            // The last one of those that matter: pages that are not the file's any more (relocations, breakpoints).
-            "Anonymous:" => {
-                if let (Some(mapping), Some(0)) = (current.take(), kilobytes(&mut words)) {
-                    mappings.push(mapping);
-                }
-            }
-            _ if first.ends_with(':') => {}
-            _ => current = of_file(first, words),
+            "Rss:" => mapping.resident = kilobytes.unwrap_or_default() * 1024,
+            "Anonymous:" | "Swap:" => *is_clean &= kilobytes == Some(0),
+            _ => {}
         }
     }
-    mappings.retain(|mapping| mapping.resident > 0);
     mappings
+        .into_iter()
+        .filter(|(mapping, is_clean)| *is_clean && mapping.resident > 0)
+        .map(|(mapping, _)| mapping)
+        .collect()
 }
 
-/// A mapping's first line, if it is a file's and read-only: `START-END r-xp OFFSET DEVICE INODE PATH`.
-fn of_file<'a>(range: &str, mut words: impl Iterator<Item = &'a str>) -> Option<Mapping> {
-    let (start, end) = range.split_once('-')?;
+/// A mapping's first line, if it is the file's and read-only: `START-END r-xp OFFSET DEVICE INODE PATH`.
+fn of_file(line: &str, file: &str) -> Option<Mapping> {
+    let mut rest = line;
+    let mut word = || {
+        let (word, after) = rest.split_once(' ')?;
+        rest = after.trim_start_matches(' ');
+        Some(word)
+    };
+    let (start, end) = word()?.split_once('-')?;
+    let permissions = word()?;
+    let inode = [word()?, word()?, word()?][2];
+    let is_read_only = permissions.starts_with('r') && !permissions.contains('w') && permissions.ends_with('p');
+    if rest != file || inode == "0" || !is_read_only {
+        return None;
+    }
     let start = usize::from_str_radix(start, 16).ok()?;
     let end = usize::from_str_radix(end, 16).ok()?;
-    let permissions = words.next()?;
-    let inode = words.nth(2)?;
-    let is_file = inode != "0" && words.next().is_some_and(|path| path.starts_with('/'));
-    let fits = is_file && permissions.starts_with('r') && !permissions.contains('w') && permissions.ends_with('p');
-    fits.then_some(Mapping { start, length: end.checked_sub(start)?, resident: 0 })
+    Some(Mapping { start, length: end.checked_sub(start)?, resident: 0 })
 }
 
 #[cfg(test)]
@@ -114,7 +126,8 @@ mod tests {
     #[test]
     fn only_unchanged_pages_of_files_are_let_go() {
         let entry = |first: &str, anonymous: u64| {
-            format!("{first}\nSize: 64 kB\nRss: 48 kB\nPss: 40 kB\nAnonymous: {anonymous} kB\nVmFlags: rd ex\n")
+            let swap = if first.starts_with("d000") { 4 } else { 0 };
+            format!("{first}\nRss: 48 kB\nPss: 40 kB\nAnonymous: {anonymous} kB\nSwap: {swap} kB\nVmFlags: rd ex\n")
         };
         let smaps = [
             entry("1000-5000 r-xp 00001000 fe:00 17 /usr/bin/node", 0),
@@ -123,12 +136,18 @@ mod tests {
             entry("7000-8000 r--s 00006000 fe:00 18 /var/cache/shared", 0),
             entry("8000-9000 r--p 00000000 00:00 0 [vvar]", 0),
             entry("9000-a000 r-xp 00000000 00:00 0", 0),
-            entry("a000-c000 r-xp 00000000 fe:00 19 /a file (deleted)", 0),
+            entry("a000-c000 r-xp 00000000 fe:00 19 /a program (deleted)", 0),
+            entry("c000-d000 r-xp 00000000 fe:00 20 /usr/lib/libc.so.6", 0),
+            entry("d000-e000 r--p 00000000 fe:00 17 /usr/bin/node", 0),
+            entry("e000-f000 r-xp 00000000 fe:00 21 /a /usr/bin/node", 0),
         ]
         .concat();
-        let expected = [(0x1000, 0x4000), (0xa000, 0x2000)];
-        let mappings = clean_mappings(&smaps);
-        assert_eq!(mappings.iter().map(|m| (m.start, m.length)).collect::<Vec<_>>(), expected);
+        let places = |file: &str| -> Vec<_> {
+            clean_mappings(&smaps, file).iter().map(|mapping| (mapping.start, mapping.length)).collect()
+        };
+        assert_eq!(places("/usr/bin/node"), [(0x1000, 0x4000)]);
+        assert_eq!(places("/a program (deleted)"), [(0xa000, 0x2000)], "it was replaced while it runs");
+        let mappings = clean_mappings(&smaps, "/usr/bin/node");
         assert!(mappings.iter().all(|mapping| mapping.resident == 48 * 1024));
     }
 

@@ -5,7 +5,7 @@
 //!
 //! # Guarantees
 //! - The number of series is bounded: of a metric with labels at most [`MOST_SERIES`] are kept, and what comes beyond is
-//!   counted under the label value `other`.
+//!   counted under the label value `(others)`.
 //! - Names and units are those of the kubelet where it has the same thing, else they begin with `akri_krustlet_`; durations are in
 //!   seconds, sizes in bytes.
 
@@ -191,15 +191,20 @@ impl Counted {
         }
     }
 
+    /// What is counted of a pod goes with it.
+    pub fn forget_pod(&self, namespace: &str, pod: &str) {
+        self.network_denials.forget(&[namespace, pod]);
+    }
+
     /// What is counted of a handler goes with it.
     pub fn forget_handler(&self, handler: &str) {
-        self.streams.forget(handler);
-        self.devices.forget(handler);
-        self.lists.forget(handler);
-        self.first_list.forget(handler);
-        self.steps.forget(handler);
-        self.discover_calls.forget(handler);
-        self.refused_lists.forget(handler);
+        self.streams.forget(&[handler]);
+        self.devices.forget(&[handler]);
+        self.lists.forget(&[handler]);
+        self.first_list.forget(&[handler]);
+        self.steps.forget(&[handler]);
+        self.discover_calls.forget(&[handler]);
+        self.refused_lists.forget(&[handler]);
     }
 }
 
@@ -229,7 +234,7 @@ mod tests {
             "akri_krustlet_events_lost_total 3",
             "akri_krustlet_first_list_duration_seconds_bucket{handler=\"udev\",le=\"0.005\"} 1",
             "akri_krustlet_network_denials_total{namespace=\"default\",pod=\"p0\"} 2",
-            "akri_krustlet_network_denials_total{namespace=\"other\",pod=\"other\"} 1000",
+            "akri_krustlet_network_denials_total{namespace=\"(others)\",pod=\"(others)\"} 1000",
         ] {
             assert!(prometheus.lines().any(|other| other == line), "{line}\n{prometheus}");
         }
@@ -237,7 +242,10 @@ mod tests {
         let open_metrics = text(Format::OpenMetrics);
         assert!(open_metrics.contains("# TYPE akri_krustlet_lists counter\n"), "{open_metrics}");
         assert!(open_metrics.ends_with("# EOF\n"));
+        counted.forget_pod("default", "p0");
+        assert!(!text(Format::Prometheus).contains("pod=\"p0\""));
         counted.forget_handler("udev");
-        assert!(!text(Format::Prometheus).contains("lists_total{handler=\"udev\"}"));
+        counted.streams.change(["udev"], -1);
+        assert!(!text(Format::Prometheus).contains("handler=\"udev\""));
     }
 }

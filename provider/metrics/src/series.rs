@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Combinations of labels of one metric that are told apart.
 pub const MOST_SERIES: usize = 1000;
 /// What the others are counted under.
-const OTHER: &str = "other";
+const OTHER: &str = "(others)";
 
 /// Labels, as they are told.
 pub(crate) type Labels = Vec<(&'static str, String)>;
@@ -61,15 +61,19 @@ where
         act(&self.family.get_or_create(&labels));
     }
 
-    /// Forgets all series whose first label has this value.
-    fn forget(&self, first: &str) {
+    /// Forgets all series whose first labels have these values.
+    fn forget(&self, first: &[&str]) {
         self.known().retain(|labels| {
-            let is_gone = labels.first().is_some_and(|(_, value)| value == first);
+            let is_gone = labels.len() >= first.len() && labels.iter().zip(first).all(|((_, value), one)| value == one);
             if is_gone {
                 self.family.remove(labels);
             }
             !is_gone
         });
+    }
+
+    fn is_known(&self, values: [&str; N]) -> bool {
+        self.known().contains(&self.of(values))
     }
 
     fn known(&self) -> MutexGuard<'_, HashSet<Labels>> {
@@ -99,7 +103,7 @@ impl<const N: usize> Counters<N> {
         });
     }
 
-    pub(crate) fn forget(&self, first: &str) {
+    pub(crate) fn forget(&self, first: &[&str]) {
         self.0.forget(first);
     }
 }
@@ -113,14 +117,16 @@ impl<const N: usize> Gauges<N> {
         Self(Series::new(registry, (name, help), names, Family::default()))
     }
 
-    /// So many more, or fewer.
+    /// So many more, or fewer. What was forgotten, or was never told apart, is not counted down.
     pub fn change(&self, values: [&str; N], by: i64) {
-        self.0.with(values, |gauge| {
-            gauge.inc_by(by);
-        });
+        if by >= 0 || self.0.is_known(values) {
+            self.0.with(values, |gauge| {
+                gauge.inc_by(by);
+            });
+        }
     }
 
-    pub(crate) fn forget(&self, first: &str) {
+    pub(crate) fn forget(&self, first: &[&str]) {
         self.0.forget(first);
     }
 }
@@ -155,7 +161,7 @@ impl<const N: usize> Durations<N> {
         self.0.with(values, |histogram| histogram.observe(took.as_secs_f64()));
     }
 
-    pub(crate) fn forget(&self, first: &str) {
+    pub(crate) fn forget(&self, first: &[&str]) {
         self.0.forget(first);
     }
 }

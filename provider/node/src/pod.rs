@@ -81,7 +81,7 @@ impl PodObject {
     pub fn grace_period(&self) -> Duration {
         let seconds = self.api.metadata.deletion_grace_period_seconds;
         let seconds = seconds.or(self.spec().termination_grace_period_seconds).unwrap_or(30);
-        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+        bounded(seconds)
     }
 
     /// A path of the manifest as a path of the host: relative ones from the manifest's folder.
@@ -113,6 +113,11 @@ impl PodObject {
         };
         of_1_21::Pod { metadata, spec: Some(spec), status: None }.into()
     }
+}
+
+/// A time of an object, in seconds; none below zero. Nothing lasts for more than a year, and no clock is asked for more.
+pub fn bounded(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(365 * 24 * 3600))
 }
 
 /// Whether an init container is a sidecar: it runs beside those that come after it, and is started again however it ends.

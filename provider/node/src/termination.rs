@@ -49,8 +49,8 @@ pub enum Place {
 #[derive(Debug, Default)]
 pub struct Termination {
     stop: watch::Sender<Option<Stop>>,
-    /// Its containers have ended for good; the time that its sidecars have.
-    finished: watch::Sender<Option<Duration>>,
+    /// Its containers have ended for good; when its sidecars have to have, too.
+    finished: watch::Sender<Option<Instant>>,
     running: watch::Sender<Vec<Place>>,
 }
 
@@ -86,9 +86,9 @@ impl Termination {
         }
     }
 
-    /// The pod's containers have ended for good: its sidecars are to end, each within `grace`.
+    /// The pod's containers have ended for good: its sidecars are to end, all of them within `grace`.
     pub fn finish(&self, grace: Duration) {
-        self.finished.send_replace(Some(grace));
+        self.finished.send_replace(Some(Instant::now() + grace));
     }
 
     /// No container of the pod is started again.
@@ -119,7 +119,7 @@ impl Termination {
         }
         match (self.current(), *self.finished.borrow()) {
             (Some(stop), _) => stop.deadline,
-            (None, grace) => Instant::now() + grace.unwrap_or_default(),
+            (None, deadline) => deadline.unwrap_or_else(Instant::now),
         }
     }
 

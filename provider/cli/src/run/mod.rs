@@ -177,12 +177,29 @@ async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<(
     cluster::run(arguments, name, data, network, service, shutdown).await
 }
 
-/// Serves the node's metrics where the operator says.
-async fn serve_metrics(arguments: &RunArguments, node: &Node) -> anyhow::Result<()> {
-    let Some(address) = &arguments.metrics_address else { return Ok(()) };
-    let server = MetricsServer::listen(address, node.metrics()).await.context("--metrics-address")?;
-    tokio::spawn(server.serve());
-    Ok(())
+/// How often an address for metrics that is not to be had is tried.
+const METRICS_RETRY: Duration = Duration::from_secs(30);
+
+/// Serves the node's metrics where the operator says. Somebody else may have taken that place; the node works without.
+fn serve_metrics(arguments: &RunArguments, node: &Node) {
+    let Some(address) = arguments.metrics_address.clone() else { return };
+    let metrics = node.metrics();
+    tokio::spawn(async move {
+        let mut is_told = false;
+        loop {
+            match MetricsServer::listen(&address, metrics.clone()).await {
+                Ok(server) => return server.serve().await,
+                Err(error) if !std::mem::replace(&mut is_told, true) => {
+                    let every = METRICS_RETRY.as_secs();
+                    tracing::error!(
+                        "--metrics-address: {error}; tried again every {every} s, the node runs without metrics"
+                    );
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(METRICS_RETRY).await;
+        }
+    });
 }
 
 /// What does not depend on where the pods come from.

@@ -7,13 +7,13 @@ use crate::config::{self, Settings};
 use akri_krustlet_runtime::network::NodeNetwork;
 use clap::CommandFactory as _;
 use sd_notify::NotifyState;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Settings that SIGHUP changes; others count from the next start on.
-const LIVE: [&str; 2] = ["log-level", "network-ceiling"];
+/// The setting that SIGHUP changes, besides the content of the file of the network ceiling; others count from the next start on.
+const LIVE: &str = "log-level";
 
 /// The running service.
 #[derive(Debug)]
@@ -28,7 +28,13 @@ impl Service {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let mut hang_up = signal(SignalKind::hangup())?;
-        let mut reloads = Reloads { settings: settings(&arguments.config).unwrap_or_default(), level, network };
+        let mut reloads = Reloads {
+            settings: settings(&arguments.config).unwrap_or_default(),
+            ceiling: arguments.network_ceiling.clone(),
+            had_rules: !network_ceiling(arguments.network_ceiling.as_deref())?.is_empty(),
+            level,
+            network,
+        };
         tokio::spawn(async move {
             while hang_up.recv().await.is_some() {
                 let mut told = vec![NotifyState::Reloading];
@@ -85,6 +91,9 @@ fn built() -> clap::Command {
 struct Reloads {
     /// What the files said when they were read last.
     settings: Settings,
+    /// The file of the start; another one counts from the next start on.
+    ceiling: Option<PathBuf>,
+    had_rules: bool,
     level: LogLevel,
     network: Arc<NodeNetwork>,
 }
@@ -108,14 +117,22 @@ impl Reloads {
     fn reload(&mut self) -> anyhow::Result<Vec<String>> {
         let arguments = crate::run_arguments()?;
         let settings = settings(&arguments.config)?;
-        let ceiling = network_ceiling(arguments.network_ceiling.as_deref())?;
+        let ceiling = network_ceiling(self.ceiling.as_deref())?;
+        // A file that is just being written is no wish to let everything through.
+        if self.had_rules && ceiling.is_empty() {
+            let file = self.ceiling.as_deref().unwrap_or(Path::new("")).display();
+            anyhow::bail!(
+                "--network-ceiling {file}: it has no rule any more; a start of the node takes that over, a reload does not"
+            );
+        }
+        self.had_rules = !ceiling.is_empty();
         self.level.set(&arguments.log_level)?;
         self.network.replace_ceiling(ceiling);
         let value = |settings: &Settings, key: &str| settings.get(key).map(|(values, _)| values.clone());
         let mut keys: Vec<_> = settings.keys().chain(self.settings.keys()).cloned().collect();
         keys.sort();
         keys.dedup();
-        keys.retain(|key| value(&settings, key) != value(&self.settings, key) && !LIVE.contains(&key.as_str()));
+        keys.retain(|key| value(&settings, key) != value(&self.settings, key) && key != LIVE);
         self.settings = settings;
         Ok(keys)
     }

@@ -58,6 +58,8 @@ struct Report {
     reason: Reason,
     message: String,
     at: Time,
+    /// Those with the same one share a number of events.
+    budget: String,
 }
 
 impl EventRecorder {
@@ -100,20 +102,32 @@ impl EventRecorder {
         self.report(object, kind, reason.into(), message.into());
     }
 
-    /// An event of another object.
-    pub fn object(&self, object: ObjectReference, kind: EventType, reason: &'static str, message: String) {
-        self.report(object, kind, reason.into(), message);
+    /// An event of another object; of one `budget` no more are sent than of one object.
+    pub fn object(
+        &self,
+        object: ObjectReference,
+        budget: &str,
+        kind: EventType,
+        reason: &'static str,
+        message: String,
+    ) {
+        self.report_of(object, budget.to_owned(), kind, reason.into(), message);
     }
 
-    fn report(&self, object: ObjectReference, kind: EventType, reason: Reason, mut message: String) {
+    fn report(&self, object: ObjectReference, kind: EventType, reason: Reason, message: String) {
+        let budget = object.uid.clone().unwrap_or_default();
+        self.report_of(object, budget, kind, reason, message);
+    }
+
+    fn report_of(&self, object: ObjectReference, budget: String, kind: EventType, reason: Reason, mut message: String) {
         if self.queues.is_empty() {
             return;
         }
         let mut hasher = std::hash::DefaultHasher::new();
-        object.uid.hash(&mut hasher);
+        budget.hash(&mut hasher);
         let queue = &self.queues[hasher.finish() as usize % self.queues.len()];
         message.truncate(message.floor_char_boundary(MOST_MESSAGE));
-        if queue.try_send(Report { object, kind, reason, message, at: crate::status::now() }).is_err() {
+        if queue.try_send(Report { object, kind, reason, message, at: crate::status::now(), budget }).is_err() {
             tracing::debug!("an event is dropped: too many wait for the API server");
         }
     }
@@ -206,7 +220,7 @@ async fn send(client: Client, node: String, mut reports: mpsc::Receiver<Report>)
     let mut number = 0;
     while let Some(report) = reports.recv().await {
         let (now, object) = (Instant::now(), &report.object);
-        let key = hasher.hash_one(&object.uid);
+        let key = hasher.hash_one(&report.budget);
         let budget = match budgets.get(key) {
             Some(budget) => budget,
             None => budgets.insert(key, Budget { left: BURST, at: now }),
@@ -215,7 +229,7 @@ async fn send(client: Client, node: String, mut reports: mpsc::Receiver<Report>)
             tracing::debug!(reason = %report.reason, "an event is dropped: the object has had too many");
             continue;
         }
-        let key = hasher.hash_one((&object.uid, &object.field_path, report.kind, &report.reason, &report.message));
+        let key = hasher.hash_one((&report.budget, &object.field_path, report.kind, &report.reason, &report.message));
         let namespace = object.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
         if let Some(known) = sent.get(key) {

@@ -6,14 +6,13 @@ use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::grants;
 use crate::loaded_image::LoadedImage;
-use crate::pod::is_sidecar;
+use crate::pod::{bounded, is_sidecar};
 use crate::status::{self, ContainerKind};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Outcome;
 use akri_krustlet_runtime::network::NetworkRules;
 use k8s_openapi::api::core::v1::Container;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
 
 pub fn report_running(
@@ -77,9 +76,9 @@ fn is_probed(kind: ContainerKind, container: &Container) -> bool {
 /// Waits for as long as the container's hook says that it sleeps before its end, but not beyond the time that it has.
 pub async fn pre_stop(context: &PodContext, container: &Container, deadline: Instant) {
     let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()?.sleep.as_ref());
-    let Some(seconds) = hook.map(|sleep| u64::try_from(sleep.seconds).unwrap_or(0)) else { return };
+    let Some(pause) = hook.map(|sleep| bounded(sleep.seconds)) else { return };
     tokio::select! {
-        () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+        () = tokio::time::sleep(pause) => {}
         () = tokio::time::sleep_until(deadline) => {}
         () = context.termination.expired() => {}
     }

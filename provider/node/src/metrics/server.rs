@@ -6,6 +6,7 @@
 //! - Connections and what they send are bounded.
 
 use super::NodeMetrics;
+use akri_krustlet_host::socket::{SocketError, SocketFile};
 use akri_krustlet_metrics::Format;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -28,6 +29,8 @@ const CONNECTIONS: usize = 16;
 /// Time for a request's headers, and their size.
 const HEADERS: Duration = Duration::from_secs(10);
 const MOST_HEADER_BYTES: usize = 16 << 10;
+/// Time for a request and its answer; a connection has one.
+const REQUEST: Duration = Duration::from_secs(30);
 
 /// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,11 +68,19 @@ impl FromStr for MetricsAddress {
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
-#[error("metrics cannot be served at {address}: {source}")]
-pub struct MetricsServerError {
-    address: String,
-    #[source]
-    source: std::io::Error,
+pub enum MetricsServerError {
+    /// The port is not to be had.
+    #[error("metrics cannot be served at {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The socket is not.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
 }
 
 /// Serves the metrics of a node, listening.
@@ -82,37 +93,24 @@ pub struct MetricsServer {
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    /// The file goes with it.
+    Unix(UnixListener, SocketFile),
 }
 
 impl MetricsServer {
-    /// Takes the address. A socket that a process left behind is replaced.
+    /// Takes the address. A socket that a process left behind is replaced; the new one is for its owner and group.
     pub async fn listen(address: &MetricsAddress, metrics: Arc<NodeMetrics>) -> Result<Self, MetricsServerError> {
         let listener = match address {
             MetricsAddress::Loopback(address) => TcpListener::bind(address)
                 .await
                 .map(Listener::Tcp)
-                .map_err(|source| MetricsServerError { address: address.to_string(), source })?,
+                .map_err(|source| MetricsServerError::Listen { address: *address, source })?,
             MetricsAddress::Unix(path) => {
-                let failed = |source| MetricsServerError { address: path.display().to_string(), source };
-                if std::os::unix::net::UnixStream::connect(path).is_err()
-                    && let Err(error) = std::fs::remove_file(path)
-                    && error.kind() != std::io::ErrorKind::NotFound
-                {
-                    return Err(failed(error));
-                }
-                UnixListener::bind(path).map(Listener::Unix).map_err(failed)?
+                let (listener, file) = akri_krustlet_host::socket::listen(path)?;
+                Listener::Unix(listener, file)
             }
         };
         Ok(Self { listener, metrics })
-    }
-
-    /// The port, if it has one.
-    pub fn port(&self) -> Option<u16> {
-        match &self.listener {
-            Listener::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
-            Listener::Unix(_) => None,
-        }
     }
 
     /// Serves for ever.
@@ -128,7 +126,7 @@ impl MetricsServer {
                         drop(place);
                     });
                 }),
-                Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
                     tokio::spawn(async move {
                         serve_connection(stream, metrics, true).await;
                         drop(place);
@@ -156,9 +154,13 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
         .max_buf_size(MOST_HEADER_BYTES)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "a connection for metrics ended");
+    // Also for a client that does not read.
+    match tokio::time::timeout(REQUEST, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection for metrics ended"),
+        Err(_) => tracing::debug!("a client for metrics was too slow"),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::memory_directory::MemoryDirectory;
 use crate::metrics::NodeMetrics;
 use crate::objects::Objects;
 use crate::placement::Admitted;
-use crate::pod::PodObject;
+use crate::pod::{PodObject, bounded};
 use crate::provider::WasmProvider;
 use crate::services::Services;
 use crate::source::{PodEvent, PodSource};
@@ -85,10 +85,10 @@ async fn overdue(context: Arc<PodContext>) {
 
 /// Counted from the pod's start.
 fn deadline(context: &PodContext, pod: &PodObject) -> Option<tokio::time::Instant> {
-    let seconds = u64::try_from(pod.spec().active_deadline_seconds?).ok()?;
+    let deadline = bounded(pod.spec().active_deadline_seconds?);
     let started = context.reporter.current().start_time?.0;
     let active = Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default();
-    Some(tokio::time::Instant::now() + Duration::from_secs(seconds).saturating_sub(active))
+    Some(tokio::time::Instant::now() + deadline.saturating_sub(active))
 }
 
 /// How often the machine is looked at.
@@ -390,6 +390,7 @@ impl Node {
         self.services.sink.forget(uid);
         self.pauses.remove(uid);
         if let Some(known) = self.pods.remove(uid) {
+            counted().forget_pod(known.pod.namespace(), known.pod.name());
             self.remove_files(&known.pod.api);
         }
     }

@@ -55,7 +55,9 @@ impl State<PodState> for Initializing {
 async fn run_sidecar(context: Arc<PodContext>, mounted: Arc<MountedVolumes>, container: Container) {
     let place = place(&context, ContainerKind::Init, &container.name);
     tokio::select! {
-        _ = supervise(&context, &mounted, ContainerKind::Init, &container, RestartPolicy::Always) => {}
+        // Nothing is started when the pod is over.
+        biased;
         () = context.termination.over_without(place) => {}
+        _ = supervise(&context, &mounted, ContainerKind::Init, &container, RestartPolicy::Always) => {}
     }
 }

@@ -11,6 +11,7 @@ use crate::cluster::events::{EventRecorder, EventType};
 use crate::data_directory::DataDirectory;
 use crate::pod::PodObject;
 use akri_krustlet_host::BackOff;
+use akri_krustlet_runtime::Digest;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, PodStatus};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
@@ -26,9 +27,11 @@ use tokio_util::task::AbortOnDropHandle;
 const TOGETHER: Duration = Duration::from_secs(1);
 /// Pauses after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// Entries, and bytes of one.
+/// Entries, and bytes of one; a byte of what is wrong may take six when it is quoted.
 const MOST: usize = 200;
 const MOST_BYTES: usize = 4096;
+/// Letters of a key; the API's bound.
+const MOST_KEY: usize = 253;
 /// Who wrote it, for the API server.
 const FIELD_MANAGER: &str = "akri-krustlet";
 
@@ -44,15 +47,17 @@ pub struct ConfigMapSink {
 struct Told {
     events: EventRecorder,
     object: ObjectReference,
-    /// By UID: the entry's key and text, and what was wrong when it was told last.
+    /// By their keys.
     pods: Mutex<BTreeMap<String, Entry>>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    key: String,
+    /// The pod's; of two pods of one name the one that was told of last counts.
+    uid: String,
     text: String,
+    /// What was wrong when it was told last.
     trouble: Option<String>,
 }
 
@@ -78,33 +83,41 @@ impl StatusSink for ConfigMapSink {
     fn report(&self, pod: &PodObject, status: &PodStatus) {
         self.files.report(pod, status);
         let trouble = trouble(status);
-        let entry = Entry { key: key(pod), text: text(status), trouble: trouble.clone() };
+        let entry = Entry { uid: pod.uid().to_owned(), text: text(status), trouble: trouble.clone() };
+        let key = key(pod);
         let old = {
             let mut pods = self.told.pods.lock().unwrap_or_else(PoisonError::into_inner);
-            if pods.len() >= MOST && !pods.contains_key(pod.uid()) {
+            if pods.len() >= MOST && !pods.contains_key(&key) {
                 return;
             }
-            pods.insert(pod.uid().to_owned(), entry)
+            pods.insert(key.clone(), entry)
         };
         if old.and_then(|old| old.trouble) != trouble {
             let (kind, reason, message) = match trouble {
                 Some(trouble) => (EventType::Warning, "DiscoveryUnhealthy", format!("{}: {trouble}", pod.key())),
                 None => (EventType::Normal, "DiscoveryHealthy", format!("{}: its devices are used", pod.key())),
             };
-            self.told.events.object(self.told.object.clone(), kind, reason, message);
+            self.told.events.object(self.told.object.clone(), &key, kind, reason, message);
         }
         self.told.changed.notify_one();
     }
 
     fn forget(&self, uid: &str) {
-        self.told.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.told.pods.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, entry| entry.uid != uid);
         self.told.changed.notify_one();
     }
 }
 
-/// `namespace.name`, which neither of them can make ambiguous: a namespace has no dot.
+/// `namespace.name`, which neither of them can make ambiguous: a namespace has no dot. What is longer than a key may be ends with
+/// the pod's digest.
 fn key(pod: &PodObject) -> String {
-    format!("{}.{}", pod.namespace(), pod.name())
+    let mut key = format!("{}.{}", pod.namespace(), pod.name());
+    if key.len() > MOST_KEY {
+        let digest = Digest::of(key.as_bytes());
+        key.truncate(key.floor_char_boundary(MOST_KEY - 20));
+        key = format!("{key}.{}", &digest.hex()[..16]);
+    }
+    key
 }
 
 /// Why the pod does not do what it is there for, if it does not.
@@ -134,17 +147,19 @@ fn text(status: &PodStatus) -> String {
     let restarts: i32 = status.container_statuses.iter().flatten().map(|container| container.restart_count).sum();
     let phase = status.phase.as_deref().unwrap_or("Pending");
     let mut text = format!("phase: {phase}\nready: {is_ready}\nrestarts: {restarts}\n");
-    if let Some(trouble) = trouble(status) {
+    if let Some(mut trouble) = trouble(status) {
+        trouble.truncate(trouble.floor_char_boundary(MOST_BYTES / 8));
         // Writing to a string does not fail.
         let _ = writeln!(text, "trouble: {}", json!(trouble));
     }
-    text.truncate(text.floor_char_boundary(MOST_BYTES));
     text
 }
 
 async fn send(api: Api<ConfigMap>, name: String, told: Arc<Told>) {
     let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
-    let mut sent: BTreeMap<String, String> = BTreeMap::new();
+    // What an earlier life of the node said is replaced also by nothing.
+    let mut sent: Option<BTreeMap<String, String>> = None;
+    told.changed.notify_one();
     let mut is_told = false;
     loop {
         told.changed.notified().await;
@@ -152,9 +167,9 @@ async fn send(api: Api<ConfigMap>, name: String, told: Arc<Told>) {
         loop {
             let data: BTreeMap<_, _> = {
                 let pods = told.pods.lock().unwrap_or_else(PoisonError::into_inner);
-                pods.values().map(|entry| (entry.key.clone(), entry.text.clone())).collect()
+                pods.iter().map(|(key, entry)| (key.clone(), entry.text.clone())).collect()
             };
-            if data == sent {
+            if sent.as_ref() == Some(&data) {
                 break;
             }
             let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": data,
@@ -163,7 +178,7 @@ async fn send(api: Api<ConfigMap>, name: String, told: Arc<Told>) {
             let parameters = PatchParams::apply(FIELD_MANAGER).force();
             match api.patch(&name, &parameters, &Patch::Apply(&object)).await {
                 Ok(_) => {
-                    sent = data;
+                    sent = Some(data);
                     back_off.reset();
                     is_told = false;
                     break;
@@ -194,6 +209,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_one_that_a_config_map_may_have() {
+        let key = |name: &str| {
+            let pod = json!({"metadata": {"name": name, "namespace": "ns"}});
+            key(&PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None })
+        };
+        assert_eq!(key("short"), "ns.short");
+        let (one, other) = (key(&"a".repeat(252)), key(&"a".repeat(253)));
+        assert!(one.len() <= MOST_KEY && other.len() <= MOST_KEY && one != other, "{one} {other}");
+    }
+
+    #[test]
     fn what_is_wrong_with_a_pod_is_told_in_one_entry() {
         let ready = json!({"type": "Ready", "status": "True"});
         let healthy = told(json!({"phase": "Running", "conditions": [ready]}));
@@ -207,6 +233,9 @@ mod tests {
         let (trouble, text) = told(json!({"phase": "Pending", "containerStatuses": [waiting]}));
         assert_eq!(trouble.as_deref(), Some("container main: ImagePullBackOff: no such image"));
         assert!(text.contains("restarts: 3\n"), "{text}");
+        let long = "\u{1}".repeat(10_000);
+        let (_, text) = told(json!({"phase": "Failed", "reason": "R", "message": long}));
+        assert!(text.len() < MOST_BYTES && text.ends_with("\"\n"), "{}", text.len());
         let (trouble, _) = told(json!({"phase": "Failed", "reason": "FailedValidation", "message": "no"}));
         assert_eq!(trouble.as_deref(), Some("FailedValidation: no"));
     }

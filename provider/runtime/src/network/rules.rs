@@ -323,6 +323,13 @@ pub struct NetworkCeiling {
     pub(super) allowed: Option<NetworkRules>,
 }
 
+impl NetworkCeiling {
+    /// Whether it takes nothing away.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl FromStr for NetworkCeiling {
     type Err = RuleError;
 

@@ -12,6 +12,7 @@ use self::check::Check;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::fields::NodeFacts;
+use crate::pod::bounded;
 use crate::status::{ContainerKind, StatusReporter, Verdict};
 use akri_krustlet_runtime::network::NetworkRules;
 use akri_krustlet_runtime::network::rules::Protocol;
@@ -166,7 +167,7 @@ impl Probe {
         if successes != 1 && name != READINESS {
             return Err(format!("successThreshold {successes}: only a readinessProbe may have another than 1"));
         }
-        let grace_period = probe.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let grace_period = probe.termination_grace_period_seconds.filter(|seconds| *seconds >= 0);
         Ok(Self {
             name,
             check,
@@ -175,7 +176,7 @@ impl Probe {
             timeout: seconds("timeoutSeconds", probe.timeout_seconds, 1)?,
             successes,
             failures: or("failureThreshold", probe.failure_threshold, 3)?,
-            grace_period: grace_period.map(Duration::from_secs),
+            grace_period: grace_period.map(bounded),
         })
     }
 

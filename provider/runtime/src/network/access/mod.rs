@@ -44,6 +44,8 @@ const SPECIAL: &str =
 #[derive(Debug, Default)]
 pub struct NodeNetwork {
     ceiling: RwLock<Arc<NetworkCeiling>>,
+    /// How often the ceiling was replaced.
+    generation: AtomicU64,
     special: SpecialAddresses,
     denials: AtomicU64,
 }
@@ -63,9 +65,11 @@ impl NodeNetwork {
         Self { ceiling: RwLock::new(Arc::new(ceiling)), ..Self::default() }
     }
 
-    /// Takes another ceiling. Connections that are open stay; what is sent or asked for from now on is held to it.
+    /// Takes another ceiling. Connections and groups that are open stay; what is sent or asked for from now on is held to it, and
+    /// names are to be looked up again.
     pub fn replace_ceiling(&self, ceiling: NetworkCeiling) {
         *self.ceiling.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ceiling);
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     fn ceiling(&self) -> Arc<NetworkCeiling> {
@@ -132,6 +136,8 @@ pub struct NetworkAccess {
     /// Where names led that its rules have, and where those led that the ceiling has.
     resolved: Mutex<Resolved>,
     ceiling_resolved: Mutex<Resolved>,
+    /// The ceiling's generation that they are of.
+    generation: AtomicU64,
     /// Who has sent something to its listeners.
     heard: Mutex<VecDeque<SocketAddr>>,
 }
@@ -139,12 +145,14 @@ pub struct NetworkAccess {
 impl NetworkAccess {
     /// Of a guest that has a request with these details, JSON; or none.
     pub fn new(grant: NetworkGrant, details: &str) -> Arc<Self> {
+        let generation = grant.node.generation.load(Ordering::Acquire);
         let details = grant.rules.0.iter().flat_map(|rule| super::details::given(rule, details)).collect();
         Arc::new(Self {
             grant,
             details,
             resolved: Mutex::default(),
             ceiling_resolved: Mutex::default(),
+            generation: AtomicU64::new(generation),
             heard: Mutex::default(),
         })
     }
@@ -231,7 +239,18 @@ impl NetworkAccess {
         self.grant.node.gives_listening(&self.grant.rules, protocol, port)
     }
 
+    /// Where names led by the rules of another ceiling counts no more.
+    fn forget_old_names(&self) {
+        let generation = self.grant.node.generation.load(Ordering::Acquire);
+        if self.generation.swap(generation, Ordering::AcqRel) != generation {
+            for resolved in [&self.resolved, &self.ceiling_resolved] {
+                resolved.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            }
+        }
+    }
+
     fn may_reach(&self, protocol: Protocol, place: SocketAddr) -> bool {
+        self.forget_old_names();
         self.is_given(protocol, place) && !self.is_denied(place) && self.is_allowed(protocol, place)
     }
 
@@ -339,6 +358,7 @@ impl NetworkAccess {
 
     /// What of the addresses that a name led to the guest is told; those that its rules give by the name can be reached from now on.
     pub(super) fn resolved(&self, name: &str, addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+        self.forget_old_names();
         let single = |address: &IpAddr| {
             let is_it =
                 |rule: &Rule| matches!(rule, Rule::Reach { target: Target::Net(net), .. } if is_single(net, *address));
