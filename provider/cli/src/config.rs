@@ -7,6 +7,7 @@
 //! - A key that is no flag, and a value that the flag does not take, are errors that name the file.
 
 use anyhow::{Context as _, bail};
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Command};
 use serde_json::Value;
@@ -94,10 +95,15 @@ fn read_one(command: &Command, file: &Path) -> anyhow::Result<BTreeMap<String, V
         let line = ["akri-krustlet", COMMAND].into_iter().map(str::to_owned).chain(words(argument, &key, &values));
         // Its own words, without the usage that follows them.
         let parsed = command.clone().ignore_errors(false).try_get_matches_from(line);
-        if let Err(error) = parsed.map_err(|error| error.to_string())
-            && let Some(words) = error.lines().next().and_then(|line| line.strip_prefix("error: "))
+        // What it needs besides, and what it conflicts with, is seen with all that is said.
+        let of_value =
+            [ErrorKind::InvalidValue, ErrorKind::ValueValidation, ErrorKind::TooManyValues, ErrorKind::NoEquals];
+        if let Err(error) = parsed
+            && of_value.contains(&error.kind())
         {
-            bail!("{}: {words}", failed());
+            let words = error.to_string();
+            let words = words.lines().next().unwrap_or_default();
+            bail!("{}: {}", failed(), words.strip_prefix("error: ").unwrap_or(words));
         }
         settings.insert(key, values);
     }
@@ -187,6 +193,8 @@ mod tests {
             "--port=3002",
         ];
         assert_eq!(found, expected);
+        let needs_another = merged("manifests: /m\nstatus-config-map: a/b\n", "", &[]).unwrap();
+        assert_eq!(needs_another, ["--manifests=/m", "--status-config-map=a/b"]);
         assert_eq!(merged("# nothing\n", "", &[]).unwrap(), [""; 0]);
     }
 

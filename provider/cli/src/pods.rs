@@ -4,7 +4,7 @@ use crate::DirectoryArguments;
 use crate::output::{age, table, text_of};
 use akri_krustlet_node::data_directory::StoredPod;
 use akri_krustlet_node::status::DISCOVERY_HEALTHY;
-use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 /// List the pods of the node on this machine, from its data directory: as kubectl would, and below the table what is wrong
 /// with any of them.
@@ -48,13 +48,14 @@ pub(crate) fn pods(arguments: &PodsArguments) -> anyhow::Result<()> {
     for StoredPod { pod, status } in &pods {
         let name = pod.metadata.name.clone().unwrap_or_default();
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let containers = status.container_statuses.as_deref().unwrap_or_default();
+        let sidecars = status.init_container_statuses.iter().flatten().filter(|one| is_sidecar(pod, &one.name));
+        let containers: Vec<_> = sidecars.chain(status.container_statuses.iter().flatten()).collect();
         let ready = containers.iter().filter(|container| container.ready).count();
         let restarts: i32 = containers.iter().map(|container| container.restart_count).sum();
         let started = status.start_time.as_ref().map(|time| age(time.0)).unwrap_or_default();
         problems.extend(problems_of(status).into_iter().map(|problem| format!("{namespace}/{name}: {problem}")));
         let ready = format!("{ready}/{}", containers.len());
-        rows.add_row([namespace, name, ready, summary(status), restarts.to_string(), started]);
+        rows.add_row([namespace, name, ready, summary(pod, status), restarts.to_string(), started]);
     }
     println!("{}", text_of(&rows));
     for problem in problems {
@@ -63,8 +64,14 @@ pub(crate) fn pods(arguments: &PodsArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether an init container of the pod runs on.
+fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    init.into_iter().any(|container| container.name == name && akri_krustlet_node::pod::is_sidecar(container))
+}
+
 /// The word in kubectl's STATUS column.
-fn summary(status: &PodStatus) -> String {
+fn summary(pod: &Pod, status: &PodStatus) -> String {
     let phase = status.phase.clone().unwrap_or_else(|| "Unknown".to_owned());
     let of_containers = status
         .init_container_statuses
@@ -79,11 +86,12 @@ fn summary(status: &PodStatus) -> String {
         })
         .next_back();
     let init = status.init_container_statuses.as_deref().unwrap_or_default();
-    let exited_well = |container: &&ContainerStatus| {
+    let is_done = |container: &&ContainerStatus| {
         let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
-        ended.is_some_and(|ended| ended.exit_code == 0)
+        let runs_on = is_sidecar(pod, &container.name) && container.started == Some(true);
+        runs_on || ended.is_some_and(|ended| ended.exit_code == 0)
     };
-    let done = init.iter().filter(exited_well).count();
+    let done = init.iter().take_while(is_done).count();
     if done < init.len() && phase != "Succeeded" && status.reason.is_none() {
         let state = init.get(done).and_then(|container| container.state.as_ref());
         let waiting = state.and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.clone());

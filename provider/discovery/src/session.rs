@@ -120,8 +120,11 @@ struct Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.withdraw_complaint();
-        counted().streams.change([&self.handler.name], -1);
-        counted().devices.change([&self.handler.name], -self.devices);
+        // What was counted of a handler that is gone is forgotten, and may be another one's by now.
+        if !self.handler.closing.is_cancelled() {
+            counted().streams.change([&self.handler.name], -1);
+            counted().devices.change([&self.handler.name], -self.devices);
+        }
     }
 }
 
@@ -161,9 +164,26 @@ impl Session {
             && look(&list, &container).await.is_ok()
         {
             self.before = Some(Before::new(&list.devices));
-            self.output.send(list, container.settings().shared);
+            self.send(list, container.settings().shared);
             self.say(Verdict::Answered);
         }
+    }
+
+    /// Sends a list unless it is the last one, and counts it; whether it is new.
+    fn send(&mut self, list: DiscoverResponse, shared: bool) -> bool {
+        let devices = i64::try_from(list.devices.len()).unwrap_or(i64::MAX);
+        let is_news = self.output.send(list, shared);
+        if self.handler.closing.is_cancelled() {
+            return is_news;
+        }
+        if is_news {
+            counted().lists.add([&self.handler.name]);
+            counted().devices.change([&self.handler.name], devices - std::mem::replace(&mut self.devices, devices));
+        }
+        if let Some(called) = self.called.take() {
+            counted().first_list.observe([&self.handler.name], called.elapsed());
+        }
+        is_news
     }
 
     async fn serve(&mut self) {
@@ -315,15 +335,7 @@ impl Session {
         }
         self.note(note, container);
         self.is_sent = true;
-        let devices = i64::try_from(list.devices.len()).unwrap_or(i64::MAX);
-        let is_news = self.output.send(list, container.settings().shared);
-        if is_news {
-            counted().lists.add([&self.handler.name]);
-            counted().devices.change([&self.handler.name], devices - std::mem::replace(&mut self.devices, devices));
-        }
-        if let Some(called) = self.called.take() {
-            counted().first_list.observe([&self.handler.name], called.elapsed());
-        }
+        let is_news = self.send(list, container.settings().shared);
         // The call is answered before the disk is.
         self.say(Verdict::Answered);
         if let Some(list) = self.output.last().filter(|_| is_news) {

@@ -117,9 +117,10 @@ impl<const N: usize> Gauges<N> {
         Self(Series::new(registry, (name, help), names, Family::default()))
     }
 
-    /// So many more, or fewer. What was forgotten, or was never told apart, is not counted down.
+    /// So many more, or fewer. What was forgotten is not counted down, and what is not told apart is not told: what comes and goes
+    /// has no sum of the others.
     pub fn change(&self, values: [&str; N], by: i64) {
-        if by >= 0 || self.0.is_known(values) {
+        if self.0.is_known(values) || by >= 0 && self.0.known().len() < MOST_SERIES {
             self.0.with(values, |gauge| {
                 gauge.inc_by(by);
             });

@@ -10,7 +10,7 @@ use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::SharedLimits;
 use k8s_openapi::api::core::v1::Container;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -31,8 +31,8 @@ pub struct PodContext {
     pub images: Mutex<HashMap<String, LoadedImage>>,
     /// Why the node puts an end to it, if it does.
     pub eviction: OnceLock<String>,
-    /// The limits that the guests of its containers share now, by the containers' names.
-    pub memory: Mutex<HashMap<String, Weak<SharedLimits>>>,
+    /// What the guests of its containers share: limits, and what was taken of them.
+    pub shares: Shares,
     /// An earlier run of the node had it.
     pub ran_before: bool,
 }
@@ -87,13 +87,12 @@ impl PodContext {
 
     /// Bytes of linear memory that its guests have now.
     pub fn memory_in_use(&self) -> u64 {
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.values().filter_map(Weak::upgrade).map(|limits| limits.memory_in_use() as u64).sum()
+        self.shares.lives().values().map(|limits| limits.memory_in_use() as u64).sum()
     }
 
-    /// The limits that the guests of a container share, while it runs.
+    /// The limits that the guests of a container share, in the life that it was started for last.
     pub fn limits(&self, container: &str) -> Option<Arc<SharedLimits>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner).get(container).and_then(Weak::upgrade)
+        self.shares.lives().get(container).cloned()
     }
 
     /// Keeps an image for a container.
@@ -104,6 +103,53 @@ impl PodContext {
     /// Tells of something that happened to one of its containers.
     pub fn event(&self, kind: ContainerKind, container: &str, of: EventType, reason: &'static str, message: String) {
         self.services.events.container(&self.pod, (kind, container), of, reason, message);
+    }
+}
+
+/// What the containers of a pod have taken, each in its last life, and all in the lives before.
+#[derive(Debug, Default)]
+pub struct Shares {
+    lives: Mutex<HashMap<String, Arc<SharedLimits>>>,
+    ended: Mutex<Taken>,
+}
+
+/// What guests have taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    /// CPU time.
+    pub cpu: Duration,
+    /// Bytes sent by the network.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+}
+
+impl Taken {
+    fn add(&mut self, limits: &SharedLimits) {
+        self.cpu += limits.cpu_time();
+        self.sent += limits.sent();
+        self.received += limits.received();
+    }
+}
+
+impl Shares {
+    /// A container is started once more.
+    pub fn begin(&self, container: &str, limits: Arc<SharedLimits>) {
+        if let Some(old) = self.lives().insert(container.to_owned(), limits) {
+            self.ended.lock().unwrap_or_else(PoisonError::into_inner).add(&old);
+        }
+    }
+
+    /// What all lives of all containers have taken; it never becomes less.
+    pub fn taken(&self) -> Taken {
+        let lives = self.lives();
+        let mut taken = *self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        lives.values().for_each(|limits| taken.add(limits));
+        taken
+    }
+
+    fn lives(&self) -> MutexGuard<'_, HashMap<String, Arc<SharedLimits>>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -38,11 +38,15 @@ impl PodState {
     /// The pod's containers have ended for good; so do its sidecars.
     pub async fn end_sidecars(&mut self) {
         self.context.termination.finish(self.context.latest().grace_period());
+        if self.sidecars.is_empty() {
+            return;
+        }
         for sidecar in self.sidecars.drain(..) {
             if let Err(error) = sidecar.await {
                 tracing::error!(pod = self.context.pod.key(), %error, "the task of a sidecar failed");
             }
         }
+        self.context.reporter.set_sidecars_terminated();
     }
 }
 

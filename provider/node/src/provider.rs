@@ -64,7 +64,7 @@ impl WasmProvider {
             termination: Default::default(),
             images: Default::default(),
             eviction: Default::default(),
-            memory: Default::default(),
+            shares: Default::default(),
             ran_before,
         });
         PodState { context, volumes: Volumes::default(), back_off: Default::default(), sidecars: Vec::new() }

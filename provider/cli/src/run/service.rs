@@ -9,6 +9,7 @@ use clap::CommandFactory as _;
 use sd_notify::NotifyState;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,9 @@ const LIVE: &str = "log-level";
 
 /// The running service.
 #[derive(Debug)]
-pub(super) struct Service(());
+pub(super) struct Service {
+    is_ready: Arc<AtomicBool>,
+}
 
 impl Service {
     /// Follows the signal, and the node's end. Must be called in a runtime.
@@ -28,6 +31,8 @@ impl Service {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let mut hang_up = signal(SignalKind::hangup())?;
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let started = is_ready.clone();
         let mut reloads = Reloads {
             settings: settings(&arguments.config).unwrap_or_default(),
             ceiling: arguments.network_ceiling.clone(),
@@ -45,7 +50,9 @@ impl Service {
                     Ok(reloads) => reloads,
                     Err(error) => return tracing::error!(%error, "the settings cannot be reloaded any more"),
                 };
-                notify(&[NotifyState::Ready]);
+                if started.load(Ordering::Relaxed) {
+                    notify(&[NotifyState::Ready]);
+                }
             }
         });
         tokio::spawn(async move {
@@ -61,11 +68,12 @@ impl Service {
                 }
             });
         }
-        Ok(Self(()))
+        Ok(Self { is_ready })
     }
 
     /// The node does what it is there for.
     pub(super) fn is_ready(&self, status: &str) {
+        self.is_ready.store(true, Ordering::Relaxed);
         notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 }
@@ -89,7 +97,7 @@ fn built() -> clap::Command {
 }
 
 struct Reloads {
-    /// What the files said when they were read last.
+    /// What the files said at the start.
     settings: Settings,
     /// The file of the start; another one counts from the next start on.
     ceiling: Option<PathBuf>,
@@ -133,7 +141,6 @@ impl Reloads {
         keys.sort();
         keys.dedup();
         keys.retain(|key| value(&settings, key) != value(&self.settings, key) && key != LIVE);
-        self.settings = settings;
         Ok(keys)
     }
 }

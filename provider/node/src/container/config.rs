@@ -5,6 +5,7 @@ use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::environment::{self, EnvironmentError, Scope, Sources};
 use crate::loaded_image::LoadedImage;
+use crate::pod::is_sidecar;
 use crate::status::{self, ContainerKind};
 use akri_krustlet_discovery::handlers::ForeignName;
 use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
@@ -38,7 +39,7 @@ pub fn renew_claim(
     scope: Scope<'_>,
     claim: &mut Option<HandlerClaim>,
 ) -> Result<Option<HandlerSettings>, HandlerError> {
-    if kind == ContainerKind::Init {
+    if kind == ContainerKind::Init && !is_sidecar(container) {
         return Ok(None);
     }
     let settings = handler_settings(context, container, image, scope)?;

@@ -20,7 +20,7 @@ use akri_krustlet_runtime::stdin::Stdin;
 use akri_krustlet_runtime::{GuestSpec, ModuleKind, Outcome};
 use k8s_openapi::api::core::v1::Container;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// What one life of a container has that the next one may have otherwise.
 pub struct Life<'a> {
@@ -74,8 +74,7 @@ async fn prepare(
     let scope = Scope::All(sources);
     let devices = device::access(context, kind, &container.name).await?;
     let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
-    let shared = Arc::downgrade(&limits);
-    context.memory.lock().unwrap_or_else(PoisonError::into_inner).insert(container.name.clone(), shared);
+    context.shares.begin(&container.name, limits.clone());
     let mut variables = environment::variables(container, &context.latest(), &services.node, scope)
         .map_err(|error| error.to_string())?;
     // What the pod's author says counts.

@@ -1,18 +1,18 @@
 //! `/metrics/cadvisor`: the series of containers that dashboards use.
 
-use super::container::{ContainerSample, by_pod};
+use super::container::PodSample;
 use super::machine;
 use akri_krustlet_metrics::Page;
 
 /// The period of a CPU quota, in microseconds; Linux' default.
 const PERIOD: f64 = 100_000.0;
 
-pub(super) fn tell(page: &mut Page, samples: &[ContainerSample]) {
+pub(super) fn tell(page: &mut Page, samples: &[PodSample]) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     page.gauge("machine_cpu_cores", "Cores of the machine", &[], cores as f64);
     page.gauge("machine_memory_bytes", "Memory of the machine", &[], machine::memory().0 as f64);
     let now = machine::now();
-    for sample in samples {
+    for sample in samples.iter().flat_map(|pod| &pod.containers) {
         let labels = [
             ("container", sample.name.as_str()),
             ("id", sample.id.as_str()),
@@ -39,14 +39,13 @@ pub(super) fn tell(page: &mut Page, samples: &[ContainerSample]) {
         page.gauge("container_start_time_seconds", "When it was started, in Unix time", &labels, sample.started);
         page.gauge("container_last_seen", "When it was looked at, in Unix time", &labels, now);
     }
-    for containers in by_pod(samples) {
-        let first = &containers[0];
+    for sample in samples {
+        let first = &sample.containers[0];
         // As cAdvisor tells the network of a pod, which all of its containers share.
         let labels = [("interface", "wasi"), ("namespace", first.namespace.as_str()), ("pod", first.pod.as_str())];
-        let sum = |of: fn(&ContainerSample) -> u64| containers.iter().map(of).sum::<u64>() as f64;
-        let received = "Bytes that a pod's guests received";
-        page.counter("container_network_receive_bytes", received, &labels, sum(|sample| sample.received));
+        let received = "Bytes that a pod's guests received by wasi:http";
+        page.counter("container_network_receive_bytes", received, &labels, sample.taken.received as f64);
         let sent = "Bytes that a pod's guests sent";
-        page.counter("container_network_transmit_bytes", sent, &labels, sum(|sample| sample.sent));
+        page.counter("container_network_transmit_bytes", sent, &labels, sample.taken.sent as f64);
     }
 }

@@ -1,6 +1,6 @@
 //! What the containers that run take.
 
-use crate::context::PodContext;
+use crate::context::{PodContext, Taken};
 use crate::services::Services;
 use akri_krustlet_runtime::ContainerLimits;
 use k8s_openapi::api::core::v1::ContainerStatus;
@@ -20,20 +20,33 @@ pub(super) struct ContainerSample {
     pub cpu: Duration,
     /// Bytes of linear memory of its guests.
     pub memory: u64,
-    pub sent: u64,
-    pub received: u64,
     pub limits: ContainerLimits,
 }
 
-/// All containers that run, by namespace, pod, and place in the pod.
-pub(super) fn samples(services: &Services) -> Vec<ContainerSample> {
-    services.pods.all().iter().flat_map(|context| of_pod(context)).collect()
+/// A pod with a container that runs, and what all lives of its containers have taken.
+#[derive(Clone, Debug)]
+pub(super) struct PodSample {
+    pub taken: Taken,
+    /// Those that run, at least one.
+    pub containers: Vec<ContainerSample>,
 }
 
-fn of_pod(context: &PodContext) -> Vec<ContainerSample> {
+impl PodSample {
+    pub(super) fn memory(&self) -> u64 {
+        self.containers.iter().map(|container| container.memory).sum()
+    }
+}
+
+/// All pods with a container that runs, by namespace and name.
+pub(super) fn samples(services: &Services) -> Vec<PodSample> {
+    services.pods.all().iter().filter_map(|context| of_pod(context)).collect()
+}
+
+fn of_pod(context: &PodContext) -> Option<PodSample> {
     let status = context.reporter.current();
     let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    containers.filter_map(|container| sample(context, container)).collect()
+    let containers: Vec<_> = containers.filter_map(|container| sample(context, container)).collect();
+    (!containers.is_empty()).then(|| PodSample { taken: context.shares.taken(), containers })
 }
 
 fn sample(context: &PodContext, status: &ContainerStatus) -> Option<ContainerSample> {
@@ -49,8 +62,6 @@ fn sample(context: &PodContext, status: &ContainerStatus) -> Option<ContainerSam
         started: running.started_at.as_ref().map_or(0.0, |time| time.0.as_second() as f64),
         cpu: limits.cpu_time(),
         memory: limits.memory_in_use() as u64,
-        sent: limits.sent(),
-        received: limits.received(),
         limits: *limits.limits(),
     })
 }
@@ -73,9 +84,4 @@ pub(super) fn states(services: &Services) -> [(&'static str, usize); 3] {
         }
     }
     counts
-}
-
-/// A pod's sums, over its containers, which follow one another.
-pub(super) fn by_pod(samples: &[ContainerSample]) -> impl Iterator<Item = &[ContainerSample]> {
-    samples.chunk_by(|one, next| one.uid == next.uid)
 }

@@ -32,9 +32,24 @@ fn pods(page: &mut Page, services: &Services) {
         let Some(healthy) = status.conditions.iter().flatten().find(|one| one.type_ == DISCOVERY_HEALTHY) else {
             continue;
         };
+        if ["Succeeded", "Failed"].iter().any(|phase| status.phase.as_deref() == Some(phase)) {
+            continue;
+        }
+        // The condition tells of the container's last life.
+        let runs = status
+            .container_statuses
+            .iter()
+            .flatten()
+            .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
         let labels = [("namespace", context.pod.namespace()), ("pod", context.pod.name())];
-        let help = "Whether the answers of a pod's discovery handler are used: its condition DiscoveryHealthy";
-        page.gauge("akri_krustlet_discovery_healthy", help, &labels, f64::from(u8::from(healthy.status == "True")));
+        let help =
+            "Whether a pod's discovery handler runs and its answers are used, as its condition DiscoveryHealthy says";
+        page.gauge(
+            "akri_krustlet_discovery_healthy",
+            help,
+            &labels,
+            f64::from(u8::from(runs && healthy.status == "True")),
+        );
     }
 }
 

@@ -1,10 +1,10 @@
 //! `/metrics/resource`: what metrics-server reads, for `kubectl top` and autoscalers.
 
-use super::container::{ContainerSample, by_pod};
+use super::container::{ContainerSample, PodSample};
 use super::machine;
 use akri_krustlet_metrics::Page;
 
-pub(super) fn tell(page: &mut Page, samples: &[ContainerSample]) {
+pub(super) fn tell(page: &mut Page, samples: &[PodSample]) {
     let (all, left) = machine::memory();
     page.counter("node_cpu_usage_seconds", "CPU time of the whole machine", &[], machine::cpu().as_secs_f64());
     page.gauge(
@@ -13,7 +13,7 @@ pub(super) fn tell(page: &mut Page, samples: &[ContainerSample]) {
         &[],
         all.saturating_sub(left) as f64,
     );
-    for sample in samples {
+    for sample in samples.iter().flat_map(|pod| &pod.containers) {
         let ContainerSample { namespace, pod, name, .. } = sample;
         let labels = [("container", name.as_str()), ("namespace", namespace.as_str()), ("pod", pod.as_str())];
         let cpu = "CPU time of a container's guests, and of the node for them";
@@ -23,13 +23,13 @@ pub(super) fn tell(page: &mut Page, samples: &[ContainerSample]) {
         let started = "When a container was started, in Unix time";
         page.gauge("container_start_time_seconds", started, &labels, sample.started);
     }
-    for containers in by_pod(samples) {
-        let ContainerSample { namespace, pod, .. } = &containers[0];
+    for sample in samples {
+        let ContainerSample { namespace, pod, .. } = &sample.containers[0];
         let labels = [("namespace", namespace.as_str()), ("pod", pod.as_str())];
-        let cpu: f64 = containers.iter().map(|sample| sample.cpu.as_secs_f64()).sum();
-        page.counter("pod_cpu_usage_seconds", "CPU time of a pod's guests, and of the node for them", &labels, cpu);
-        let memory: u64 = containers.iter().map(|sample| sample.memory).sum();
-        page.gauge("pod_memory_working_set_bytes", "Linear memory of a pod's guests", &labels, memory as f64);
+        let help = "CPU time of a pod's guests, and of the node for them, over all lives of its containers";
+        page.counter("pod_cpu_usage_seconds", help, &labels, sample.taken.cpu.as_secs_f64());
+        let help = "Linear memory of a pod's guests";
+        page.gauge("pod_memory_working_set_bytes", help, &labels, sample.memory() as f64);
     }
     page.gauge("resource_scrape_error", "1 if the values could not be found out, else 0", &[], 0.0);
 }

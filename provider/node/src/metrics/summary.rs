@@ -1,6 +1,6 @@
 //! `/stats/summary`: the kubelet's JSON.
 
-use super::container::{self, ContainerSample, by_pod};
+use super::container::{self, ContainerSample, PodSample};
 use super::machine;
 use crate::services::Services;
 use serde_json::{Value, json};
@@ -31,15 +31,17 @@ pub(super) fn summary(services: &Services, before: &mut Option<Before>, started:
     let samples = container::samples(services);
     let machine_cpu = machine::cpu();
     let key = |sample: &ContainerSample| (sample.uid.clone(), sample.name.clone());
-    let mut cpu: HashMap<_, _> = samples.iter().map(|sample| (key(sample), sample.cpu)).collect();
+    let containers = samples.iter().flat_map(|pod| &pod.containers);
+    let mut cpu: HashMap<_, _> = containers.map(|sample| (key(sample), sample.cpu)).collect();
     cpu.insert(Default::default(), machine_cpu);
     let rates = rates(before, cpu);
     let rate = |uid: &str, name: &str| rates.get(&(uid.to_owned(), name.to_owned())).copied();
     let (all, left) = machine::memory();
     let time = rfc3339_now();
     let usage = |cpu: Duration, rate: Option<u64>| json!({"time": time, "usageNanoCores": rate.unwrap_or_default(), "usageCoreNanoSeconds": nanoseconds(cpu)});
-    let pods: Vec<_> = by_pod(&samples)
-        .map(|containers| {
+    let pods: Vec<_> = samples
+        .iter()
+        .map(|pod @ PodSample { taken, containers }| {
             let first = &containers[0];
             let of_container = |sample: &ContainerSample| {
                 json!({
@@ -48,18 +50,16 @@ pub(super) fn summary(services: &Services, before: &mut Option<Before>, started:
                     "memory": memory(sample.memory, Some(sample.limits.memory as u64), &time),
                 })
             };
-            let cpu = containers.iter().map(|sample| sample.cpu).sum();
             let rates = containers.iter().filter_map(|sample| rate(&sample.uid, &sample.name)).sum();
             json!({
                 "podRef": {"name": first.pod, "namespace": first.namespace, "uid": first.uid},
                 "startTime": timestamp(containers.iter().map(|sample| sample.started).fold(f64::MAX, f64::min)),
                 "containers": containers.iter().map(of_container).collect::<Vec<_>>(),
-                "cpu": usage(cpu, Some(rates)),
-                "memory": memory(containers.iter().map(|sample| sample.memory).sum(), None, &time),
+                "cpu": usage(taken.cpu, Some(rates)),
+                "memory": memory(pod.memory(), None, &time),
                 "network": {
                     "time": time, "name": "wasi",
-                    "rxBytes": containers.iter().map(|sample| sample.received).sum::<u64>(),
-                    "txBytes": containers.iter().map(|sample| sample.sent).sum::<u64>(),
+                    "rxBytes": taken.received, "txBytes": taken.sent,
                 },
             })
         })

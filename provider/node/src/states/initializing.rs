@@ -7,7 +7,7 @@ use crate::context::PodContext;
 use crate::pod::{RestartPolicy, is_sidecar};
 use crate::status::ContainerKind;
 use crate::volume::MountedVolumes;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus};
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,6 +32,9 @@ impl State<PodState> for Initializing {
             RestartPolicy::Never => RestartPolicy::Never,
             RestartPolicy::Always | RestartPolicy::OnFailure => RestartPolicy::OnFailure,
         };
+        if have_ended(&context) {
+            return Transition::next(self, Running);
+        }
         let mounted = state.volumes.mounted();
         for container in context.pod.init_containers() {
             if is_sidecar(container) {
@@ -49,6 +52,18 @@ impl State<PodState> for Initializing {
     async fn status(&self, state: &mut PodState, _pod: &Pod) -> anyhow::Result<Status> {
         phase(state, Phase::Pending)
     }
+}
+
+/// Whether all of its containers ended for good in an earlier life of the node: then no sidecar is started for them.
+fn have_ended(context: &PodContext) -> bool {
+    let status = context.reporter.current();
+    let policy = context.pod.restart_policy();
+    let has_ended = |container: &ContainerStatus| {
+        let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| !policy.restarts(ended.exit_code == 0))
+    };
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    !containers.is_empty() && containers.iter().all(has_ended)
 }
 
 /// Until it has ended and is not started again.

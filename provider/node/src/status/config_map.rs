@@ -93,9 +93,14 @@ impl StatusSink for ConfigMapSink {
             pods.insert(key.clone(), entry)
         };
         if old.and_then(|old| old.trouble) != trouble {
-            let (kind, reason, message) = match trouble {
-                Some(trouble) => (EventType::Warning, "DiscoveryUnhealthy", format!("{}: {trouble}", pod.key())),
-                None => (EventType::Normal, "DiscoveryHealthy", format!("{}: its devices are used", pod.key())),
+            let is_handler = status.conditions.iter().flatten().any(|one| one.type_ == DISCOVERY_HEALTHY);
+            let (kind, reason, message) = match (trouble, is_handler) {
+                (Some(trouble), true) => {
+                    (EventType::Warning, "DiscoveryUnhealthy", format!("{}: {trouble}", pod.key()))
+                }
+                (Some(trouble), false) => (EventType::Warning, "NotRunning", format!("{}: {trouble}", pod.key())),
+                (None, true) => (EventType::Normal, "DiscoveryHealthy", format!("{}: its devices are used", pod.key())),
+                (None, false) => (EventType::Normal, "Running", format!("{}: it runs", pod.key())),
             };
             self.told.events.object(self.told.object.clone(), &key, kind, reason, message);
         }
@@ -127,7 +132,9 @@ fn trouble(status: &PodStatus) -> Option<String> {
     if let Some(condition) = unhealthy(DISCOVERY_HEALTHY) {
         return Some(condition.message.clone().or_else(|| condition.reason.clone()).unwrap_or_default());
     }
-    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+    let containers =
+        || status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let waiting = containers().find_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         let reason =
             waiting.reason.as_deref().filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
@@ -144,7 +151,8 @@ fn trouble(status: &PodStatus) -> Option<String> {
 /// What people read.
 fn text(status: &PodStatus) -> String {
     let is_ready = status.conditions.iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
-    let restarts: i32 = status.container_statuses.iter().flatten().map(|container| container.restart_count).sum();
+    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let restarts: i32 = containers.map(|container| container.restart_count).sum();
     let phase = status.phase.as_deref().unwrap_or("Pending");
     let mut text = format!("phase: {phase}\nready: {is_ready}\nrestarts: {restarts}\n");
     if let Some(mut trouble) = trouble(status) {

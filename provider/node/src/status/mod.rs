@@ -107,12 +107,28 @@ impl StatusReporter {
                 if initialized {
                     container::never_started(container);
                 }
-                initialized &= condition::exited_well(container);
+                // The others do not wait for the end of a sidecar.
+                initialized &= self.is_sidecar(&container.name) || condition::exited_well(container);
             }
             if initialized {
                 status.container_statuses.iter_mut().flatten().for_each(container::never_started);
             }
         });
+    }
+
+    /// The pod's containers have ended for good, and so have its sidecars: one that was about to be started again is not.
+    pub fn set_sidecars_terminated(&self) {
+        self.update(|status| {
+            for container in status.init_container_statuses.iter_mut().flatten() {
+                if self.is_sidecar(&container.name) {
+                    container::never_started(container);
+                }
+            }
+        });
+    }
+
+    fn is_sidecar(&self, name: &str) -> bool {
+        self.pod.init_containers().iter().any(|container| container.name == name && pod::is_sidecar(container))
     }
 
     /// The status as it is now.
@@ -168,9 +184,7 @@ impl StatusReporter {
         if !matches!(status.phase.as_deref(), None | Some("Succeeded" | "Failed")) {
             status.phase = Some(condition::phase(&status).to_owned());
         }
-        let is_sidecar = |name: &str| {
-            self.pod.init_containers().iter().any(|container| container.name == name && pod::is_sidecar(container))
-        };
+        let is_sidecar = |name: &str| self.is_sidecar(name);
         let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         condition::complete(&mut status, &self.verdicts(), &is_sidecar, &gates);
         drop(gates);
