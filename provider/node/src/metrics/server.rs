@@ -94,7 +94,10 @@ pub struct MetricsServer {
 enum Listener {
     Tcp(TcpListener),
     /// The file goes with it.
-    Unix(UnixListener, SocketFile),
+    Unix {
+        listener: UnixListener,
+        _file: SocketFile,
+    },
 }
 
 impl MetricsServer {
@@ -107,7 +110,7 @@ impl MetricsServer {
                 .map_err(|source| MetricsServerError::Listen { address: *address, source })?,
             MetricsAddress::Unix(path) => {
                 let (listener, file) = akri_krustlet_host::socket::listen(path)?;
-                Listener::Unix(listener, file)
+                Listener::Unix { listener, _file: file }
             }
         };
         Ok(Self { listener, metrics })
@@ -126,7 +129,7 @@ impl MetricsServer {
                         drop(place);
                     });
                 }),
-                Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
+                Listener::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| {
                     tokio::spawn(async move {
                         serve_connection(stream, metrics, true).await;
                         drop(place);
