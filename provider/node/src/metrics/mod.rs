@@ -1,7 +1,7 @@
 //! The node in numbers, for those who watch it: Prometheus, metrics-server, dashboards.
 //!
 //! # Flow
-//! A scrape looks at the pods as they are ([`container`]) and makes a page of it: `/metrics` (the node itself, and what it has counted
+//! A scrape looks at the pods as they are and makes a page of it: `/metrics` (the node itself, and what it has counted
 //! since it began), `/metrics/resource` (what metrics-server reads), `/metrics/cadvisor` (the series of containers that dashboards
 //! use), `/stats/summary` (the kubelet's JSON). Nothing is sampled between two scrapes.
 //!

@@ -153,12 +153,6 @@ fn sidecars() -> Vec<Spec> {
             steps(pod, &["forever"]);
             pod["spec"]["initContainers"] = json!([sidecar(run, "beside", &[SEEN, "exit:0"])]);
         }),
-        pod("sidecar-fails-until-the-end", Until::Ended, |run, pod| {
-            // Long enough that it waits to be started again when the others end.
-            steps(pod, &["sleep:25000", "exit:0"]);
-            policy(pod, "Never");
-            pod["spec"]["initContainers"] = json!([sidecar(run, "beside", &[SEEN, "exit:3"])]);
-        }),
         pod("sidecar-image-missing", Until::Waiting("ImagePullBackOff"), |run, pod| {
             steps(pod, &["forever"]);
             let mut sidecar = sidecar(run, "beside", &["forever"]);
