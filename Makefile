@@ -28,7 +28,7 @@ test: guests workload programs test-peers ## run all tests; those of the cluster
 # Avahi and Prometheus (for its promtool), which where people work would begin to serve.
 test-peers: $(CACHE)/peers/installed
 	@test "$$(id -u)" != 0 || { command -v umockdev-run && test -z "$(CI)" -o -x /usr/sbin/avahi-daemon -a -x /usr/bin/promtool; } >/dev/null \
-		|| { apt-get update -qq && apt-get install -y -qq umockdev $(if $(CI),avahi-daemon prometheus); } >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq umockdev $(if $(CI),avahi-daemon && apt-get install -y -qq --no-install-recommends prometheus); } >/dev/null \
 		|| echo "umockdev could not be installed (Debian: apt-get install umockdev): tests that use it are skipped" >&2
 $(CACHE)/peers/installed: provider/cli/tests/peers/requirements.txt
 	@if command -v python3 >/dev/null; then \
