@@ -167,7 +167,7 @@ async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<(
     let name = node_name(arguments)?;
     check_addresses(&arguments.node_ip)?;
     let network = Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?));
-    let service = Service::start(arguments, level, network.clone(), shutdown.clone())?;
+    let service = Service::start(arguments, level, network.clone())?;
     if let Some(manifests) = &arguments.manifests {
         if arguments.kubeconfig.is_some() {
             bail!("--manifests is for a node without a cluster; with --kubeconfig, the pods come from the cluster");
@@ -347,6 +347,7 @@ fn shutdown_on_signals() -> anyhow::Result<CancellationToken> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        service::is_stopping();
         on_signal.cancel();
         tokio::select! {
             _ = terminate.recv() => {}

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// The setting that SIGHUP changes, besides the content of the file of the network ceiling; others count from the next start on.
 const LIVE: &str = "log-level";
@@ -23,13 +22,8 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Follows the signal, and the node's end. Must be called in a runtime.
-    pub(super) fn start(
-        arguments: &RunArguments,
-        level: LogLevel,
-        network: Arc<NodeNetwork>,
-        shutdown: CancellationToken,
-    ) -> anyhow::Result<Self> {
+    /// Follows the signal. Must be called in a runtime.
+    pub(super) fn start(arguments: &RunArguments, level: LogLevel, network: Arc<NodeNetwork>) -> anyhow::Result<Self> {
         let mut hang_up = signal(SignalKind::hangup())?;
         let is_ready = Arc::new(AtomicBool::new(false));
         let started = is_ready.clone();
@@ -55,10 +49,6 @@ impl Service {
                 }
             }
         });
-        tokio::spawn(async move {
-            shutdown.cancelled().await;
-            notify(&[NotifyState::Stopping]);
-        });
         if let Some(longest) = sd_notify::watchdog_enabled() {
             tokio::spawn(async move {
                 let mut ticks = tokio::time::interval(longest / 2);
@@ -76,6 +66,11 @@ impl Service {
         self.is_ready.store(true, Ordering::Relaxed);
         notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
+}
+
+/// The node is asked to end. Told before anything ends, since the process may be gone at once.
+pub(super) fn is_stopping() {
+    notify(&[NotifyState::Stopping]);
 }
 
 /// Tells systemd, if it started this process.
