@@ -20,8 +20,8 @@ const COMMAND: &str = "run";
 /// The flag that names the file.
 const FLAG: &str = "config";
 
-/// The settings of a file, by flag, each with the file that says it.
-pub(crate) type Settings = BTreeMap<String, (Vec<String>, PathBuf)>;
+/// The settings of a file and its drop-ins, by flag.
+pub(crate) type Settings = BTreeMap<String, Vec<String>>;
 
 /// The command line with what the file that it names says besides.
 pub(crate) fn with_file(command: &Command, line: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
@@ -34,7 +34,7 @@ pub(crate) fn with_file(command: &Command, line: Vec<OsString>) -> anyhow::Resul
     let place = line.iter().position(|word| word == COMMAND).map_or(line.len(), |place| place + 1);
     let mut whole = line;
     let mut added = Vec::new();
-    for (key, (values, _)) in &settings {
+    for (key, values) in &settings {
         let Some(argument) = argument(command, key) else { continue };
         let source = run.value_source(argument.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
@@ -49,9 +49,7 @@ pub(crate) fn with_file(command: &Command, line: Vec<OsString>) -> anyhow::Resul
 pub(crate) fn read(command: &Command, file: &Path) -> anyhow::Result<Settings> {
     let mut settings = Settings::new();
     for file in std::iter::once(file.to_owned()).chain(drop_ins(file)?) {
-        for (key, values) in read_one(command, &file)? {
-            settings.insert(key, (values, file.clone()));
-        }
+        settings.extend(read_one(command, &file)?);
     }
     Ok(settings)
 }
@@ -77,14 +75,14 @@ fn drop_ins(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn read_one(command: &Command, file: &Path) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+fn read_one(command: &Command, file: &Path) -> anyhow::Result<Settings> {
     let failed = || format!("--config {}", file.display());
     let text = std::fs::read_to_string(file).with_context(failed)?;
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Ok(BTreeMap::new());
+        return Ok(Settings::new());
     }
     let object: BTreeMap<String, Value> = serde_saphyr::from_str(&text).with_context(failed)?;
-    let mut settings = BTreeMap::new();
+    let mut settings = Settings::new();
     for (key, value) in object {
         let Some(argument) = argument(command, &key) else { bail!("{}: {}", failed(), unknown(command, &key)) };
         let values = values(&value).with_context(|| format!("{}: {key}", failed()))?;
@@ -148,13 +146,9 @@ fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
 }
 
 fn unknown(command: &Command, key: &str) -> String {
-    let likely = flags(command)
-        .filter_map(Arg::get_long)
-        .map(|long| (strsim::jaro_winkler(long, &key.replace('_', "-").to_lowercase()), long))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|one, other| one.0.total_cmp(&other.0));
-    match likely {
-        Some((_, long)) => format!("unknown setting {key:?}; did you mean {long:?}?"),
+    let flags: Vec<_> = flags(command).filter_map(Arg::get_long).collect();
+    match akri_krustlet_node::manifest::likely(key, &flags) {
+        Some(long) => format!("unknown setting {key:?}; did you mean {long:?}?"),
         None => format!("unknown setting {key:?}; settings are the flags of `akri-krustlet run --help`"),
     }
 }
@@ -162,7 +156,6 @@ fn unknown(command: &Command, key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     /// The words that follow `run` when a file says `text` and the command line `given`.
     fn merged(text: &str, drop_in: &str, given: &[&str]) -> Result<Vec<String>, String> {
@@ -173,9 +166,7 @@ mod tests {
         std::fs::write(directory.path().join("config.yaml.d/10.yaml"), drop_in).unwrap();
         let mut line = vec!["akri-krustlet".to_owned(), "run".to_owned(), format!("--config={}", file.display())];
         line.extend(given.iter().map(|word| (*word).to_owned()));
-        let mut command = crate::Arguments::command();
-        command.build();
-        let whole = with_file(&command, line.iter().map(OsString::from).collect());
+        let whole = with_file(&crate::command(), line.iter().map(OsString::from).collect());
         let whole = whole.map_err(|error| format!("{error:#}").replace(&directory.path().display().to_string(), ""))?;
         let words = whole.into_iter().map(|word| word.into_string().unwrap());
         Ok(words.filter(|word| !line.contains(word)).collect())

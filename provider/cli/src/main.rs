@@ -111,10 +111,16 @@ fn stored_pods(
     })
 }
 
-/// What the command line says, and the file that it names. The inner error is clap's own: also what it prints for `--help`.
-fn arguments() -> anyhow::Result<Result<Arguments, clap::Error>> {
+/// The command line as clap knows it.
+fn command() -> clap::Command {
     let mut command = Arguments::command();
     command.build();
+    command
+}
+
+/// What the command line says, and the file that it names. The inner error is clap's own: also what it prints for `--help`.
+fn arguments() -> anyhow::Result<Result<Arguments, clap::Error>> {
+    let command = command();
     let line = config::with_file(&command, std::env::args_os().collect())?;
     let matches = command.try_get_matches_from(line);
     Ok(matches.and_then(|matches| Arguments::from_arg_matches(&matches)))

@@ -6,7 +6,7 @@ use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 
@@ -47,21 +47,13 @@ pub struct Page {
 impl Page {
     /// A value.
     pub fn gauge(&mut self, name: &'static str, help: &str, labels: &[(&'static str, &str)], value: f64) {
-        let family = self.gauges.entry(name).or_insert_with(|| {
-            let family = Family::default();
-            self.registry.register(name, help, family.clone());
-            family
-        });
+        let family = self.gauges.entry(name).or_insert_with(|| registered(&mut self.registry, name, help));
         family.get_or_create(&owned(labels)).set(value);
     }
 
     /// A value that only grows; the formats add `_total` to its name.
     pub fn counter(&mut self, name: &'static str, help: &str, labels: &[(&'static str, &str)], value: f64) {
-        let family = self.counters.entry(name).or_insert_with(|| {
-            let family = Family::default();
-            self.registry.register(name, help, family.clone());
-            family
-        });
+        let family = self.counters.entry(name).or_insert_with(|| registered(&mut self.registry, name, help));
         family.get_or_create(&owned(labels)).inc_by(value);
     }
 
@@ -78,6 +70,16 @@ impl Page {
     pub(crate) fn text_with(&self, counted: &Counted, format: Format) -> String {
         encode(&[&counted.registry, &self.registry], format)
     }
+}
+
+/// A new metric of the page.
+fn registered<M: Default>(registry: &mut Registry, name: &str, help: &str) -> Family<Labels, M>
+where
+    Family<Labels, M>: Metric + Clone,
+{
+    let family = Family::default();
+    registry.register(name, help, family.clone());
+    family
 }
 
 fn owned(labels: &[(&'static str, &str)]) -> Labels {

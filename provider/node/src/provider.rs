@@ -41,10 +41,7 @@ impl WasmProvider {
     pub fn pod_state(&self, pod: PodObject) -> PodState {
         let services = self.state.services.clone();
         // A node that lost its data knows a pod that has ended from the API only.
-        let ended = |status: &&k8s_openapi::api::core::v1::PodStatus| {
-            matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
-        };
-        let told = pod.api.status.as_ref().filter(ended).cloned();
+        let told = pod.api.status.as_ref().filter(|status| crate::status::is_final(status)).cloned();
         let mut earlier = told.or_else(|| services.data.status(pod.uid()));
         // Of a node alone, nobody else makes another pod of what the node itself gave up.
         if pod.folder.is_some() && earlier.as_ref().is_some_and(crate::status::is_given_up) {

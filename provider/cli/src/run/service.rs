@@ -5,7 +5,6 @@ use super::log::LogLevel;
 use super::{RunArguments, network_ceiling};
 use crate::config::{self, Settings};
 use akri_krustlet_runtime::network::NodeNetwork;
-use clap::CommandFactory as _;
 use sd_notify::NotifyState;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +29,6 @@ impl Service {
         let mut reloads = Reloads {
             settings: settings(&arguments.config).unwrap_or_default(),
             ceiling: arguments.network_ceiling.clone(),
-            had_rules: !network_ceiling(arguments.network_ceiling.as_deref())?.is_empty(),
             level,
             network,
         };
@@ -82,13 +80,7 @@ fn notify(states: &[NotifyState<'_>]) {
 
 fn settings(file: &Option<PathBuf>) -> anyhow::Result<Settings> {
     let Some(file) = file else { return Ok(Settings::new()) };
-    config::read(&built(), file)
-}
-
-fn built() -> clap::Command {
-    let mut command = crate::Arguments::command();
-    command.build();
-    command
+    config::read(&crate::command(), file)
 }
 
 struct Reloads {
@@ -96,7 +88,6 @@ struct Reloads {
     settings: Settings,
     /// The file of the start; another one counts from the next start on.
     ceiling: Option<PathBuf>,
-    had_rules: bool,
     level: LogLevel,
     network: Arc<NodeNetwork>,
 }
@@ -122,16 +113,15 @@ impl Reloads {
         let settings = settings(&arguments.config)?;
         let ceiling = network_ceiling(self.ceiling.as_deref())?;
         // A file that is just being written is no wish to let everything through.
-        if self.had_rules && ceiling.is_empty() {
+        if ceiling.is_empty() && self.network.has_ceiling() {
             let file = self.ceiling.as_deref().unwrap_or(Path::new("")).display();
             anyhow::bail!(
                 "--network-ceiling {file}: it has no rule any more; a start of the node takes that over, a reload does not"
             );
         }
-        self.had_rules = !ceiling.is_empty();
         self.level.set(&arguments.log_level)?;
         self.network.replace_ceiling(ceiling);
-        let value = |settings: &Settings, key: &str| settings.get(key).map(|(values, _)| values.clone());
+        let value = |settings: &Settings, key: &str| settings.get(key).cloned();
         let mut keys: Vec<_> = settings.keys().chain(self.settings.keys()).cloned().collect();
         keys.sort();
         keys.dedup();

@@ -210,7 +210,8 @@ fn processes(least: &Thresholds) -> Option<Shortage> {
     Some(Shortage { signal: "pid.available", what: "processes", least: least.processes, left, all })
 }
 
-fn meminfo(field: &str) -> Option<u64> {
+/// An amount of /proc/meminfo, in bytes; the field's name ends with a colon.
+pub(crate) fn meminfo(field: &str) -> Option<u64> {
     let text = read("/proc/meminfo")?;
     let line = text.lines().find(|line| line.starts_with(field))?;
     let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use unknown_field::UnknownField;
+pub use unknown_field::likely;
 
 /// Largest manifest file, in bytes.
 pub const MOST_FILE: u64 = 4 << 20;

@@ -91,8 +91,8 @@ fn find_in<T: DeserializeOwned>(value: &Value, path: &mut Vec<Step>) -> Option<U
     None
 }
 
-/// The field that is nearest, if it is near.
-fn likely(key: &str, fields: &[&'static str]) -> Option<&'static str> {
+/// The name that is nearest to one that is not there, if it is near.
+pub fn likely<'a>(key: &str, fields: &[&'a str]) -> Option<&'a str> {
     let plain = |text: &str| text.to_lowercase().replace(['_', '-'], "");
     let distance = |field: &str| strsim::osa_distance(&plain(key), &plain(field));
     let (nearest, field) = fields.iter().map(|field| (distance(field), *field)).min()?;

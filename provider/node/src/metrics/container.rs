@@ -3,7 +3,7 @@
 use crate::context::{PodContext, Taken};
 use crate::services::Services;
 use akri_krustlet_runtime::ContainerLimits;
-use k8s_openapi::api::core::v1::ContainerStatus;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 use std::time::Duration;
 
 /// A container that runs, and what it has taken since it was started.
@@ -44,8 +44,7 @@ pub(super) fn samples(services: &Services) -> Vec<PodSample> {
 
 fn of_pod(context: &PodContext) -> Option<PodSample> {
     let status = context.reporter.current();
-    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    let containers: Vec<_> = containers.filter_map(|container| sample(context, container)).collect();
+    let containers: Vec<_> = containers(&status).filter_map(|container| sample(context, container)).collect();
     (!containers.is_empty()).then(|| PodSample { taken: context.shares.taken(), containers })
 }
 
@@ -67,21 +66,20 @@ fn sample(context: &PodContext, status: &ContainerStatus) -> Option<ContainerSam
 }
 
 /// How many containers are in each state: `running`, `exited`, and `created` for those that wait.
-pub(super) fn states(services: &Services) -> [(&'static str, usize); 3] {
+pub(super) fn states<'a>(statuses: impl Iterator<Item = &'a PodStatus>) -> [(&'static str, usize); 3] {
     let mut counts = [("created", 0), ("exited", 0), ("running", 0)];
-    for context in services.pods.all() {
-        let status = context.reporter.current();
-        for container in
-            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
-        {
-            let state = container.state.as_ref();
-            let place = match state {
-                Some(state) if state.running.is_some() => 2,
-                Some(state) if state.terminated.is_some() => 1,
-                _ => 0,
-            };
-            counts[place].1 += 1;
-        }
+    for container in statuses.flat_map(containers) {
+        let place = match container.state.as_ref() {
+            Some(state) if state.running.is_some() => 2,
+            Some(state) if state.terminated.is_some() => 1,
+            _ => 0,
+        };
+        counts[place].1 += 1;
     }
     counts
+}
+
+/// All containers of a pod, the init containers first.
+fn containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
 }

@@ -1,5 +1,6 @@
 //! The machine and this process, by /proc.
 
+use crate::cluster::machine::meminfo;
 use rustix::time::{ClockId, clock_gettime};
 use std::time::{Duration, SystemTime};
 
@@ -68,12 +69,7 @@ pub(super) fn cpu() -> Duration {
 
 /// Memory of the machine: what is there, what is left, in bytes.
 pub(super) fn memory() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let of = |name: &str| {
-        let value =
-            text.lines().find_map(|line| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse::<u64>().ok());
-        value.unwrap_or_default() * 1024
-    };
+    let of = |field: &str| meminfo(field).unwrap_or_default();
     (of("MemTotal:"), of("MemAvailable:"))
 }
 

@@ -3,7 +3,7 @@
 use super::{container, machine};
 use crate::cluster::certificate::Certificate;
 use crate::services::Services;
-use crate::status::DISCOVERY_HEALTHY;
+use crate::status::{DISCOVERY_HEALTHY, is_final};
 use akri_krustlet_metrics::Page;
 
 pub(super) fn tell(page: &mut Page, services: &Services, started: f64) {
@@ -24,7 +24,7 @@ fn pods(page: &mut Page, services: &Services) {
     let statuses: Vec<_> = pods.iter().map(|context| (context, context.reporter.current())).collect();
     let running = statuses.iter().filter(|(_, status)| status.phase.as_deref() == Some("Running")).count();
     page.gauge("kubelet_running_pods", "Pods whose containers run", &[], running as f64);
-    for (state, number) in container::states(services) {
+    for (state, number) in container::states(statuses.iter().map(|(_, status)| status)) {
         let help = "Containers by state: created (they wait), running, exited";
         page.gauge("kubelet_running_containers", help, &[("container_state", state)], number as f64);
     }
@@ -32,7 +32,7 @@ fn pods(page: &mut Page, services: &Services) {
         let Some(healthy) = status.conditions.iter().flatten().find(|one| one.type_ == DISCOVERY_HEALTHY) else {
             continue;
         };
-        if ["Succeeded", "Failed"].iter().any(|phase| status.phase.as_deref() == Some(phase)) {
+        if is_final(status) {
             continue;
         }
         // The condition tells of the container's last life.

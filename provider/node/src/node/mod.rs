@@ -20,7 +20,7 @@ use crate::pod::{PodObject, bounded};
 use crate::provider::WasmProvider;
 use crate::services::Services;
 use crate::source::{PodEvent, PodSource};
-use crate::status::{self, StatusSink};
+use crate::status::{self, StatusSink, is_final};
 use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_discovery::{Descriptions, Handlers, registration};
 use akri_krustlet_host::{DirectoryWatcher, until};
@@ -28,7 +28,6 @@ use akri_krustlet_images::{Images, ImagesConfig, Unused};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Runtime;
 use files::store;
-use k8s_openapi::api::core::v1::PodStatus;
 use krator::Manifest;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -394,9 +393,4 @@ impl Node {
             self.remove_files(&known.pod.api);
         }
     }
-}
-
-/// Nothing changes any more in such a status.
-fn is_final(status: &PodStatus) -> bool {
-    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }

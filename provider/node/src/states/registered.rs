@@ -26,7 +26,7 @@ async fn own_node(services: &Services) -> Option<Arc<Node>> {
 }
 
 fn has_ended(state: &PodState) -> bool {
-    matches!(state.context.reporter.current().phase.as_deref(), Some("Succeeded" | "Failed"))
+    crate::status::is_final(&state.context.reporter.current())
 }
 
 #[async_trait::async_trait]

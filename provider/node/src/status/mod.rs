@@ -223,6 +223,11 @@ impl StatusReporter {
     }
 }
 
+/// Nothing changes any more in such a status: the pod has ended.
+pub(crate) fn is_final(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
 /// Reasons of failures that are the node's, and may be over later.
 const GIVEN_UP: [&str; 3] = ["Evicted", "UnexpectedAdmissionError", "NodeFault"];
 

@@ -72,6 +72,11 @@ impl NodeNetwork {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Whether the ceiling takes anything away.
+    pub fn has_ceiling(&self) -> bool {
+        !self.ceiling().is_empty()
+    }
+
     fn ceiling(&self) -> Arc<NetworkCeiling> {
         self.ceiling.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
