@@ -115,7 +115,13 @@ impl Cluster {
         let policy = serde_json::json!({
             "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
             "omitStages": ["RequestReceived"],
-            "rules": [{"level": "Metadata", "userGroups": ["system:nodes"]}, {"level": "None"}],
+            "rules": [
+                // What they tell of pods with what they say.
+                {"level": "Request", "userGroups": ["system:nodes"], "verbs": ["patch"],
+                    "resources": [{"group": "", "resources": ["pods/status"]}]},
+                {"level": "Metadata", "userGroups": ["system:nodes"]},
+                {"level": "None"},
+            ],
         });
         std::fs::write(self.audit_policy(), policy.to_string())?;
         let names = ["127.0.0.1", "::1", "localhost", "10.96.0.1", "kubernetes", "kubernetes.default.svc"];

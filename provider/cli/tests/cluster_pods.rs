@@ -6,6 +6,7 @@ mod fixture;
 use fixture::cluster::{Cluster, ClusterNode, Namespace, cluster, manifests};
 use fixture::{condition, guest, wait_for};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -70,16 +71,30 @@ fn a_status_is_complete() {
     for reason in ["Created", "Started"] {
         namespace.wait_for_event(node, "whole", reason);
     }
-    // Pending and Running; what the API server has already is not sent again.
     namespace.kubectl_ok(&["label", "pod", "whole", "seen=again"]);
     namespace.kubectl_ok(&["delete", "pod", "whole", "--timeout=60s"]);
-    let patches = cluster.requests_of("system:node:shared").into_iter().filter(|request| {
+    let requests = cluster.requests_of("system:node:shared").into_iter().filter(|request| {
         let object = &request["objectRef"];
         request["verb"] == "patch" && object["subresource"] == "status" && object["name"] == "whole"
     });
-    let patches = patches.count();
-    // One more for the end, and one for the deletion that the node has taken notice of.
-    assert!((1..=4).contains(&patches), "{patches} patches of the status");
+    let patches: Vec<_> = requests.map(|request| request["requestObject"]["status"].clone()).collect();
+    // Pending, its volumes are there, it runs; its deletion is noticed, its container has ended, it has ended: those that come while
+    // one is under way are one.
+    assert!((1..=6).contains(&patches.len()), "{patches:#?}");
+    // What the API server has already is not sent again.
+    let mut sent = BTreeMap::new();
+    for patch in &patches {
+        for (field, value) in patch.as_object().unwrap() {
+            let conditions = value.as_array().filter(|_| field == "conditions");
+            let parts = match conditions {
+                Some(conditions) => conditions.iter().map(|one| (format!("condition {}", one["type"]), one)).collect(),
+                None => vec![(field.clone(), value)],
+            };
+            for (part, value) in parts {
+                assert_ne!(sent.insert(part.clone(), value), Some(value), "{part} is sent again: {patches:#?}");
+            }
+        }
+    }
 }
 
 #[test]
