@@ -185,12 +185,12 @@ impl Devices {
         let missing = |path: &Path, sockets: &[ServedSocket]| sockets.iter().all(|socket| socket.path() != path);
         let registration = self.registration_socket();
         if missing(&registration, sockets) {
-            sockets.push(ServedSocket::start(&registration, registry::routes(self))?);
+            sockets.push(ServedSocket::start(&registration, registry::service(self))?);
         }
         if let Some(path) = &self.config.pod_resources_socket
             && missing(path, sockets)
         {
-            sockets.push(ServedSocket::start(path, pod_resources::routes(self))?);
+            sockets.push(ServedSocket::start(path, pod_resources::service(self))?);
         }
         Ok(())
     }

@@ -12,7 +12,6 @@ use akri_proto::v1beta1::{
 use std::path::Path;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Why a resource cannot be offered.
@@ -51,7 +50,7 @@ impl Offer {
         response: ContainerAllocateResponse,
     ) -> Result<Self, OfferError> {
         let (ended, end) = watch::channel(());
-        let service = Routes::new(DevicePluginServer::new(Service { ids, response, end }));
+        let service = DevicePluginServer::new(Service { ids, response, end });
         let served = ServedSocket::start(&directory.join(socket), service)?;
         let offer = Self { _ended: ended, _socket: served };
         register(directory, resource, socket).await?;

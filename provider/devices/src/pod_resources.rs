@@ -2,6 +2,7 @@
 
 use crate::allocation::PodDevices;
 use crate::devices::Devices;
+use akri_krustlet_host::GrpcService;
 use akri_proto::v1::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use akri_proto::v1::{
     AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
@@ -9,12 +10,11 @@ use akri_proto::v1::{
     PodResources, TopologyInfo,
 };
 use std::sync::{Arc, Weak};
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// What is served on the pod resources socket.
-pub(crate) fn routes(devices: &Arc<Devices>) -> Routes {
-    Routes::new(PodResourcesListerServer::new(Lister { devices: Arc::downgrade(devices) }))
+pub(crate) fn service(devices: &Arc<Devices>) -> impl GrpcService {
+    PodResourcesListerServer::new(Lister { devices: Arc::downgrade(devices) })
 }
 
 struct Lister {

@@ -1,12 +1,12 @@
 //! The socket that device plugins register at.
 
 use crate::devices::Devices;
+use akri_krustlet_host::GrpcService;
 use akri_proto::v1beta1::registration_server::{Registration, RegistrationServer};
 use akri_proto::v1beta1::{Empty, RegisterRequest};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use tokio::sync::watch;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// Its name in the plugins' directory.
@@ -35,9 +35,9 @@ pub(crate) fn is_resource_name(name: &str) -> bool {
 }
 
 /// What is served on the registration socket.
-pub(crate) fn routes(devices: &Arc<Devices>) -> Routes {
+pub(crate) fn service(devices: &Arc<Devices>) -> impl GrpcService {
     let registry = Registry { devices: Arc::downgrade(devices) };
-    Routes::new(RegistrationServer::new(registry).max_decoding_message_size(MOST_MESSAGE))
+    RegistrationServer::new(registry).max_decoding_message_size(MOST_MESSAGE)
 }
 
 /// Makes the sockets again when somebody removes them from their directory.

@@ -8,7 +8,6 @@ use akri_proto::v0::registration_server::{Registration, RegistrationServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse, Empty, RegisterDiscoveryHandlerRequest};
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
-use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 /// A registration socket: what a stand-in for the Agent serves.
@@ -22,7 +21,7 @@ impl RegistrationSocket {
     /// Serves `agent-registration.sock` in `directory`; fails if a live Agent does.
     pub fn serve(directory: &Path) -> Result<Self, SocketError> {
         let (sender, registrations) = mpsc::unbounded_channel();
-        let service = Routes::new(RegistrationServer::new(Recorder { sender }));
+        let service = RegistrationServer::new(Recorder { sender });
         Ok(Self { registrations, _socket: ServedSocket::start(&directory.join(AGENT_SOCKET), service)? })
     }
 

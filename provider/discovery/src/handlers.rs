@@ -238,7 +238,7 @@ impl Handlers {
 
     fn open_socket(&self, handler: &Arc<Handler>) -> Result<ServedSocket, SocketError> {
         let path = self.config.directory.join(format!("{}.sock", handler.name));
-        ServedSocket::start(&path, service::routes(handler.clone()))
+        ServedSocket::start(&path, service::service(handler.clone()))
     }
 
     fn close_if_still_unclaimed(&self, name: &str, departures: u64) {

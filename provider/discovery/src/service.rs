@@ -3,7 +3,7 @@
 use crate::details::DiscoveryRequest;
 use crate::handlers::Handler;
 use crate::session::{self, Verdict};
-use akri_krustlet_host::resting_memory;
+use akri_krustlet_host::{GrpcService, resting_memory};
 use akri_krustlet_metrics::counted;
 use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandlerServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
 
 /// How long a call waits for its guest's verdict on the discovery details before its headers are sent. The Agent waits for
@@ -19,8 +18,8 @@ use tonic::{Code, Request, Response, Status};
 const VERDICT: Duration = Duration::from_millis(500);
 
 /// What is served on a handler's socket.
-pub(crate) fn routes(handler: Arc<Handler>) -> Routes {
-    Routes::new(DiscoveryHandlerServer::new(Service { handler }))
+pub(crate) fn service(handler: Arc<Handler>) -> impl GrpcService {
+    DiscoveryHandlerServer::new(Service { handler })
 }
 
 struct Service {

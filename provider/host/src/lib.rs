@@ -20,7 +20,7 @@ mod untrusted;
 pub use back_off::BackOff;
 pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
 pub use one_line::one_line;
-pub use served_socket::ServedSocket;
+pub use served_socket::{GrpcService, ServedSocket};
 pub use token_bucket::TokenBucket;
 pub use until::until;
 pub use untrusted::Untrusted;

@@ -24,7 +24,12 @@ pub async fn drive<P: Provider>(
     tokio::pin!(overdue);
     let mut is_overdue = false;
     loop {
-        if let Err(error) = current.status(state, &pod.latest()).await {
+        // Apart: it is not kept for as long as the state lasts.
+        let told = {
+            let latest = Box::new(pod.latest());
+            current.status(state, &latest).await
+        };
+        if let Err(error) = told {
             tracing::warn!(pod = reporter.pod().key(), %error, "a state has no status");
         }
         let transition = {

@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime};
 #[derive(Debug, Default)]
 pub struct LoadedImages {
     by_path: Mutex<HashMap<PathBuf, (Stamp, Weak<Program>)>>,
+    /// Of the files that are being read.
+    turns: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 /// Device, inode, length and time of the last change: equal for a file that was not written since.
@@ -31,6 +33,18 @@ impl Stamp {
 }
 
 impl LoadedImages {
+    /// Waits for whoever reads the same file. The next one's turn is when this is dropped.
+    pub async fn turn(&self, path: &Path) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let turn = turns.get(path).and_then(Weak::upgrade).unwrap_or_default();
+            turns.insert(path.to_owned(), Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
+    }
+
     /// The program of a file that is unchanged.
     pub fn find(&self, path: &Path, stamp: Option<Stamp>) -> Option<Arc<Program>> {
         let by_path = self.by_path.lock().unwrap_or_else(PoisonError::into_inner);

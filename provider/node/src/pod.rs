@@ -92,26 +92,16 @@ impl PodObject {
         }
     }
 
-    /// The pod as Krustlet's contract has it, in the 1.21 type: who it is and the names of its containers. The node's own states
-    /// read the pod itself, [`crate::context::PodContext::pod`].
+    /// The pod as Krustlet's contract has it, in the 1.21 type: who it is. The node's own states read the pod itself,
+    /// [`crate::context::PodContext::pod`].
     pub fn to_kubelet(&self) -> kubelet::pod::Pod {
-        let named = |container: &Container| of_1_21::Container {
-            name: container.name.clone(),
-            image: container.image.clone(),
-            ..Default::default()
-        };
         let metadata = kubelet_k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta {
             name: self.api.metadata.name.clone(),
             namespace: self.api.metadata.namespace.clone(),
             uid: self.api.metadata.uid.clone(),
             ..Default::default()
         };
-        let spec = of_1_21::PodSpec {
-            containers: self.spec().containers.iter().map(named).collect(),
-            init_containers: self.init_containers().iter().map(named).collect(),
-            ..Default::default()
-        };
-        of_1_21::Pod { metadata, spec: Some(spec), status: None }.into()
+        of_1_21::Pod { metadata, spec: Some(of_1_21::PodSpec::default()), status: None }.into()
     }
 }
 

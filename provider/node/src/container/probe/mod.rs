@@ -80,6 +80,11 @@ impl Probes {
         })
     }
 
+    /// It has none.
+    pub fn is_empty(&self) -> bool {
+        self.startup.is_none() && self.readiness.is_none() && self.liveness.is_none()
+    }
+
     /// The container is being started.
     pub fn begin(&self, reporter: &StatusReporter, container: &str) {
         let started = self.startup.is_none();
