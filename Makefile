@@ -96,7 +96,7 @@ ifndef SKIP_CLUSTER_TESTS
 		|| { echo "docker-registry is missing: install it (Debian: apt-get install docker-registry) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
 	@test "$$(id -u)" != 0 || { command -v "$${RUNC:-runc}" && command -v ip; } >/dev/null || { apt-get update -qq && apt-get install -y -qq runc iproute2; } \
 		|| { echo "runc and ip are missing: install them (Debian: apt-get install runc iproute2) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
-	$(CARGO) run --quiet --package control-plane -- build $$(test "$$(id -u)" != 0 || echo --linux-node)
+	$(CARGO) run --quiet --package control-plane -- build tools $$(test "$$(id -u)" != 0 || echo --linux-node)
 endif
 
 deny: ## check licences, sources and banned crates (builds cargo-deny if it is missing)

@@ -21,6 +21,7 @@ Usage:
   control-plane image DIR IMAGE PROGRAM
                            give its Linux node an image of one static program, for imagePullPolicy Never
   control-plane build      only build or find the programs; prints their directory's kubectl
+  control-plane build tools   helm and metrics-server, too
 
 Options:
   --linux-node NAME        (up, run) an ordinary node, too: kubelet, containerd and runc in namespaces of their own
@@ -44,7 +45,8 @@ fn main() -> ExitCode {
         (["run", directory], None | Some(Some(_))) => run(Path::new(directory), name.as_deref()),
         (["down", directory], None) => down(Path::new(directory)),
         (["image", directory, image, program], None) => add_image(Path::new(directory), image, Path::new(program)),
-        (["build"], None | Some(None)) => build(linux_node.is_some()),
+        (["build"], None | Some(None)) => build(linux_node.is_some(), false),
+        (["build", "tools"], None | Some(None)) => build(linux_node.is_some(), true),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -64,11 +66,15 @@ fn programs(with_linux_node: bool) -> anyhow::Result<Programs> {
     if with_linux_node { programs.with_linux_node() } else { Ok(programs) }
 }
 
-fn build(with_linux_node: bool) -> anyhow::Result<()> {
+fn build(with_linux_node: bool, with_tools: bool) -> anyhow::Result<()> {
     if with_linux_node {
         linux_node::is_possible().map_err(anyhow::Error::msg)?;
     }
-    println!("{}", programs(with_linux_node)?.path("kubectl")?.display());
+    let mut programs = programs(with_linux_node)?;
+    if with_tools {
+        programs = programs.with_cluster_tools()?;
+    }
+    println!("{}", programs.path("kubectl")?.display());
     Ok(())
 }
 

@@ -4,13 +4,16 @@ use anyhow::{Context as _, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The version that is built; go.mod names it too.
 pub const KUBERNETES: &str = "v1.36.3";
 /// The version of containerd that is built; containers/go.mod names it too.
 pub const CONTAINERD: &str = "v2.4.2";
+
+/// Of what people use with a cluster: cluster-tools/go.mod names the programs' versions.
+const CLUSTER_TOOLS_VERSION: &str = "helm4.2.4-metrics0.9.0";
 
 /// Programs that are built from one Go module.
 struct Module {
@@ -55,6 +58,18 @@ const CONTAINERS: Module = Module {
     ],
 };
 
+/// What people use with a cluster, and tests of what they install there. Metrics-server names its own version by its module's.
+const CLUSTER_TOOLS: Module = Module {
+    directory: "cluster-tools",
+    cache: "cluster-tools",
+    version: CLUSTER_TOOLS_VERSION,
+    tags: "",
+    sources: &[
+        ("helm", "helm.sh/helm/v4/cmd/helm"),
+        ("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server"),
+    ],
+};
+
 /// What holds a pod's namespaces: it waits until it is killed.
 const PAUSE: &str = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n";
 
@@ -94,6 +109,13 @@ impl Programs {
         Ok(self)
     }
 
+    /// Those of people who use a cluster besides: helm, metrics-server.
+    pub fn with_cluster_tools(mut self) -> anyhow::Result<Self> {
+        self.directories.push(CLUSTER_TOOLS.cached()?);
+        self.build_missing(&CLUSTER_TOOLS, "no helm and no metrics-server")?;
+        Ok(self)
+    }
+
     /// The path of a program.
     pub fn path(&self, name: &str) -> anyhow::Result<PathBuf> {
         self.find(name).with_context(|| format!("{name} is not there any more"))
@@ -104,6 +126,9 @@ impl Programs {
     }
 
     fn build_missing(&self, module: &Module, consequence: &str) -> anyhow::Result<()> {
+        // Whoever else wants them waits, and finds them.
+        static BUILDING: Mutex<()> = Mutex::new(());
+        let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let missing: Vec<_> = module.sources.iter().filter(|(name, _)| self.find(name).is_none()).collect();
         if missing.is_empty() {
             return Ok(());

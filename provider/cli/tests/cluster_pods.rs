@@ -350,15 +350,7 @@ fn the_manifests_of_the_handler_work_as_they_are() {
     namespace.kubectl_ok(&["rollout", "status", "daemonset/akri-debug-echo-discovery-daemonset", "--timeout=60s"]);
     namespace.kubectl_ok(&["delete", "pod/wasi-debug-echo", "daemonset/akri-debug-echo-discovery-daemonset"]);
     // What Akri applies its Configurations with.
-    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "configurations.akri.sh"},
-        "spec": {"group": "akri.sh", "scope": "Namespaced",
-            "names": {"kind": "Configuration", "plural": "configurations", "singular": "configuration"},
-            "versions": [{"name": "v0", "served": true, "storage": true, "schema": {"openAPIV3Schema":
-                {"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}]}});
-    cluster.apply(&crd);
-    cluster.kubectl_ok(&["wait", "--for=condition=Established", "crd/configurations.akri.sh", "--timeout=60s"]);
-    assert!(wait_for(|| namespace.kubectl(&["get", "configurations.akri.sh"]).status.success()));
+    cluster.define_configurations();
     manifest(&namespace, "configuration.yaml");
     for handler in ["debug-echo", "udev"] {
         let kustomized = cluster.kubectl_ok(&["kustomize", &manifests().join(handler).display().to_string()]);

@@ -15,6 +15,7 @@ mod digest;
 mod images;
 pub mod layout;
 mod pull_error;
+pub mod push;
 pub mod reference;
 mod registry;
 mod session;

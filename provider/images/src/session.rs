@@ -10,9 +10,9 @@ use crate::credentials::Credential;
 use crate::pull_error::PullError;
 use http_auth::ChallengeRef;
 use oci_client::Reference;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,29 @@ const MOST_ERROR: usize = 16 << 10;
 const MOST_SHOWN: usize = 300;
 /// As a browser has it.
 const MOST_REDIRECTS: usize = 10;
+
+/// What is asked of a registry.
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    pub(crate) target: Target<'a>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: &'a [u8],
+}
+
+/// Where a request goes.
+pub(crate) enum Target<'a> {
+    /// Below the repository.
+    Path(&'a str),
+    /// Where the registry said.
+    Url(Url),
+}
+
+impl<'a> Request<'a> {
+    /// Without headers and body.
+    pub(crate) fn new(method: Method, path: &'a str) -> Self {
+        Self { method, target: Target::Path(path), headers: HeaderMap::new(), body: &[] }
+    }
+}
 
 /// A registry, for one pull: tokens are not shared between pulls of different pods.
 pub(crate) struct Session {
@@ -100,13 +123,17 @@ impl Session {
                 HeaderValue::from_str(&format!("bytes={from}-")).map_err(|error| self.protocol(error.to_string()))?,
             );
         }
-        let path = format!("{}/{path}", self.repository);
-        let mut answer = self.send(&path, headers.clone()).await?;
+        self.request(Request { headers, ..Request::new(Method::GET, path) }).await
+    }
+
+    /// Sends a request, once more with what the registry asks for if it refuses. An answer that is no success is an error.
+    pub(crate) async fn request(&self, request: Request<'_>) -> Result<Response, PullError> {
+        let mut answer = self.send(&request).await?;
         // Only what the registry asks for itself: a redirect leads to whoever.
         let is_registry = answer.url().origin() == self.base().origin();
         if answer.status() == StatusCode::UNAUTHORIZED && is_registry && self.answer_challenge(answer.headers()).await?
         {
-            answer = self.send(&path, headers).await?;
+            answer = self.send(&request).await?;
         }
         match answer.status() {
             status if status.is_success() => Ok(answer),
@@ -125,15 +152,25 @@ impl Session {
         }
     }
 
-    async fn send(&self, path: &str, headers: HeaderMap) -> Result<Response, PullError> {
+    async fn send(&self, request: &Request<'_>) -> Result<Response, PullError> {
         let base = self.base();
         let send = |base: Url| {
-            let url = base.join(path).map_err(|error| self.protocol(error.to_string()))?;
-            let mut request = self.http.get(url).headers(headers.clone());
-            if let Some(authorization) = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-                request = request.header(AUTHORIZATION, authorization);
+            let url = match &request.target {
+                Target::Path(path) => base.join(&format!("{}/{path}", self.repository)),
+                Target::Url(url) => Ok(url.clone()),
+            };
+            let url = url.map_err(|error| self.protocol(error.to_string()))?;
+            // Where uploads go may be elsewhere, and what is for the registry is not sent there.
+            let is_registry = url.origin() == base.origin();
+            let mut outgoing = self.http.request(request.method.clone(), url).headers(request.headers.clone());
+            if !request.body.is_empty() {
+                outgoing = outgoing.body(request.body.to_vec());
             }
-            Ok::<_, PullError>(request.send())
+            let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(authorization) = authorization.filter(|_| is_registry) {
+                outgoing = outgoing.header(AUTHORIZATION, authorization);
+            }
+            Ok::<_, PullError>(outgoing.send())
         };
         match send(base.clone())?.await {
             Err(error) if self.may_fall_back && base.scheme() == "https" && has_no_tls(&error) => {
@@ -151,6 +188,17 @@ impl Session {
             }
             answer => answer.map_err(|error| self.failed(&error)),
         }
+    }
+
+    /// Where an answer says that an upload goes on.
+    pub(crate) fn location(&self, answer: &Response) -> Result<Url, PullError> {
+        let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        let location = location.ok_or_else(|| self.protocol("it does not say where an upload goes".to_owned()))?;
+        let url = answer.url().join(location).map_err(|error| self.protocol(format!("{location:?}: {error}")))?;
+        if self.base().scheme() == "https" && url.scheme() != "https" {
+            return Err(self.protocol(format!("it wants an upload to go to an address without TLS, {url}")));
+        }
+        Ok(url)
     }
 
     /// Makes ready what a registry asks for that refused; false if there is nothing more to be given.

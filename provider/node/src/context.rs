@@ -21,7 +21,8 @@ pub struct PodContext {
     pub services: Arc<Services>,
     /// The pod as it was taken up: who it is.
     pub pod: PodObject,
-    /// The pod as the API has it now; images, `activeDeadlineSeconds`, labels and annotations can be changed.
+    /// The pod as the API has it now, with the requests and limits that it has been granted; images, `activeDeadlineSeconds`, labels and
+    /// annotations can be changed, too.
     pub latest: watch::Sender<PodObject>,
     /// Its status.
     pub reporter: StatusReporter,
@@ -35,6 +36,8 @@ pub struct PodContext {
     pub shares: Shares,
     /// An earlier run of the node had it.
     pub ran_before: bool,
+    /// Of its requests and limits, what it waits for.
+    pub resizing: Mutex<Resizing>,
 }
 
 impl PodContext {
@@ -54,11 +57,20 @@ impl PodContext {
         self.reporter.observed(pod);
     }
 
+    /// What the pod waits for of its requests and limits.
+    pub fn resizing(&self) -> MutexGuard<'_, Resizing> {
+        self.resizing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Resolves when the container is to have another image than this.
     pub async fn image_changed(&self, kind: ContainerKind, container: &Container) {
-        let other =
-            |pod: &PodObject| find(pod, kind, &container.name).is_some_and(|latest| latest.image != container.image);
-        if self.latest.subscribe().wait_for(other).await.is_err() {
+        self.changed(kind, container, |latest| latest.image != container.image).await;
+    }
+
+    /// Resolves when the container is another one, in a way that counts.
+    pub async fn changed(&self, kind: ContainerKind, container: &Container, how: impl Fn(&Container) -> bool) {
+        let is_other = |pod: &PodObject| find(pod, kind, &container.name).is_some_and(&how);
+        if self.latest.subscribe().wait_for(is_other).await.is_err() {
             std::future::pending().await
         }
     }
@@ -104,6 +116,15 @@ impl PodContext {
     pub fn event(&self, kind: ContainerKind, container: &str, of: EventType, reason: &'static str, message: String) {
         self.services.events.container(&self.pod, (kind, container), of, reason, message);
     }
+}
+
+/// What a pod waits for that has other requests and limits than it had.
+#[derive(Debug, Default)]
+pub struct Resizing {
+    /// The pod as the API has it, whose requests and limits are not granted.
+    pub asked: Option<PodObject>,
+    /// It has been granted what its containers do not have yet.
+    pub unsettled: bool,
 }
 
 /// What the containers of a pod have taken, each in its last life, and all in the lives before.

@@ -33,6 +33,7 @@ pub mod pod;
 pub mod pod_state;
 pub mod provider;
 pub mod quantity;
+pub mod resize;
 pub mod services;
 pub mod source;
 pub mod states;

@@ -43,6 +43,24 @@ impl Admitted {
         Ok(())
     }
 
+    /// Counts a pod in that ran here before.
+    pub fn count(&self, pod: &PodObject) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().to_owned(), requests(pod));
+    }
+
+    /// Counts a pod that runs with what it asks for now, or tells why not: the message of the kubelet.
+    pub fn resize(&self, pod: &PodObject, node: Option<&Node>) -> Result<(), Rejection> {
+        let requested = requests(pod);
+        let mut admitted = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = node {
+            let others: Vec<_> =
+                admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, requests)| requests).collect();
+            fits(&requested, &others, node)?;
+        }
+        admitted.insert(pod.uid().to_owned(), requested);
+        Ok(())
+    }
+
     /// A pod has ended; what it asked for is free.
     pub fn release(&self, uid: &str) {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);

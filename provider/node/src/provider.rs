@@ -4,6 +4,7 @@ use crate::container_log::{ContainerLogReader, LogRequest};
 use crate::context::PodContext;
 use crate::pod::PodObject;
 use crate::pod_state::{PodState, ProviderState};
+use crate::resize;
 use crate::services::Services;
 use crate::states::{Registered, Terminated};
 use crate::status::StatusReporter;
@@ -14,7 +15,7 @@ use krator::SharedState;
 use kubelet::node::Builder;
 use kubelet::pod::Pod;
 use kubelet::provider::Provider;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{RwLock, watch};
 
 /// Runs pods whose containers are WebAssembly modules.
@@ -52,10 +53,11 @@ impl WasmProvider {
             containers.flatten().for_each(crate::status::lost_with_node);
         }
         let ran_before = earlier.is_some();
+        let (latest, resizing) = resize::granted_before(&pod, earlier.as_ref());
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
         let context = Arc::new(PodContext {
             services,
-            latest: watch::Sender::new(pod.clone()),
+            latest: watch::Sender::new(latest),
             pod,
             reporter,
             termination: Default::default(),
@@ -63,6 +65,7 @@ impl WasmProvider {
             eviction: Default::default(),
             shares: Default::default(),
             ran_before,
+            resizing: Mutex::new(resizing),
         });
         PodState { context, volumes: Volumes::default(), back_off: Default::default(), sidecars: Vec::new() }
     }

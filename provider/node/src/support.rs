@@ -135,11 +135,15 @@ const CONTAINER: &[Row] = &[
         "tcpSocket, httpGet and grpc, of this node; only with hostNetwork, since else a guest has no port",
     ),
     ("readinessProbe.exec", Refused, "a guest has no process to run a command in"),
-    ("resizePolicy", Ignored, "limits are those of the start"),
+    (
+        "resizePolicy",
+        Honoured,
+        "of cpu and memory, which change while the pod runs (the API server resizes pods only on nodes with --os-label linux)",
+    ),
     (
         "resources",
         Honoured,
-        "limits.cpu and limits.memory bound the guests together, a pod above limits.ephemeral-storage is evicted (looked at every 10 s); requests are counted; devices come from device plugins",
+        "limits.cpu and limits.memory bound the guests together and can be changed while they run, a pod above limits.ephemeral-storage is evicted (looked at every 10 s); requests are counted; devices come from device plugins",
     ),
     ("resources.claims", Refused, "not supported"),
     ("restartPolicyRules", Refused, "not supported yet"),

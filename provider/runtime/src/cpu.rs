@@ -14,7 +14,7 @@ use crate::engine::EPOCH;
 use rustix::time::{ClockId, clock_gettime};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -35,8 +35,8 @@ const MEMORY: f64 = 0.1;
 /// A container's CPU time: a balance that fills at a rate and is paid in thread CPU time.
 #[derive(Debug)]
 pub struct CpuShare {
-    /// Cores, e.g. 0.1.
-    rate: f64,
+    /// Thousandths of a core; 0 for one without a limit.
+    millis: AtomicU32,
     balance: Mutex<Balance>,
 }
 
@@ -48,20 +48,37 @@ struct Balance {
 }
 
 impl CpuShare {
-    /// A share of `millis` thousandths of a core; 0 counts as 1.
-    pub fn new(millis: u32) -> Self {
-        let rate = f64::from(millis.max(1)) / 1000.0;
-        Self { rate, balance: Mutex::new(Balance { seconds: 0.0, at: Instant::now() }) }
+    /// A share of `millis` thousandths of a core, 0 of which count as 1; `None`: as much as there is.
+    pub fn new(millis: Option<u32>) -> Self {
+        let millis = AtomicU32::new(Self::stored(millis));
+        Self { millis, balance: Mutex::new(Balance { seconds: 0.0, at: Instant::now() }) }
+    }
+
+    fn stored(millis: Option<u32>) -> u32 {
+        millis.map_or(0, |millis| millis.max(1))
+    }
+
+    /// Its thousandths of a core.
+    pub fn millis(&self) -> Option<u32> {
+        Some(self.millis.load(Ordering::Relaxed)).filter(|millis| *millis > 0)
+    }
+
+    /// Another share from now on. What was owed is forgiven: it was to be paid at another rate.
+    pub fn set(&self, millis: Option<u32>) {
+        let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
+        *balance = Balance { seconds: 0.0, at: Instant::now() };
+        self.millis.store(Self::stored(millis), Ordering::Relaxed);
     }
 
     /// Pays for `used` and returns how long to wait until the balance is positive again.
     pub(crate) fn pay(&self, used: Duration) -> Option<Duration> {
+        let rate = f64::from(self.millis()?) / 1000.0;
         let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let filled = now.duration_since(balance.at).as_secs_f64() * self.rate;
-        balance.seconds = (balance.seconds + filled).min(BURST.as_secs_f64() * self.rate) - used.as_secs_f64();
+        let filled = now.duration_since(balance.at).as_secs_f64() * rate;
+        balance.seconds = (balance.seconds + filled).min(BURST.as_secs_f64() * rate) - used.as_secs_f64();
         balance.at = now;
-        (balance.seconds < 0.0).then(|| Duration::from_secs_f64(-balance.seconds / self.rate))
+        (balance.seconds < 0.0).then(|| Duration::from_secs_f64(-balance.seconds / rate))
     }
 }
 
@@ -293,7 +310,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_share_lets_a_tenth_of_a_core_through() {
-        let share = CpuShare::new(100);
+        let share = CpuShare::new(Some(100));
         let mut used = Duration::ZERO;
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(10) {
@@ -328,8 +345,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_share_can_be_another_one() {
+        let share = CpuShare::new(Some(1));
+        assert!(share.pay(Duration::from_secs(1)).is_some_and(|pause| pause > Duration::from_secs(900)));
+        share.set(Some(500));
+        assert!(share.pay(Duration::from_secs(1)).is_some_and(|pause| pause <= Duration::from_secs(2)));
+        share.set(None);
+        assert_eq!((share.pay(Duration::from_secs(1)), share.millis()), (None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn unused_time_does_not_add_up_beyond_the_burst() {
-        let share = CpuShare::new(500);
+        let share = CpuShare::new(Some(500));
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert_eq!(share.pay(Duration::from_millis(50)), None);
         assert!(share.pay(Duration::from_millis(50)).is_some());

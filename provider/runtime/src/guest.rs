@@ -199,7 +199,7 @@ pub(crate) fn build_store(
         wasi.stdout(log.stream(Stream::Stdout));
         wasi.stderr(log.stream(Stream::Stderr));
     }
-    let limits = *spec.limits.limits();
+    let limits = spec.limits.limits();
     let (mut disk, mut private) = (None, None);
     let mut directories = OpenDirectories::default();
     for (preopen, descriptor) in spec.preopens.iter().zip(FIRST_PREOPEN..) {

@@ -54,9 +54,10 @@ impl ContainerLimits {
     /// The limits as the guests of one container share them.
     pub fn share(self) -> Arc<SharedLimits> {
         Arc::new(SharedLimits {
-            limits: self,
+            first: self,
+            memory_limit: AtomicUsize::new(self.memory),
             memory: AtomicUsize::new(0),
-            cpu: self.cpu_millis.map(CpuShare::new),
+            cpu: CpuShare::new(self.cpu_millis),
             cpu_time: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -119,9 +120,11 @@ impl InitialSizes {
 /// The limits of one container and what its guests have taken of them.
 #[derive(Debug)]
 pub struct SharedLimits {
-    limits: ContainerLimits,
+    /// As the container was started; memory and CPU may be others since.
+    first: ContainerLimits,
+    memory_limit: AtomicUsize,
     memory: AtomicUsize,
-    cpu: Option<CpuShare>,
+    cpu: CpuShare,
     /// What its guests have taken in all, in nanoseconds.
     cpu_time: AtomicU64,
     /// What they have sent and received by the network, in bytes.
@@ -136,9 +139,22 @@ impl SharedLimits {
         &self.file_calls
     }
 
-    /// The limits themselves.
-    pub fn limits(&self) -> &ContainerLimits {
-        &self.limits
+    /// The limits as they are now.
+    pub fn limits(&self) -> ContainerLimits {
+        let memory = self.memory_limit.load(Ordering::Relaxed);
+        ContainerLimits { memory, cpu_millis: self.cpu.millis(), ..self.first }
+    }
+
+    /// Other limits of memory and CPU from now on, for the guests that run, too. A guest gives nothing back: below what they have, the
+    /// limit is not changed, and what they have is the error.
+    pub fn resize(&self, memory: usize, cpu_millis: Option<u32>) -> Result<(), usize> {
+        let in_use = self.memory_in_use();
+        if memory < in_use {
+            return Err(in_use);
+        }
+        self.memory_limit.store(memory, Ordering::Relaxed);
+        self.cpu.set(cpu_millis);
+        Ok(())
     }
 
     /// Bytes of linear memory that the container's guests have now.
@@ -172,7 +188,7 @@ impl SharedLimits {
     /// Charges CPU time to the container, and says how long its guests wait until they may have more.
     pub(crate) fn pay(&self, used: Duration) -> Option<Duration> {
         self.cpu_time.fetch_add(u64::try_from(used.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.cpu.as_ref()?.pay(used)
+        self.cpu.pay(used)
     }
 
     /// Charges what was spent elsewhere; whoever runs next waits for it.
@@ -183,7 +199,7 @@ impl SharedLimits {
     fn take_memory(&self, bytes: usize) -> bool {
         self.memory
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.limits.memory)
+                used.checked_add(bytes).filter(|sum| *sum <= self.memory_limit.load(Ordering::Relaxed))
             })
             .is_ok()
     }
@@ -281,6 +297,20 @@ mod tests {
         drop(first);
         assert_eq!(limits.memory_in_use(), 40);
         assert!(second.memory_growing(40, 100, None).unwrap());
+    }
+
+    #[test]
+    fn limits_change_while_guests_run_but_not_below_what_they_have() {
+        let limits = ContainerLimits { memory: 100, ..Default::default() }.share();
+        let mut guest = GuestLimiter::new(limits.clone());
+        assert!(guest.memory_growing(0, 60, None).unwrap());
+        assert_eq!(limits.resize(50, Some(100)), Err(60));
+        assert_eq!((limits.limits().memory, limits.limits().cpu_millis), (100, None), "nothing of it");
+        limits.resize(60, Some(100)).unwrap();
+        assert!(!guest.memory_growing(60, 61, None).unwrap());
+        limits.resize(200, None).unwrap();
+        assert!(guest.memory_growing(60, 200, None).unwrap());
+        assert_eq!(limits.limits().cpu_millis, None);
     }
 
     #[test]

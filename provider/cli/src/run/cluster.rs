@@ -38,6 +38,10 @@ pub(super) struct ClusterArguments {
     /// Labels for the Node object
     #[arg(long, env = "NODE_LABELS", value_name = "KEY=VALUE,...", default_value = "", hide_default_value = true)]
     node_labels: String,
+    /// The Node's label kubernetes.io/os: `linux` lets the API server (1.36) take other requests and limits for pods that run, which it
+    /// refuses for pods on nodes with another one
+    #[arg(long, value_name = "OS", default_value_t, value_enum)]
+    os_label: OsLabel,
     /// Most pods at once
     #[arg(long, env = "MAX_PODS", value_name = "N", default_value_t = 110)]
     max_pods: u32,
@@ -54,6 +58,26 @@ pub(super) struct ClusterArguments {
     /// Let pods of the cluster run modules from this machine's files (image fs:///path)
     #[arg(long, env = "KRUSTLET_ALLOW_LOCAL_MODULES")]
     allow_local_modules: bool,
+}
+
+/// What a node says of its operating system.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum OsLabel {
+    /// As Krustlet's nodes say.
+    #[default]
+    #[value(name = "wasm32-wasi")]
+    Wasi,
+    /// As most nodes say.
+    Linux,
+}
+
+impl std::fmt::Display for OsLabel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Wasi => "wasm32-wasi",
+            Self::Linux => "linux",
+        })
+    }
 }
 
 pub(super) async fn run(
@@ -89,6 +113,7 @@ pub(super) async fn run(
     let events = EventRecorder::start(connection.client(), &name);
     let mut config = node_config(arguments, &name, &addresses, &data, network)?;
     let settings = NodeSettings {
+        os_label: flags.os_label.to_string(),
         name: name.clone(),
         hostname,
         machine: host_name(),

@@ -42,7 +42,9 @@ pub struct Scene {
 pub async fn scene() -> Option<Scene> {
     let cluster = cluster_with_linux_node(Kind::Linux.name())?;
     let registry = Registry::start(Access::Public);
-    let mut node = ClusterNode::prepare(Kind::Wasm.name()).with(&["--insecure-registries", &registry.address]);
+    let mut node = ClusterNode::prepare(Kind::Wasm.name());
+    // Else the API server lets nobody resize its pods.
+    node = node.with(&["--insecure-registries", &registry.address, "--os-label", "linux"]);
     node.run(&cluster.bootstrap());
     node.wait_until_ready(&cluster);
     for kind in KINDS {

@@ -216,6 +216,13 @@ impl Run {
         patched.map(drop).map_err(|error| error.to_string())
     }
 
+    /// Other requests and limits for its container `main`.
+    pub async fn resize(&self, resources: Value) -> Result<(), String> {
+        let patch = Patch::Strategic(json!({"spec": {"containers": [{"name": "main", "resources": resources}]}}));
+        let patched = self.pods().patch_subresource("resize", &self.name, &PatchParams::default(), &patch).await;
+        patched.map(drop).map_err(|error| error.to_string())
+    }
+
     pub async fn patch_status(&self, patch: Value) -> Result<(), String> {
         let patched = self.pods().patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
         patched.map(drop).map_err(|error| error.to_string())
@@ -223,7 +230,7 @@ impl Run {
 
     pub async fn until(&self, until: &Until) -> Result<(), String> {
         if let Until::Event(reason) = until {
-            return self.until_event(reason).await;
+            return self.until_events(reason, 1).await;
         }
         self.until_of(&self.name, until).await
     }
@@ -237,11 +244,12 @@ impl Run {
         })
     }
 
-    async fn until_event(&self, reason: &str) -> Result<(), String> {
+    /// Until there are so many events of this reason.
+    pub async fn until_events(&self, reason: &str, number: usize) -> Result<(), String> {
         let deadline = Instant::now() + crate::fixture::DEADLINE;
         while Instant::now() < deadline {
             let events = self.recorder.events(self.kind, &self.name).await;
-            if events.iter().any(|event| event.reason.as_deref() == Some(reason)) {
+            if events.iter().filter(|event| event.reason.as_deref() == Some(reason)).count() >= number {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

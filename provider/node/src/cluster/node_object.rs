@@ -33,6 +33,8 @@ pub struct NodeSettings {
     pub addresses: Vec<IpAddr>,
     /// Port of its HTTPS endpoint.
     pub port: u16,
+    /// Value of its label `kubernetes.io/os`.
+    pub os_label: String,
     /// Labels besides its own.
     pub labels: BTreeMap<String, String>,
     /// Most pods.
@@ -75,8 +77,8 @@ impl NodeObject {
         let mut node: Node = serde_json::from_value(built).unwrap_or_default();
         let labels = node.metadata.labels.get_or_insert_default();
         let architecture = WasmProvider::ARCH.to_owned();
-        labels.insert("kubernetes.io/arch".to_owned(), architecture.clone());
-        labels.insert("kubernetes.io/os".to_owned(), architecture);
+        labels.insert("kubernetes.io/arch".to_owned(), architecture);
+        labels.insert("kubernetes.io/os".to_owned(), self.settings.os_label.clone());
         labels.insert("kubernetes.io/hostname".to_owned(), self.settings.hostname.clone());
         labels.insert("type".to_owned(), "krustlet".to_owned());
         labels.extend(self.settings.labels.clone());

@@ -14,7 +14,8 @@ use crate::cluster::events::EventType;
 use crate::context::{PodContext, find};
 use crate::environment::Scope;
 use crate::loaded_image::LoadedImage;
-use crate::pod::{RestartPolicy, is_sidecar};
+use crate::pod::{PodObject, RestartPolicy, is_sidecar};
+use crate::resize;
 use crate::status::{self, ContainerKind};
 use crate::termination::Place;
 use crate::volume::MountedVolumes;
@@ -25,7 +26,8 @@ use image::ImageFailure;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use life::{Life, last_words, run_once};
 use progress::log_end;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 use tokio::time::Instant;
 
 /// Runs a container until it has ended for good; true if it succeeded then.
@@ -40,7 +42,7 @@ pub async fn supervise(
     policy: RestartPolicy,
 ) -> bool {
     let name = &container.name;
-    let mut container = container.clone();
+    let mut container = CurrentContainer::new(context, kind, name);
     let mut restart = 0;
     let was_started = |earlier: &ContainerStatus| {
         let ended = |state: &Option<ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
@@ -72,9 +74,7 @@ pub async fn supervise(
                     () = context.image_changed(kind, &container) => {}
                     () = tokio::time::sleep(CONFIG_RETRY) => {}
                 }
-                if let Some(latest) = find(&context.latest(), kind, name) {
-                    container.clone_from(latest);
-                }
+                container.renew(context);
                 continue;
             }
         };
@@ -102,11 +102,10 @@ pub async fn supervise(
             }
         };
         drop(running);
-        let latest = context.latest();
-        if let Some(changed) = find(&latest, kind, name).filter(|latest| latest.image != container.image)
-            && !context.termination.is_over()
-        {
-            container = changed.clone();
+        let latest = CurrentContainer::new(context, kind, name);
+        let is_other = latest.image != container.image || resize::must_restart(&container, &latest);
+        if is_other && !context.termination.is_over() {
+            container = latest;
             restart += 1;
             back_off = BackOff::default();
             continue;
@@ -128,11 +127,36 @@ pub async fn supervise(
                 // Whoever corrects the image does not wait for the old one's pause.
                 () = context.image_changed(kind, &container) => back_off = BackOff::default(),
             }
-            if let Some(latest) = find(&context.latest(), kind, name) {
-                container.clone_from(latest);
-            }
+            container.renew(context);
         }
         restart += 1;
+    }
+}
+
+/// A container as its pod had it when it was looked at last. It keeps the pod, which others have, too, and no copy of the container.
+struct CurrentContainer {
+    pod: PodObject,
+    kind: ContainerKind,
+    name: String,
+}
+
+impl CurrentContainer {
+    fn new(context: &PodContext, kind: ContainerKind, name: &str) -> Self {
+        Self { pod: context.latest(), kind, name: name.to_owned() }
+    }
+
+    fn renew(&mut self, context: &PodContext) {
+        self.pod = context.latest();
+    }
+}
+
+impl Deref for CurrentContainer {
+    type Target = Container;
+
+    /// A pod's containers are the same for as long as it is there.
+    fn deref(&self) -> &Container {
+        static NONE: LazyLock<Container> = LazyLock::new(Container::default);
+        find(&self.pod, self.kind, &self.name).unwrap_or(&NONE)
     }
 }
 
@@ -147,7 +171,7 @@ pub fn place(context: &PodContext, kind: ContainerKind, name: &str) -> Place {
 
 /// The image for the container's next life. One that cannot be had is tried again until it can, or until the container names
 /// another one.
-async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut Container) -> LoadedImage {
+async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut CurrentContainer) -> LoadedImage {
     let mut back_off = BackOff::default();
     loop {
         // A file may have been replaced by a newer one; an image of a registry stays, unless it is always to be pulled.
@@ -157,12 +181,9 @@ async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut
             context.event(kind, &container.name, EventType::Normal, "Pulled", message);
             return image;
         }
-        let pod = context.latest();
-        if let Some(latest) = find(&pod, kind, &container.name) {
-            container.clone_from(latest);
-        }
+        container.renew(context);
         let started = Instant::now();
-        match image::load(&context.services, &pod, kind, container).await {
+        match image::load(&context.services, &container.pod, kind, container).await {
             Ok(image) => {
                 context.keep_image(&container.name, image.clone());
                 return image;

@@ -7,6 +7,7 @@ use crate::context::PodContext;
 use crate::grants;
 use crate::loaded_image::LoadedImage;
 use crate::pod::{bounded, is_sidecar};
+use crate::resize;
 use crate::status::{self, ContainerKind};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Outcome;
@@ -32,6 +33,7 @@ pub fn report_running(
         status::running(status, container, restart, context.pod.uid(), (&image.name, &image.id));
     });
     context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
+    resize::settle(context);
 }
 
 /// What admission has read, and what the container may listen on.
@@ -57,6 +59,10 @@ pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &C
         () = context.image_changed(kind, container) => {
             let deadline = Instant::now() + context.latest().grace_period();
             (format!("Container {name} definition changed, will be restarted"), deadline)
+        }
+        () = resize::restart_wanted(context, kind, container) => {
+            let deadline = Instant::now() + context.latest().grace_period();
+            (format!("Container {name} resize requires restart"), deadline)
         }
         unhealthy = asked => {
             let grace_period = unhealthy.grace_period.unwrap_or_else(|| context.latest().grace_period());

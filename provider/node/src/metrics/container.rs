@@ -61,7 +61,7 @@ fn sample(context: &PodContext, status: &ContainerStatus) -> Option<ContainerSam
         started: running.started_at.as_ref().map_or(0.0, |time| time.0.as_second() as f64),
         cpu: limits.cpu_time(),
         memory: limits.memory_in_use() as u64,
-        limits: *limits.limits(),
+        limits: limits.limits(),
     })
 }
 

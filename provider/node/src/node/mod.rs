@@ -18,6 +18,7 @@ use crate::objects::Objects;
 use crate::placement::Admitted;
 use crate::pod::{PodObject, bounded};
 use crate::provider::WasmProvider;
+use crate::resize;
 use crate::services::Services;
 use crate::source::{PodEvent, PodSource};
 use crate::status::{self, StatusSink, is_final};
@@ -190,7 +191,10 @@ impl Node {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = garbage.tick() => self.collect_garbage(Unused::AboveThreshold),
-                _ = pressure.tick() => self.relieve(),
+                _ = pressure.tick() => {
+                    self.retry_resizes();
+                    self.relieve();
+                }
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Some(Ok(uid)) = self.retries.join_next() => self.retry(&uid),
                 Some(Ok((state, candidates))) = self.measured.join_next() => {
@@ -202,7 +206,10 @@ impl Node {
                 event = source.next() => match event {
                     PodEvent::Applied(pod) => self.apply(pod),
                     PodEvent::Deleted(uid) => self.delete(&uid),
-                    PodEvent::Synced { unreadable } => self.forget_others(&unreadable),
+                    PodEvent::Synced { unreadable } => {
+                        self.forget_others(&unreadable);
+                        self.retry_resizes();
+                    }
                 },
             }
         }
@@ -226,7 +233,7 @@ impl Node {
         if let Some(known) = self.pods.get_mut(pod.uid()) {
             let _ = known.updates.send(pod.to_kubelet());
             if known.pod.is_changed(&pod) {
-                known.context.update(&pod);
+                resize::update(&known.context, &pod);
                 known.pod = pod.clone();
                 store(&self.services.data, &pod);
             }
@@ -249,6 +256,10 @@ impl Node {
         let mut state = self.provider.pod_state(pod.clone());
         let context = state.context.clone();
         self.services.pods.add(&context);
+        if context.ran_before {
+            // Before anything is granted to others.
+            self.services.admitted.count(&context.latest());
+        }
         if is_final(&context.reporter.current()) {
             // The node may have been killed before it told.
             self.services.sink.seen(&pod, &|| context.reporter.current());
@@ -383,6 +394,12 @@ impl Node {
         if let Some(devices) = &self.services.devices {
             devices.release(uid);
         }
+        self.retry_resizes();
+    }
+
+    /// Of pods that ask for more than there was.
+    fn retry_resizes(&self) {
+        self.pods.values().filter(|known| known.running).for_each(|known| resize::retry(&known.context));
     }
 
     fn forget(&mut self, uid: &str) {

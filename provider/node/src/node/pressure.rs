@@ -112,6 +112,6 @@ fn candidate(known: &KnownPod, resource: &str) -> Candidate {
         uid: known.pod.uid().to_owned(),
         priority: known.pod.spec().priority.unwrap_or(0),
         used: 0,
-        requested: placement::requested(&known.pod, resource),
+        requested: placement::requested(&known.context.latest(), resource),
     }
 }

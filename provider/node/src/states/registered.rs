@@ -55,7 +55,7 @@ impl State<PodState> for Registered {
             return Transition::next(self, Rejected { reason, message });
         }
         let node = own_node(services).await;
-        match services.admitted.admit(&context.pod, node.as_deref(), context.ran_before) {
+        match services.admitted.admit(&context.latest(), node.as_deref(), context.ran_before) {
             Ok(()) => Transition::next(self, Resources),
             Err(Rejection { reason, message }) => Transition::next(self, Rejected { reason, message }),
         }

@@ -1,6 +1,6 @@
 //! Statuses to the API server.
 
-use super::{FileSink, StatusSink};
+use super::{FileSink, RESIZE_IN_PROGRESS, RESIZE_PENDING, StatusSink};
 use crate::cluster::EventRecorder;
 use crate::cluster::connection::{code, describe, version};
 use crate::cluster::events::EventType;
@@ -281,6 +281,9 @@ fn refused_fields(error: &kube::Error) -> impl Iterator<Item = String> {
     fields.collect::<Vec<_>>().into_iter()
 }
 
+/// Conditions of our own that are there for a time. All others that the node does not name are somebody else's.
+const OF_A_TIME: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
+
 /// What makes `known` into `wanted`, as a strategic merge patch: conditions are merged by their type, so that those of others
 /// stay; other lists and all else are replaced. `None` if nothing is different but what is `refused`. The quality-of-service class is
 /// the API server's own.
@@ -302,11 +305,14 @@ fn patch(known: &Value, wanted: &Value, refused: &BTreeMap<String, Value>) -> Op
         match (field.as_str(), value) {
             ("conditions", Value::Array(conditions)) => {
                 let old: Vec<_> = old.and_then(Value::as_array).into_iter().flatten().map(without_empty).collect();
-                let changed: Vec<_> = conditions
-                    .iter()
-                    .filter(|condition| !old.contains(&without_empty(condition)))
-                    .map(with_nulls)
-                    .collect();
+                let is_gone = |kind: &&str| {
+                    let has = |list: &[Value]| list.iter().any(|condition| condition["type"] == **kind);
+                    has(&old) && !has(conditions)
+                };
+                let gone =
+                    OF_A_TIME.iter().copied().filter(is_gone).map(|kind| json!({"$patch": "delete", "type": kind}));
+                let changed = conditions.iter().filter(|condition| !old.contains(&without_empty(condition)));
+                let changed: Vec<_> = changed.map(with_nulls).chain(gone).collect();
                 if !changed.is_empty() {
                     patch.insert(field.clone(), Value::Array(changed));
                 }
@@ -378,5 +384,8 @@ mod tests {
         let (sent, told) = (json!({"x": [{"state": {"waiting": {}}}]}), json!({"x": [{"lastState": {}, "state": {}}]}));
         assert_eq!(patch(&told, &sent, &BTreeMap::new()), None, "what is empty makes no difference");
         assert_eq!(patch(&json!({}), &json!({"qosClass": "Burstable"}), &BTreeMap::new()), None);
+        let resizing = json!({"conditions": [{"type": "PodResizePending", "status": "True"}, {"type": "Other", "status": "True"}]});
+        let gone = json!({"conditions": [{"$patch": "delete", "type": "PodResizePending"}]});
+        assert_eq!(patch(&resizing, &json!({"conditions": []}), &BTreeMap::new()), Some(gone));
     }
 }

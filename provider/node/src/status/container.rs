@@ -66,9 +66,7 @@ pub fn running(
     (image, image_id): (&str, &str),
 ) {
     keep_last(status);
-    let resources = container.resources.clone().unwrap_or_default();
-    status.allocated_resources = resources.requests.clone().filter(|requests| !requests.is_empty());
-    status.resources = Some(ResourceRequirements { claims: None, ..resources });
+    resized(status, container);
     let mounts = container.volume_mounts.iter().flatten().map(|mount| VolumeMountStatus {
         name: mount.name.clone(),
         mount_path: mount.mount_path.clone(),
@@ -86,6 +84,19 @@ pub fn running(
         running: Some(ContainerStateRunning { started_at: Some(now()) }),
         ..ContainerState::default()
     });
+}
+
+/// The container has been granted what its specification asks for.
+pub fn allocated(status: &mut ContainerStatus, container: &Container) {
+    let requests = container.resources.as_ref().and_then(|resources| resources.requests.clone());
+    status.allocated_resources = requests.filter(|requests| !requests.is_empty());
+}
+
+/// And has it.
+pub fn resized(status: &mut ContainerStatus, container: &Container) {
+    allocated(status, container);
+    let resources = container.resources.clone().unwrap_or_default();
+    status.resources = Some(ResourceRequirements { claims: None, ..resources });
 }
 
 /// The container ended. What it left as its last words is its message, else what it died of.

@@ -9,7 +9,7 @@ mod sink;
 pub use api::ApiSink;
 pub use config_map::ConfigMapSink;
 pub(crate) use container::lost_with_node;
-pub use container::{ContainerKind, failed_start, running, terminated, waiting};
+pub use container::{ContainerKind, allocated, failed_start, resized, running, terminated, waiting};
 pub use sink::{FileSink, StatusSink};
 
 use crate::pod::{self, PodObject};
@@ -239,6 +239,12 @@ pub fn is_given_up(status: &PodStatus) -> bool {
 
 /// Condition of a pod that the node ends for a reason that is not the pod's.
 pub const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
+/// Condition of a pod that has not been granted the requests and limits that it asks for.
+pub const RESIZE_PENDING: &str = "PodResizePending";
+
+/// Condition of a pod whose containers do not have yet what it was granted.
+pub const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 /// Condition of a pod with a discovery handler: whether its answers are used.
 pub const DISCOVERY_HEALTHY: &str = "DiscoveryHealthy";

@@ -1,9 +1,32 @@
 //! Changes of a pod that is there.
 
 use super::{SEEN, steps};
-use crate::spec::{Spec, Until, scenario};
-use serde_json::json;
+use crate::observation::History;
+use crate::spec::{Run, Spec, Until, scenario};
+use serde_json::{Value, json};
 use std::time::Instant;
+
+/// Without a limit of CPU if that is empty.
+fn resources(cpu: &str, cpu_limit: &str, memory: &str) -> Value {
+    let mut resources = json!({"requests": {"cpu": cpu, "memory": "32Mi"}, "limits": {"memory": memory}});
+    if !cpu_limit.is_empty() {
+        resources["limits"]["cpu"] = json!(cpu_limit);
+    }
+    resources
+}
+
+fn with_resources(run: &Run, resources: Value) -> Value {
+    let mut pod = run.pod(&["forever"]);
+    pod["spec"]["containers"][0]["resources"] = resources;
+    pod
+}
+
+/// The container runs with these limits.
+fn has(history: &History, cpu: &str, memory: &str) -> bool {
+    let container = history.last().map(|pod| pod["status"]["containerStatuses"][0].clone()).unwrap_or_default();
+    container["resources"]["limits"] == json!({"cpu": cpu, "memory": memory})
+        && container["state"]["running"].is_object()
+}
 
 pub fn specs() -> Vec<Spec> {
     vec![
@@ -35,6 +58,33 @@ pub fn specs() -> Vec<Spec> {
             run.recorder.wait_for(run.kind, &run.name, runs).await?;
             run.fact("time to the next run", crate::spec::took(started.elapsed()));
             run.until(&Until::Restarted(3)).await
+        }),
+        scenario("resized-while-running", |run| async move {
+            run.create(&with_resources(&run, resources("100m", "500m", "64Mi"))).await?;
+            run.until(&Until::Ready).await?;
+            run.resize(resources("200m", "600m", "96Mi")).await?;
+            run.recorder.wait_for(run.kind, &run.name, |history| has(history, "600m", "96Mi")).await?;
+            run.resize(resources("200m", "300m", "80Mi")).await?;
+            run.recorder.wait_for(run.kind, &run.name, |history| has(history, "300m", "80Mi")).await?;
+            run.until_events("ResizeCompleted", 2).await
+        }),
+        scenario("resized-by-another-start", |run| async move {
+            let mut pod = with_resources(&run, resources("100m", "500m", "64Mi"));
+            pod["spec"]["containers"][0]["resizePolicy"] = json!([
+                {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+                {"resourceName": "memory", "restartPolicy": "RestartContainer"},
+            ]);
+            run.create(&pod).await?;
+            run.until(&Until::Ready).await?;
+            run.resize(resources("100m", "600m", "64Mi")).await?;
+            run.recorder.wait_for(run.kind, &run.name, |history| has(history, "600m", "64Mi")).await?;
+            run.resize(resources("100m", "600m", "96Mi")).await?;
+            let restarted = |history: &History| {
+                let count = history.last().map(|pod| &pod["status"]["containerStatuses"][0]["restartCount"]);
+                has(history, "600m", "96Mi") && count == Some(&json!(1))
+            };
+            run.recorder.wait_for(run.kind, &run.name, restarted).await?;
+            run.until_events("ResizeCompleted", 2).await
         }),
         scenario("labels-changed", |run| async move {
             run.create(&run.pod(&["forever"])).await?;

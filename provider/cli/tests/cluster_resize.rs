@@ -1,0 +1,98 @@
+//! Requests and limits that change while pods run. What a kubelet does with them is in the comparison with one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
+
+mod fixture;
+
+use fixture::cluster::{Cluster, ClusterNode, Namespace, cluster};
+use serde_json::{Value, json};
+
+/// A node whose pods the API server lets be resized.
+fn join(cluster: &Cluster, name: &str) -> ClusterNode {
+    let mut node = ClusterNode::prepare(name).with(&["--os-label", "linux"]);
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    node
+}
+
+fn pod(node: &ClusterNode, name: &str, resources: Value) -> Value {
+    let mut pod = node.fault_pod(name, "sleep");
+    pod["spec"]["containers"][0]["resources"] = resources;
+    pod
+}
+
+fn resize(namespace: &Namespace<'_>, name: &str, resources: Value) {
+    let pod = namespace.pod(name).unwrap();
+    let container = json!({"name": pod["spec"]["containers"][0]["name"], "resources": resources});
+    let patch = json!({"spec": {"containers": [container]}}).to_string();
+    namespace.kubectl_ok(&["patch", "pod", name, "--subresource", "resize", "-p", &patch]);
+}
+
+fn of(pod: &Value, condition: &str) -> Value {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().find(|one| one["type"] == condition).cloned().unwrap_or_default()
+}
+
+fn container(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+#[test]
+fn a_limit_below_what_a_guest_has_waits_until_it_is_another_one() {
+    let Some(cluster) = cluster() else { return };
+    let (node, namespace) = (join(cluster, "resized"), cluster.namespace("resized"));
+    let memory = |limit: &str| json!({"requests": {"memory": "32Ki"}, "limits": {"memory": limit}});
+    namespace.apply(pod(&node, "waits", memory("64Mi")));
+    namespace.wait_until_ready(&node, "waits");
+    resize(&namespace, "waits", memory("64Ki"));
+    let is_refused = |pod: &Value| of(pod, "PodResizeInProgress")["reason"] == "Error";
+    let refused = namespace.wait_for_pod(&node, "waits", "refused its limit", is_refused);
+    let message = of(&refused, "PodResizeInProgress")["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("memory limit (65536) below current usage"), "{message}");
+    assert_eq!(container(&refused)["resources"]["limits"]["memory"], "64Mi");
+    namespace.wait_for_event(&node, "waits", "ResizeError");
+    resize(&namespace, "waits", memory("32Mi"));
+    let is_settled = |pod: &Value| {
+        of(pod, "PodResizeInProgress").is_null() && container(pod)["resources"]["limits"]["memory"] == "32Mi"
+    };
+    let settled = namespace.wait_for_pod(&node, "waits", "resized", is_settled);
+    assert_eq!(container(&settled)["restartCount"], 0);
+    namespace.wait_for_event(&node, "waits", "ResizeCompleted");
+}
+
+#[test]
+fn what_is_not_granted_is_asked_for_again_when_others_end_and_after_a_restart_of_the_node() {
+    let Some(cluster) = cluster() else { return };
+    let (mut node, namespace) = (join(cluster, "full-of-requests"), cluster.namespace("full-of-requests"));
+    let allocatable = cluster.get("node", "", &node.name).unwrap()["status"]["allocatable"]["cpu"].clone();
+    let allocatable = allocatable.as_str().unwrap();
+    let millis: u32 = match allocatable.strip_suffix('m') {
+        Some(millis) => millis.parse().unwrap(),
+        None => allocatable.parse::<u32>().unwrap() * 1000,
+    };
+    let cpu = |millis: u32| json!({"requests": {"cpu": format!("{millis}m")}});
+    namespace.apply(pod(&node, "large", cpu(millis - 200)));
+    namespace.apply(pod(&node, "small", cpu(100)));
+    for name in ["large", "small"] {
+        namespace.wait_until_ready(&node, name);
+    }
+    resize(&namespace, "small", cpu(500));
+    let is_deferred = |pod: &Value| of(pod, "PodResizePending")["reason"] == "Deferred";
+    let deferred = namespace.wait_for_pod(&node, "small", "deferred", is_deferred);
+    let message = of(&deferred, "PodResizePending")["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("resource: cpu, requested: 500, used: "), "{message}");
+    namespace.wait_for_event(&node, "small", "ResizeDeferred");
+
+    // Its next life knows what it had been granted.
+    node.kill();
+    node.run(&cluster.bootstrap());
+    let restarted = |pod: &Value| container(pod)["restartCount"] == 1 && fixture::condition(pod, "Ready") == Some(true);
+    let restarted = namespace.wait_for_pod(&node, "small", "taken up", restarted);
+    assert!(is_deferred(&restarted), "{:#}", restarted["status"]);
+    assert_eq!(container(&restarted)["resources"], cpu(100));
+
+    namespace.kubectl_ok(&["delete", "pod", "large", "--timeout=60s"]);
+    let is_granted = |pod: &Value| of(pod, "PodResizePending").is_null() && container(pod)["resources"] == cpu(500);
+    let granted = namespace.wait_for_pod(&node, "small", "granted", is_granted);
+    assert_eq!(container(&granted)["allocatedResources"], cpu(500)["requests"]);
+    assert_eq!(container(&granted)["restartCount"], 1);
+}

@@ -1,0 +1,289 @@
+//! Modules on their way to a registry, in the CNCF's layout of Wasm artifacts.
+
+use crate::credentials::{Credential, Credentials};
+use crate::digest;
+use crate::pull_error::PullError;
+use crate::session::{Request, Session, Target};
+use oci_client::Reference;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, Response, Url};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.wasm.config.v0+json";
+const MODULE: &str = "application/wasm";
+/// Bytes that are sent at a time. Some registries take no less, but for the last ones.
+const CHUNK: usize = 5 << 20;
+/// Pauses before an upload that broke off goes on.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+
+/// What is pushed.
+#[derive(Clone, Debug, Default)]
+pub struct Artifact {
+    /// The module or component.
+    pub module: Vec<u8>,
+    /// Of a component: the names of what it exports and imports. `None` for a module.
+    pub component: Option<(Vec<String>, Vec<String>)>,
+    /// Of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// When it was made, in seconds since 1970. The same artifact has the same digest only if this is the same.
+    pub created: i64,
+}
+
+/// What a registry has now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// Of the manifest.
+    pub digest: String,
+    /// Bytes that the registry did not have yet.
+    pub sent: u64,
+}
+
+/// Why a module cannot be pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// Credentials that may not, or none.
+    #[error("{registry} does not let {who} push to {repository}: {message}; {way_out}")]
+    Refused {
+        /// The registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// In words, who asked.
+        who: &'static str,
+        /// What the registry said.
+        message: String,
+        /// What can be done.
+        way_out: &'static str,
+    },
+    /// The tag is another image's.
+    #[error(
+        "{reference} is there already and is another image, {digest}; push to another tag, or leave out --no-clobber"
+    )]
+    Exists {
+        /// The image.
+        reference: String,
+        /// What it is.
+        digest: String,
+    },
+    /// An image is pushed to a name, not to a digest.
+    #[error("{reference} names a digest, which is the content's own: push to a tag")]
+    Digest {
+        /// The image.
+        reference: String,
+    },
+    /// What can go wrong with a registry.
+    #[error("{0}")]
+    Registry(PullError),
+}
+
+impl Artifact {
+    fn config(&self, layer: &str) -> Value {
+        let created = jiff_seconds(self.created);
+        let mut config = json!({"created": created, "architecture": "wasm", "os": "wasip1", "layerDigests": [layer]});
+        if let Some((exports, imports)) = &self.component {
+            config["os"] = json!("wasip2");
+            config["component"] = json!({"exports": exports, "imports": imports});
+        }
+        config
+    }
+}
+
+/// RFC 3339, of whole seconds.
+fn jiff_seconds(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+/// Pushes an artifact under the reference's tag and `tags`, with the first credentials of its registry, or none. Content that the
+/// registry has already is not sent.
+///
+/// # Errors
+/// With `no_clobber`, a tag that is another image's: then nothing is changed.
+pub async fn push(
+    reference: &Reference,
+    tags: &[String],
+    artifact: &Artifact,
+    credentials: &Credentials,
+    insecure: &[String],
+    no_clobber: bool,
+) -> Result<Pushed, PushError> {
+    if reference.digest().is_some() {
+        return Err(PushError::Digest { reference: reference.whole() });
+    }
+    let credential = credentials.of(reference).into_iter().next().unwrap_or(Credential::Anonymous);
+    let is_anonymous = credential == Credential::Anonymous;
+    let session = Session::new(reference, credential, insecure).map_err(PushError::Registry)?;
+    let upload = Upload { session, reference, is_anonymous };
+    let layer = digest::of(&artifact.module, "");
+    let config = artifact.config(&layer).to_string().into_bytes();
+    let config_digest = digest::of(&config, "");
+    let mut manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": {"mediaType": CONFIG, "digest": config_digest, "size": config.len()},
+        "layers": [{"mediaType": MODULE, "digest": layer, "size": artifact.module.len()}],
+    });
+    if !artifact.annotations.is_empty() {
+        manifest["annotations"] = json!(artifact.annotations);
+    }
+    let manifest = manifest.to_string().into_bytes();
+    let digest = digest::of(&manifest, "");
+    let tags: Vec<_> =
+        [reference.tag().unwrap_or("latest")].into_iter().chain(tags.iter().map(String::as_str)).collect();
+    if no_clobber {
+        for tag in &tags {
+            upload.refuse_other(tag, &digest).await?;
+        }
+    }
+    let mut sent = 0;
+    for (blob, digest) in [(&artifact.module, &layer), (&config, &config_digest)] {
+        sent += upload.blob(blob, digest).await?;
+    }
+    for tag in tags {
+        upload.manifest(tag, &manifest).await?;
+    }
+    Ok(Pushed { digest, sent })
+}
+
+/// Of one artifact to one repository.
+struct Upload<'a> {
+    session: Session,
+    reference: &'a Reference,
+    is_anonymous: bool,
+}
+
+impl Upload<'_> {
+    async fn request(&self, request: Request<'_>) -> Result<Response, PushError> {
+        self.session.request(request).await.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: PullError) -> PushError {
+        let (who, way_out) = match self.is_anonymous {
+            true => (
+                "anybody without credentials",
+                "log in first (docker login, podman login), or name a file with --registry-credentials",
+            ),
+            false => ("the user of these credentials", "they may pull from it and not push to it, or have expired"),
+        };
+        let (registry, repository) = (self.session.name().to_owned(), self.reference.repository().to_owned());
+        match error {
+            PullError::Unauthorized { message, .. } => {
+                PushError::Refused { registry, repository, who, message, way_out }
+            }
+            error => PushError::Registry(error),
+        }
+    }
+
+    /// Whether the registry has something: 404 is an answer.
+    async fn head(&self, path: &str, accept: &'static str) -> Result<Option<Response>, PushError> {
+        let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+        match self.session.request(Request { headers, ..Request::new(Method::HEAD, path) }).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(PullError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    async fn refuse_other(&self, tag: &str, digest: &str) -> Result<(), PushError> {
+        let accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+             application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+        let Some(answer) = self.head(&format!("manifests/{tag}"), accept).await? else { return Ok(()) };
+        let there = answer.headers().get("docker-content-digest").and_then(|digest| digest.to_str().ok());
+        let there = there.unwrap_or("its digest is not told").to_owned();
+        if there == digest {
+            return Ok(());
+        }
+        let reference = format!("{}/{}:{tag}", self.reference.registry(), self.reference.repository());
+        Err(PushError::Exists { reference, digest: there })
+    }
+
+    /// Sends a blob that is not there yet, and goes on where it broke off. The bytes that it took.
+    async fn blob(&self, blob: &[u8], digest: &str) -> Result<u64, PushError> {
+        if self.head(&format!("blobs/{digest}"), "*/*").await?.is_some() {
+            return Ok(0);
+        }
+        let mut pauses = PAUSES.iter();
+        let mut upload: Option<(Url, usize)> = None;
+        loop {
+            match self.go_on(blob, digest, &mut upload).await {
+                Ok(()) => return Ok(blob.len() as u64),
+                Err(PushError::Registry(error))
+                    if error.is_temporary() || matches!(error, PullError::NotFound { .. }) =>
+                {
+                    let Some(pause) = pauses.next() else { return Err(PushError::Registry(error)) };
+                    tracing::info!(registry = self.session.name(), "{error}; going on with the upload");
+                    tokio::time::sleep(*pause).await;
+                    upload = self.progress(upload).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn go_on(&self, blob: &[u8], digest: &str, upload: &mut Option<(Url, usize)>) -> Result<(), PushError> {
+        let (mut location, mut sent) = match upload.take() {
+            Some(upload) => upload,
+            None => {
+                let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
+                let begun = Request { headers, ..Request::new(Method::POST, "blobs/uploads/") };
+                let begun = self.request(begun).await?;
+                (self.session.location(&begun).map_err(PushError::Registry)?, 0)
+            }
+        };
+        while sent < blob.len() {
+            *upload = Some((location.clone(), sent));
+            let end = blob.len().min(sent + CHUNK);
+            let range = HeaderValue::from_str(&format!("{sent}-{}", end - 1))
+                .map_err(|error| PushError::Registry(self.session.protocol(error.to_string())))?;
+            let headers = HeaderMap::from_iter([
+                (CONTENT_RANGE, range),
+                (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+            ]);
+            let chunk = Request {
+                method: Method::PATCH,
+                target: Target::Url(location.clone()),
+                headers,
+                body: &blob[sent..end],
+            };
+            let taken = self.request(chunk).await?;
+            location = self.session.location(&taken).map_err(PushError::Registry)?;
+            sent = end;
+        }
+        *upload = Some((location.clone(), sent));
+        location.query_pairs_mut().append_pair("digest", digest);
+        let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
+        self.request(Request { method: Method::PUT, target: Target::Url(location), headers, body: &[] }).await?;
+        Ok(())
+    }
+
+    /// How far an upload has come, as the registry says; `None` if it has to begin again.
+    async fn progress(&self, upload: Option<(Url, usize)>) -> Option<(Url, usize)> {
+        let (location, _) = upload?;
+        let target = Target::Url(location);
+        let asked = Request { method: Method::GET, target, headers: HeaderMap::new(), body: &[] };
+        let answer = self.session.request(asked).await.ok()?;
+        let range = answer.headers().get(RANGE).and_then(|range| range.to_str().ok());
+        // `0-0` is one byte, and what registries say of none.
+        let last: usize = range?.trim_start_matches("bytes=").split_once('-')?.1.parse().ok()?;
+        let sent = if last == 0 { 0 } else { last + 1 };
+        Some((self.session.location(&answer).ok()?, sent))
+    }
+
+    async fn manifest(&self, tag: &str, manifest: &[u8]) -> Result<(), PushError> {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(MANIFEST))]);
+        let path = format!("manifests/{tag}");
+        let mut pauses = PAUSES.iter();
+        loop {
+            let put = Request { headers: headers.clone(), body: manifest, ..Request::new(Method::PUT, &path) };
+            match self.request(put).await {
+                Err(PushError::Registry(error)) if error.is_temporary() => {
+                    let Some(pause) = pauses.next() else { return Err(PushError::Registry(error)) };
+                    tokio::time::sleep(*pause).await;
+                }
+                put => return put.map(drop),
+            }
+        }
+    }
+}
