@@ -128,6 +128,10 @@ impl Cluster {
         authority.server("kube-apiserver", &names)?.write(&pki, "apiserver")?;
         authority.client("kube-apiserver-kubelet-client", Some("system:masters"))?.write(&pki, "apiserver-kubelet")?;
         Authority::new("service-accounts")?.identity().write(&pki, "service-accounts")?;
+        // How API servers that extend this one know that a request comes from it.
+        let front = Authority::new("front-proxy")?;
+        front.identity().write(&pki, "front-proxy-ca")?;
+        front.client("front-proxy-client", None)?.write(&pki, "front-proxy-client")?;
         for (file, user, group) in [
             ("admin.conf", "kubernetes-admin", Some("system:masters")),
             ("controller-manager.conf", "system:kube-controller-manager", None),

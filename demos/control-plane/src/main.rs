@@ -21,7 +21,7 @@ Usage:
   control-plane image DIR IMAGE PROGRAM
                            give its Linux node an image of one static program, for imagePullPolicy Never
   control-plane build      only build or find the programs; prints their directory's kubectl
-  control-plane build tools   helm and metrics-server, too
+  control-plane build tools   helm, metrics-server and oras, too
 
 Options:
   --linux-node NAME        (up, run) an ordinary node, too: kubelet, containerd and runc in namespaces of their own

@@ -13,7 +13,7 @@ pub const KUBERNETES: &str = "v1.36.3";
 pub const CONTAINERD: &str = "v2.4.2";
 
 /// Of what people use with a cluster: cluster-tools/go.mod names the programs' versions.
-const CLUSTER_TOOLS_VERSION: &str = "helm4.2.4-metrics0.9.0";
+const CLUSTER_TOOLS_VERSION: &str = "helm4.2.4-metrics0.9.0-oras1.3.6";
 
 /// Programs that are built from one Go module.
 struct Module {
@@ -67,6 +67,7 @@ const CLUSTER_TOOLS: Module = Module {
     sources: &[
         ("helm", "helm.sh/helm/v4/cmd/helm"),
         ("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server"),
+        ("oras", "oras.land/oras/cmd/oras"),
     ],
 };
 
@@ -109,7 +110,7 @@ impl Programs {
         Ok(self)
     }
 
-    /// Those of people who use a cluster besides: helm, metrics-server.
+    /// Those of people who use a cluster besides: helm, metrics-server, oras.
     pub fn with_cluster_tools(mut self) -> anyhow::Result<Self> {
         self.directories.push(CLUSTER_TOOLS.cached()?);
         self.build_missing(&CLUSTER_TOOLS, "no helm and no metrics-server")?;
@@ -163,7 +164,7 @@ impl Module {
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(self.directory))
             .args(["build", "-trimpath", "-buildvcs=false", "-tags", self.tags, "-ldflags"])
             .arg(format!(
-                "-s -w -X {kubernetes}.gitVersion={version} -X {kubernetes}.gitMajor=1 -X {kubernetes}.gitMinor=36 \
+                "-s -w -X {kubernetes}.gitVersion={KUBERNETES} -X {kubernetes}.gitMajor=1 -X {kubernetes}.gitMinor=36 \
                  -X {containerd}.Version={version}"
             ))
             .args(["-o".as_ref(), staged.as_os_str(), package.as_ref()])

@@ -229,7 +229,7 @@ fn etcd(cluster: &Cluster) -> Vec<String> {
 
 fn api_server(cluster: &Cluster) -> Vec<String> {
     let pki = |name: &str| cluster.pki(name).display().to_string();
-    vec![
+    let mut arguments = vec![
         format!("--etcd-servers=http://127.0.0.1:{}", cluster.ports.etcd),
         "--bind-address=127.0.0.1".to_owned(),
         format!("--secure-port={}", cluster.ports.api),
@@ -251,7 +251,20 @@ fn api_server(cluster: &Cluster) -> Vec<String> {
         "--endpoint-reconciler-type=none".to_owned(),
         format!("--audit-policy-file={}", cluster.audit_policy().display()),
         format!("--audit-log-path={}", cluster.audit_log().display()),
-    ]
+    ];
+    // A cluster that an earlier version made has none of these.
+    if cluster.pki("front-proxy-ca.crt").exists() {
+        arguments.extend([
+            format!("--requestheader-client-ca-file={}", pki("front-proxy-ca.crt")),
+            "--requestheader-allowed-names=front-proxy-client".to_owned(),
+            "--requestheader-username-headers=X-Remote-User".to_owned(),
+            "--requestheader-group-headers=X-Remote-Group".to_owned(),
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
+            format!("--proxy-client-cert-file={}", pki("front-proxy-client.crt")),
+            format!("--proxy-client-key-file={}", pki("front-proxy-client.key")),
+        ]);
+    }
+    arguments
 }
 
 fn controller_manager(cluster: &Cluster) -> Vec<String> {

@@ -30,27 +30,27 @@ pub(crate) struct DescribeArguments {
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     #[default]
     Text,
     Json,
 }
 
 /// A module that this node can compile, and what there is to know of it.
-struct Inspected {
-    bytes: usize,
+pub(crate) struct Inspected {
+    pub(crate) bytes: usize,
     compiled_in: Duration,
-    program: Arc<Program>,
-    imports: Vec<Item>,
-    exports: Vec<Item>,
+    pub(crate) program: Arc<Program>,
+    pub(crate) imports: Vec<Item>,
+    pub(crate) exports: Vec<Item>,
     /// What it says of itself, if it is a discovery handler by the component contract.
-    info: Option<Arc<HandlerInfo>>,
+    pub(crate) info: Option<Arc<HandlerInfo>>,
     /// It is a component that runs to its end.
     is_command: bool,
 }
 
 impl Inspected {
-    fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let module = std::fs::read(path).with_context(|| path.display().to_string())?;
         let would_not_run = || format!("{} would not run", path.display());
         let scratch = tempfile::tempdir().context("no temporary directory to compile in")?;
@@ -69,7 +69,7 @@ impl Inspected {
         Ok(Self { bytes: module.len(), compiled_in, program, imports, exports, info, is_command })
     }
 
-    fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match (self.program.kind(), &self.info) {
             (ModuleKind::Module, _) => "module, a WASI preview 1 command",
             (ModuleKind::Component, Some(_)) => "component, a discovery handler (akri:discovery/handler@0.1.0)",
@@ -159,23 +159,26 @@ pub(crate) fn describe(arguments: &DescribeArguments) -> anyhow::Result<()> {
         Format::Json => {
             println!("{}", serde_json::to_string_pretty(&as_json(&module))?);
         }
-        Format::Text => {
-            println!("kind          {}", module.kind());
-            match &module.info {
-                Some(info) => {
-                    println!("name          {}", info.name);
-                    println!("shared        {}", info.shared);
-                    print_imports(&module);
-                    print_details(&module, info);
-                }
-                None => {
-                    print_imports(&module);
-                    print_grants(&module);
-                }
-            }
-        }
+        Format::Text => print_description(&module),
     }
     Ok(())
+}
+
+/// What a module is, and what it needs.
+pub(crate) fn print_description(module: &Inspected) {
+    println!("kind          {}", module.kind());
+    match &module.info {
+        Some(info) => {
+            println!("name          {}", info.name);
+            println!("shared        {}", info.shared);
+            print_imports(module);
+            print_details(module, info);
+        }
+        None => {
+            print_imports(module);
+            print_grants(module);
+        }
+    }
 }
 
 fn print_imports(module: &Inspected) {
@@ -184,7 +187,7 @@ fn print_imports(module: &Inspected) {
     }
 }
 
-fn as_json(module: &Inspected) -> Value {
+pub(crate) fn as_json(module: &Inspected) -> Value {
     let names = |items: &[Item]| items.iter().map(|item| item.name.clone()).collect::<Vec<_>>();
     let mut described = json!({
         "kind": match module.program.kind() { ModuleKind::Module => "module", ModuleKind::Component => "component" },

@@ -7,6 +7,7 @@ mod logs;
 mod offer;
 mod output;
 mod pods;
+mod publish;
 mod run;
 mod support_bundle;
 
@@ -29,7 +30,9 @@ Examples:
                                                            ask the handler as Akri's Agent would, and watch
   akri-krustlet pods                                       what runs here
   akri-krustlet logs debug-echo -f                         what it prints
-  akri-krustlet check my-handler.wasm                      would this module run here?";
+  akri-krustlet check my-handler.wasm                      would this module run here?
+  akri-krustlet push my-handler.wasm registry.example/my-handler:v1
+                                                           give it to the nodes of a cluster";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -47,6 +50,12 @@ enum Command {
     Check(check::CheckArguments),
     /// Print what a discovery handler says of itself, and what it needs
     Describe(check::DescribeArguments),
+    /// Push a module to a registry, as an image that nodes can pull
+    Push(publish::PushArguments),
+    /// Pull a module from a registry into a file
+    Pull(publish::PullArguments),
+    /// Print what an image of a registry is, and what the module in it needs
+    Inspect(publish::InspectArguments),
     /// Print a script that completes this program's commands in a shell
     Completion {
         /// The shell
@@ -154,6 +163,9 @@ fn main() -> ExitCode {
         Command::SupportBundle(arguments) => support_bundle::support_bundle(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Describe(arguments) => check::describe(&arguments),
+        Command::Push(arguments) => publish::push(&arguments),
+        Command::Pull(arguments) => publish::pull(&arguments),
+        Command::Inspect(arguments) => publish::inspect(&arguments),
         Command::Completion { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "akri-krustlet", &mut std::io::stdout());

@@ -7,6 +7,7 @@ use crate::store::{Access, Image, ImageStore};
 use akri_krustlet_host::file::ReadFiles;
 use akri_krustlet_metrics::counted;
 use oci_client::Reference;
+use oci_client::manifest::OciImageManifest;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -162,6 +163,30 @@ impl Images {
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<(Image, PathBuf), PullError> {
+        self.with_each(reference, credentials, |credential, holder| self.pull_with(reference, credential, holder)).await
+    }
+
+    /// What the registry says of an image: the manifest's digest, and the manifest that the node would take.
+    pub async fn manifest(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+    ) -> Result<(String, OciImageManifest), PullError> {
+        let ask = |credential, _| async {
+            let registry = Registry::new(reference, credential, &self.config.insecure_registries, BTreeSet::new())?;
+            let resolved = registry.resolve(reference).await?;
+            Ok((resolved.digest.clone(), resolved.manifest().clone()))
+        };
+        self.with_each(reference, credentials, ask).await
+    }
+
+    /// With each of the credentials that there are for an image, those of its pod first, until one of them will do.
+    async fn with_each<T, F: Future<Output = Result<T, PullError>>>(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        attempt: impl Fn(Credential, Option<String>) -> F,
+    ) -> Result<T, PullError> {
         let of_pod = credentials.of(reference).into_iter().map(|credential| (credential, true));
         let of_node = self.config.credentials.current().await.of(reference);
         let mut candidates: Vec<_> = of_pod.chain(of_node.into_iter().map(|credential| (credential, false))).collect();
@@ -171,8 +196,7 @@ impl Images {
         let (mut first, mut refused) = (None, None);
         for (credential, is_of_pod) in candidates {
             let holder = credential.fingerprint(reference.registry()).filter(|_| is_of_pod);
-            let pull = self.pull_with(reference, credential, holder);
-            let pulled = tokio::time::timeout(DEADLINE, pull).await.unwrap_or_else(|_| {
+            let pulled = tokio::time::timeout(DEADLINE, attempt(credential, holder)).await.unwrap_or_else(|_| {
                 let message = format!("the image did not come within {} min", DEADLINE.as_secs() / 60);
                 Err(PullError::Temporary { registry: reference.registry().to_owned(), message })
             });

@@ -6,6 +6,8 @@
 //! 3. The layer is downloaded once, however many pulls want it, and verified against its digest.
 //! 4. The module is a file named by its own digest in the [`store`]; a record there says which image it is of.
 //!
+//! [`push`] is the other way, for whoever has a module.
+//!
 //! Credentials come as Docker writes them ([`Credentials`]) and are sent to the registry that they are for, nowhere else.
 //! Knows neither Kubernetes nor Akri.
 
@@ -15,7 +17,7 @@ mod digest;
 mod images;
 pub mod layout;
 mod pull_error;
-pub mod push;
+mod push;
 pub mod reference;
 mod registry;
 mod session;
@@ -24,5 +26,7 @@ pub mod store;
 pub use credentials::Credentials;
 pub use images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
 pub use oci_client::Reference;
+pub use oci_client::manifest::{OciDescriptor, OciImageManifest};
 pub use pull_error::PullError;
+pub use push::{Artifact, PushError, PushOptions, Pushed, push};
 pub use store::{Access, Image, Launch};

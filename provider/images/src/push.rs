@@ -14,6 +14,7 @@ use std::time::Duration;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const MODULE: &str = "application/wasm";
+const TITLE: &str = "org.opencontainers.image.title";
 /// Bytes that are sent at a time. Some registries take no less, but for the last ones.
 const CHUNK: usize = 5 << 20;
 /// Pauses before an upload that broke off goes on.
@@ -31,6 +32,17 @@ pub struct Artifact {
     pub annotations: BTreeMap<String, String>,
     /// When it was made, in seconds since 1970. The same artifact has the same digest only if this is the same.
     pub created: i64,
+}
+
+/// How it is pushed.
+#[derive(Clone, Debug, Default)]
+pub struct PushOptions {
+    /// Tags besides the reference's.
+    pub tags: Vec<String>,
+    /// Registries that are spoken to without TLS, as `host` or `host:port`.
+    pub insecure_registries: Vec<String>,
+    /// A tag that is another image's stays.
+    pub no_clobber: bool,
 }
 
 /// What a registry has now.
@@ -82,7 +94,7 @@ pub enum PushError {
 
 impl Artifact {
     fn config(&self, layer: &str) -> Value {
-        let created = jiff_seconds(self.created);
+        let created = rfc3339(self.created);
         let mut config = json!({"created": created, "architecture": "wasm", "os": "wasip1", "layerDigests": [layer]});
         if let Some((exports, imports)) = &self.component {
             config["os"] = json!("wasip2");
@@ -93,29 +105,28 @@ impl Artifact {
 }
 
 /// RFC 3339, of whole seconds.
-fn jiff_seconds(seconds: i64) -> String {
+fn rfc3339(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
 
-/// Pushes an artifact under the reference's tag and `tags`, with the first credentials of its registry, or none. Content that the
+/// Pushes an artifact under the reference's tag and others, with the first credentials of its registry, or none. Content that the
 /// registry has already is not sent.
 ///
 /// # Errors
 /// With `no_clobber`, a tag that is another image's: then nothing is changed.
 pub async fn push(
     reference: &Reference,
-    tags: &[String],
     artifact: &Artifact,
     credentials: &Credentials,
-    insecure: &[String],
-    no_clobber: bool,
+    options: &PushOptions,
 ) -> Result<Pushed, PushError> {
+    let PushOptions { tags, insecure_registries, no_clobber } = options;
     if reference.digest().is_some() {
         return Err(PushError::Digest { reference: reference.whole() });
     }
     let credential = credentials.of(reference).into_iter().next().unwrap_or(Credential::Anonymous);
     let is_anonymous = credential == Credential::Anonymous;
-    let session = Session::new(reference, credential, insecure).map_err(PushError::Registry)?;
+    let session = Session::new(reference, credential, insecure_registries).map_err(PushError::Registry)?;
     let upload = Upload { session, reference, is_anonymous };
     let layer = digest::of(&artifact.module, "");
     let config = artifact.config(&layer).to_string().into_bytes();
@@ -125,6 +136,10 @@ pub async fn push(
         "config": {"mediaType": CONFIG, "digest": config_digest, "size": config.len()},
         "layers": [{"mediaType": MODULE, "digest": layer, "size": artifact.module.len()}],
     });
+    // Under which tools that pull files write it.
+    if let Some(title) = artifact.annotations.get(TITLE) {
+        manifest["layers"][0]["annotations"] = json!({TITLE: title});
+    }
     if !artifact.annotations.is_empty() {
         manifest["annotations"] = json!(artifact.annotations);
     }
@@ -132,7 +147,7 @@ pub async fn push(
     let digest = digest::of(&manifest, "");
     let tags: Vec<_> =
         [reference.tag().unwrap_or("latest")].into_iter().chain(tags.iter().map(String::as_str)).collect();
-    if no_clobber {
+    if *no_clobber {
         for tag in &tags {
             upload.refuse_other(tag, &digest).await?;
         }

@@ -47,6 +47,13 @@ pub(crate) struct Resolved {
     is_wasm: bool,
 }
 
+impl Resolved {
+    /// The manifest with the module, or with the archives that it is in.
+    pub(crate) fn manifest(&self) -> &OciImageManifest {
+        &self.manifest
+    }
+}
+
 /// What was downloaded.
 pub(crate) struct Fetched {
     /// The module's digest in the store.
