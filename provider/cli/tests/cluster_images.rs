@@ -7,7 +7,7 @@ use akri_krustlet_discovery::agent;
 use akri_proto::v0::DiscoverRequest;
 use fixture::cluster::{Cluster, ClusterNode, Namespace, cluster};
 use fixture::registry::{Access, FaultyRegistry, Registry, USER, gzip, tar};
-use fixture::{guest, next_ids};
+use fixture::{guest, next_ids, wait_for};
 use futures::FutureExt as _;
 use serde_json::{Value, json};
 
@@ -71,6 +71,14 @@ async fn every_layout_of_an_image_runs_and_is_pulled_as_its_policy_says() {
         assert!(id.starts_with(image.rsplit_once(':').unwrap().0) && id.contains("@sha256:"), "{id}");
         namespace.wait_for_event(&node, name, "Successfully pulled image");
     }
+    // The node tells which images it has.
+    let listed = || {
+        let node = cluster.get("node", "", &node.name).unwrap_or_default();
+        let images = node["status"]["images"].as_array().cloned().unwrap_or_default();
+        images.iter().flat_map(|image| image["names"].as_array().cloned().unwrap_or_default()).collect::<Vec<_>>()
+    };
+    let all_are = || images.iter().all(|(_, image)| listed().contains(&json!(image)));
+    assert!(wait_for(all_are), "{:?}", listed());
     // By digest, from the store.
     let id =
         namespace.pod("artifact").unwrap()["status"]["containerStatuses"][0]["imageID"].as_str().unwrap().to_owned();

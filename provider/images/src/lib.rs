@@ -29,4 +29,4 @@ pub use oci_client::Reference;
 pub use oci_client::manifest::{OciDescriptor, OciImageManifest};
 pub use pull_error::PullError;
 pub use push::{Artifact, PushError, PushOptions, Pushed, push};
-pub use store::{Access, Image, Launch};
+pub use store::{Access, Image, Launch, ListedImage};

@@ -9,9 +9,10 @@
 use crate::digest::{self, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// Those of digests.
@@ -62,16 +63,27 @@ pub struct Launch {
     pub program: Option<String>,
 }
 
+/// An image as a node lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedImage {
+    /// `registry/repository@sha256:...`, and the references that were pulled.
+    pub names: Vec<String>,
+    /// Of its module, in bytes.
+    pub size: u64,
+}
+
 /// The directory.
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     root: PathBuf,
+    /// What was listed last, and when the records had been changed by then.
+    listed: Arc<Mutex<Option<(SystemTime, Vec<ListedImage>)>>>,
 }
 
 impl ImageStore {
     /// Opens the store, making its directories and dropping downloads that were cut off.
     pub fn open(root: impl Into<PathBuf>) -> std::io::Result<Self> {
-        let store = Self { root: root.into() };
+        let store = Self { root: root.into(), listed: Arc::default() };
         let _ = std::fs::remove_dir_all(store.staged());
         let blobs = ALGORITHMS.map(|algorithm| store.blobs(algorithm));
         for directory in blobs.into_iter().chain([store.root.join("images"), store.staged()]) {
@@ -127,6 +139,34 @@ impl ImageStore {
         let image: Image = serde_json::from_slice(&std::fs::read(self.record(reference)).ok()?).ok()?;
         self.blob(&image.module)?;
         Some(image)
+    }
+
+    /// The images that are here, the largest first. The records are read only if one has come or gone.
+    pub fn list(&self) -> Vec<ListedImage> {
+        let records = self.root.join("images");
+        let changed = std::fs::metadata(&records).and_then(|metadata| metadata.modified()).ok();
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, images)) = &*listed
+            && Some(*known) == changed
+        {
+            return images.clone();
+        }
+        let mut by_id: BTreeMap<String, ListedImage> = BTreeMap::new();
+        for record in std::fs::read_dir(&records).into_iter().flatten().flatten() {
+            let read = std::fs::read(record.path()).ok().and_then(|json| serde_json::from_slice::<Image>(&json).ok());
+            let Some(image) = read else { continue };
+            let Some(module) = self.blob(&image.module).and_then(|path| path.metadata().ok()) else { continue };
+            let first = || ListedImage { names: vec![image.id.clone()], size: module.len() };
+            let listed = by_id.entry(image.id.clone()).or_insert_with(first);
+            if !listed.names.contains(&image.reference) {
+                listed.names.push(image.reference.clone());
+                listed.names[1..].sort();
+            }
+        }
+        let mut images: Vec<_> = by_id.into_values().collect();
+        images.sort_by_key(|image| std::cmp::Reverse(image.size));
+        *listed = changed.map(|changed| (changed, images.clone()));
+        images
     }
 
     /// The blobs of images that are here and whose id begins so.
@@ -263,6 +303,30 @@ mod tests {
         assert_eq!(store.collect(u64::MAX, AGE, &used).unwrap().0, 0);
         assert!(blob.exists() && store.find("a").is_none());
         assert_eq!(store.collect(u64::MAX, AGE, &HashSet::new()).unwrap().0, 4);
+    }
+
+    #[test]
+    fn what_is_here_is_listed_with_all_its_names_and_the_largest_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(directory.path()).unwrap();
+        assert_eq!(store.list(), []);
+        let mut images = Vec::new();
+        for (reference, id, content) in [
+            ("r/a:2", "r/a@sha256:1", "small"),
+            ("r/b:1", "r/b@sha256:2", "larger"),
+            ("r/a:1", "r/a@sha256:1", "small"),
+        ] {
+            add(&store, reference, content.as_bytes(), 1);
+            let image = Image { id: id.to_owned(), ..store.find(reference).unwrap() };
+            store.add(&image).unwrap();
+            images.push(image);
+        }
+        let listed =
+            |names: &[&str], size| ListedImage { names: names.iter().map(ToString::to_string).collect(), size };
+        let all = [listed(&["r/b@sha256:2", "r/b:1"], 6), listed(&["r/a@sha256:1", "r/a:1", "r/a:2"], 5)];
+        assert_eq!(store.list(), all);
+        std::fs::remove_file(store.record("r/b:1")).unwrap();
+        assert_eq!(store.list(), all[1..]);
     }
 
     #[test]

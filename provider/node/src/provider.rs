@@ -10,6 +10,7 @@ use crate::states::{Registered, Terminated};
 use crate::status::StatusReporter;
 use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
+use akri_krustlet_images::ListedImage;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use krator::SharedState;
 use kubelet::node::Builder;
@@ -36,6 +37,11 @@ impl WasmProvider {
     /// The devices of device plugins.
     pub fn devices(&self) -> Option<&Arc<Devices>> {
         self.state.services.devices.as_ref()
+    }
+
+    /// The images that are on the machine, the largest first.
+    pub fn images(&self) -> Vec<ListedImage> {
+        self.state.services.registry.store().list()
     }
 
     /// The state of a pod, continuing what the node remembers of it.

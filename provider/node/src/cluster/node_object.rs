@@ -3,9 +3,10 @@
 use super::machine::{Capacity, Pressure, os_image, read};
 use crate::provider::{RUNTIME_VERSION, WasmProvider};
 use akri_krustlet_devices::Amount;
+use akri_krustlet_images::ListedImage;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -19,6 +20,9 @@ use tokio::sync::watch;
 
 /// The Kubernetes release whose API and rules the node follows; told as the kubelet's version, which skew checks read.
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
+
+/// Images that are told at most, as by a kubelet.
+const MOST_IMAGES: usize = 50;
 
 /// What the Node object says.
 #[derive(Clone, Debug)]
@@ -146,6 +150,7 @@ impl NodeObject {
                 kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(settings.port) }),
             }),
             node_info: Some(self.info.clone()),
+            images: Some(self.images()),
             ..NodeStatus::default()
         }
     }
@@ -170,6 +175,14 @@ impl NodeObject {
     }
 
     /// Resources of device plugins, of each the capacity or what is allocatable of it.
+    fn images(&self) -> Vec<ContainerImage> {
+        let as_told = |image: ListedImage| ContainerImage {
+            names: Some(image.names),
+            size_bytes: i64::try_from(image.size).ok(),
+        };
+        self.provider.images().into_iter().take(MOST_IMAGES).map(as_told).collect()
+    }
+
     fn device_resources(&self, which: impl Fn(&Amount) -> usize) -> Vec<(String, Quantity)> {
         let Some(devices) = self.provider.devices() else { return Vec::new() };
         let amounts = devices.amounts();
