@@ -32,18 +32,23 @@ annotations:
 
 {{- define "akri-krustlet.handlerSpec" -}}
 {{- $root := .root -}}
+{{- range $mount, $_ := .handler.hostPaths }}
+{{- if hasKey ($.handler.writableHostPaths | default dict) $mount }}
+{{- fail (printf "handlers.%s: %s is in hostPaths and in writableHostPaths" $.name $mount) }}
+{{- end }}
+{{- end }}
 {{- if .handler.hostNetwork }}
 hostNetwork: true
 {{- end }}
 automountServiceAccountToken: false
 containers:
-- name: {{ .name }}
-  image: {{ .handler.image | default (printf "%s/%s:%s" $root.Values.images.registry .name (include "akri-krustlet.tag" $root)) }}
+- name: {{ .name | quote }}
+  image: {{ .handler.image | default (printf "%s/%s:%s" $root.Values.images.registry .name (include "akri-krustlet.tag" $root)) | quote }}
   imagePullPolicy: {{ $root.Values.images.pullPolicy }}
   {{- with .handler.env }}
   env:
   {{- range $name, $value := . }}
-  - name: {{ $name }}
+  - name: {{ $name | quote }}
     value: {{ $value | quote }}
   {{- end }}
   {{- end }}
@@ -53,12 +58,12 @@ containers:
   volumeMounts:
   {{- range $mount, $path := .handler.hostPaths }}
   - name: {{ include "akri-krustlet.volume" $mount }}
-    mountPath: {{ $mount }}
+    mountPath: {{ $mount | quote }}
     readOnly: true
   {{- end }}
   {{- range $mount, $path := .handler.writableHostPaths }}
   - name: {{ include "akri-krustlet.volume" $mount }}
-    mountPath: {{ $mount }}
+    mountPath: {{ $mount | quote }}
   {{- end }}
   {{- end }}
 {{- if or .handler.hostPaths .handler.writableHostPaths }}
@@ -66,12 +71,12 @@ volumes:
 {{- range $mount, $path := .handler.hostPaths }}
 - name: {{ include "akri-krustlet.volume" $mount }}
   hostPath:
-    path: {{ $path }}
+    path: {{ $path | quote }}
 {{- end }}
 {{- range $mount, $path := .handler.writableHostPaths }}
 - name: {{ include "akri-krustlet.volume" $mount }}
   hostPath:
-    path: {{ $path }}
+    path: {{ $path | quote }}
     type: DirectoryOrCreate
 {{- end }}
 {{- end }}
@@ -89,6 +94,7 @@ volumes:
 {{- toYaml $paths }}
 {{- end }}
 
+{{- /* The name of the volume of a path, which may have any letters. */ -}}
 {{- define "akri-krustlet.volume" -}}
-{{ . | trimAll "/" | lower | replace "/" "-" | replace "_" "-" | replace "." "-" | trunc 50 }}
+{{ printf "path-%s" (. | sha256sum | trunc 16) }}
 {{- end }}

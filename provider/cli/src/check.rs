@@ -2,6 +2,7 @@
 
 use crate::output::spinner;
 use akri_krustlet_discovery::{Descriptions, HandlerInfo};
+use akri_krustlet_host::one_line;
 use akri_krustlet_node::container::image::no_use;
 use akri_krustlet_runtime::{ContainerLimits, Item, ModuleKind, Program, Runtime, RuntimeConfig};
 use anyhow::Context as _;
@@ -36,9 +37,12 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Letters of a name that a module gives, as they are shown.
+const MOST_NAME: usize = 200;
+
 /// A module that this node can compile, and what there is to know of it.
 pub(crate) struct Inspected {
-    pub(crate) bytes: usize,
+    pub(crate) content: Vec<u8>,
     compiled_in: Duration,
     pub(crate) program: Arc<Program>,
     pub(crate) imports: Vec<Item>,
@@ -66,7 +70,7 @@ impl Inspected {
         let info = info.map_err(anyhow::Error::msg).with_context(would_not_run)?;
         let (imports, exports) = (runtime.imports(&program), runtime.exports(&program));
         let is_command = runtime.is_command(&program);
-        Ok(Self { bytes: module.len(), compiled_in, program, imports, exports, info, is_command })
+        Ok(Self { content: module, compiled_in, program, imports, exports, info, is_command })
     }
 
     pub(crate) fn kind(&self) -> &'static str {
@@ -95,7 +99,7 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     let module = Inspected::read(path)?;
     println!("module        {}", path.display());
     println!("digest        {}", module.program.digest());
-    println!("size          {} bytes", module.bytes);
+    println!("size          {} bytes", module.content.len());
     println!("compiled in   {} ms", module.compiled_in.as_millis());
     println!("kind          {}", module.kind());
     if let Some(sizes) = module.program.initial_sizes() {
@@ -169,7 +173,7 @@ pub(crate) fn print_description(module: &Inspected) {
     println!("kind          {}", module.kind());
     match &module.info {
         Some(info) => {
-            println!("name          {}", info.name);
+            println!("name          {}", one_line(&info.name, MOST_NAME));
             println!("shared        {}", info.shared);
             print_imports(module);
             print_details(module, info);
@@ -183,7 +187,8 @@ pub(crate) fn print_description(module: &Inspected) {
 
 fn print_imports(module: &Inspected) {
     for (number, import) in module.imports.iter().enumerate() {
-        println!("{:13} {}", if number == 0 { "imports" } else { "" }, import.name);
+        let name = one_line(&import.name, MOST_NAME);
+        println!("{:13} {name}", if number == 0 { "imports" } else { "" });
     }
 }
 

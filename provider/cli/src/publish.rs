@@ -2,9 +2,10 @@
 
 use crate::check::{Format, Inspected, as_json, print_description};
 use crate::output::spinner;
+use akri_krustlet_host::one_line;
 use akri_krustlet_images::{
-    Artifact, Credentials, GarbageCollection, Image, Images, ImagesConfig, NodeCredentials, OciImageManifest,
-    PushOptions, Reference, reference,
+    Artifact, Credentials, CredentialsError, GarbageCollection, Image, Images, ImagesConfig, NodeCredentials,
+    OciImageManifest, PushOptions, Reference, reference,
 };
 use akri_krustlet_runtime::{Item, ModuleKind};
 use anyhow::{Context as _, bail};
@@ -12,6 +13,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Letters of an annotation that are shown.
+const MOST_SHOWN: usize = 200;
 /// Largest module that is pulled, in bytes: as a node's default.
 const MOST_MODULE: u64 = 256 << 20;
 
@@ -97,11 +100,17 @@ fn annotation(text: &str) -> Result<(String, String), String> {
 
 impl RegistryArguments {
     fn credentials(&self) -> anyhow::Result<Credentials> {
-        let Some(path) = self.registry_credentials.clone().or_else(login_file) else {
-            return Ok(Credentials::default());
-        };
-        let read = || Ok::<_, anyhow::Error>(Credentials::from_docker_config(&std::fs::read(&path)?)?);
-        read().with_context(|| format!("registry credentials {}", path.display()))
+        let named =
+            self.registry_credentials.clone().or_else(|| std::env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from));
+        let is_named = named.is_some();
+        let Some(path) = named.or_else(login_file) else { return Ok(Credentials::default()) };
+        let read = || Ok::<_, anyhow::Error>(std::fs::read(&path)?);
+        let of_file = || format!("registry credentials {}", path.display());
+        match Credentials::from_docker_config(&read().with_context(of_file)?) {
+            // Nobody has named it, and what is public needs none.
+            Err(CredentialsError::Helper { .. }) if !is_named => Ok(Credentials::default()),
+            read => read.with_context(of_file),
+        }
     }
 
     /// A store in `directory` that pulls as a node does.
@@ -119,17 +128,9 @@ impl RegistryArguments {
 
 /// Where tools that log in leave what they got.
 fn login_file() -> Option<PathBuf> {
-    let of = |name: &str, rest: &str| {
-        let path = PathBuf::from(std::env::var_os(name)?);
-        Some(if rest.is_empty() { path } else { path.join(rest) })
-    };
+    let of = |name: &str, rest: &str| Some(PathBuf::from(std::env::var_os(name)?).join(rest));
     let of_user = std::env::home_dir().map(|home| home.join(".docker/config.json"));
-    let files = [
-        of("REGISTRY_AUTH_FILE", ""),
-        of("DOCKER_CONFIG", "config.json"),
-        of("XDG_RUNTIME_DIR", "containers/auth.json"),
-        of_user,
-    ];
+    let files = [of("DOCKER_CONFIG", "config.json"), of("XDG_RUNTIME_DIR", "containers/auth.json"), of_user];
     files.into_iter().flatten().find(|path| path.exists())
 }
 
@@ -144,7 +145,7 @@ pub(crate) fn push(arguments: &PushArguments) -> anyhow::Result<()> {
     let names = |items: &[Item]| items.iter().map(|item| item.name.clone()).collect();
     let is_component = module.program.kind() == ModuleKind::Component;
     let artifact = Artifact {
-        module: std::fs::read(path).with_context(|| path.display().to_string())?,
+        module: module.content.clone(),
         component: is_component.then(|| (names(&module.exports), names(&module.imports))),
         annotations: all_annotations(path, &module, annotations),
         created: created()?,
@@ -171,7 +172,7 @@ pub(crate) fn push(arguments: &PushArguments) -> anyhow::Result<()> {
         Format::Text => {
             println!("pushed        {}", all.iter().map(|tag| format!("{name}:{tag}")).collect::<Vec<_>>().join(", "));
             println!("image         {id}");
-            println!("module        {}, {} bytes, {} sent", module.kind(), module.bytes, pushed.sent);
+            println!("module        {}, {} bytes, {} sent", module.kind(), module.content.len(), pushed.sent);
         }
     }
     Ok(())
@@ -242,9 +243,12 @@ pub(crate) fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let images = registries.images(scratch.path())?;
     let progress = spinner(format!("pulling {}", image.whole()));
     let found = wait(async {
-        let (_, manifest) =
+        let (digest, manifest) =
             images.manifest(image, &credentials).await.with_context(|| format!("image {}", image.whole()))?;
-        Ok::<_, anyhow::Error>((manifest, pulled(&images, image, &credentials).await?))
+        // The same one, whatever the tag is meanwhile.
+        let (registry, repository) = (image.registry().to_owned(), image.repository().to_owned());
+        let same = Reference::with_digest(registry, repository, digest);
+        Ok::<_, anyhow::Error>((manifest, pulled(&images, &same, &credentials).await?))
     })?;
     progress.finish_and_clear();
     let (manifest, (found, file)) = found?;
@@ -260,9 +264,10 @@ pub(crate) fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
         Format::Text => {
             println!("image         {}", found.id);
             for (number, (key, value)) in manifest.annotations.iter().flatten().enumerate() {
-                println!("{:13} {key}={value}", if number == 0 { "annotations" } else { "" });
+                let line = one_line(&format!("{key}={value}"), MOST_SHOWN);
+                println!("{:13} {line}", if number == 0 { "annotations" } else { "" });
             }
-            println!("module        {}, {} bytes", module.program.digest(), module.bytes);
+            println!("module        {}, {} bytes", module.program.digest(), module.content.len());
             print_description(&module);
         }
     }

@@ -96,7 +96,7 @@ fn the_api_server_takes_what_the_chart_makes_in_either_mode() {
         let file = helm.home.path().join("made.yaml");
         std::fs::write(&file, &made).unwrap();
         cluster.kubectl_ok(&["apply", "--dry-run=server", "--validate=strict", "-f", file.to_str().unwrap()]);
-        assert!(made.contains("name: cameras"), "{made}");
+        assert!(made.contains("name: \"cameras\""), "{made}");
         let workloads = made.matches("kind: DaemonSet").count();
         assert_eq!(workloads, if mode == "mode=node" { all_handlers(&helm.chart).len() } else { 1 }, "{made}");
         // Akri itself only for who asks for it.
@@ -121,6 +121,9 @@ fn the_api_server_takes_what_the_chart_makes_in_either_mode() {
         ("mode=both", "mode"),
         ("daemonSet.dataPath=relative", "dataPath"),
         ("handlers.Udev.enabled=true", "Udev"),
+        ("handlers.udev.env.A=1", "env"),
+        ("handlers.udev.writableHostPaths./sys=/sys", "is in hostPaths and in writableHostPaths"),
+        ("handlers.udev.hostPaths./x=/data", "no handler can mount it"),
     ] {
         let refused = helm.run(&["template", "test", "CHART", "--set", wrong]);
         let message = String::from_utf8_lossy(&refused.stderr).into_owned();

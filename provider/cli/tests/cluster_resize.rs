@@ -60,6 +60,30 @@ fn a_limit_below_what_a_guest_has_waits_until_it_is_another_one() {
 }
 
 #[test]
+fn a_container_that_is_started_again_has_what_it_was_given() {
+    let Some(cluster) = cluster() else { return };
+    let (node, namespace) = (join(cluster, "crashes"), cluster.namespace("crashes"));
+    let cpu = |cpu: &str| json!({"requests": {"cpu": "10m"}, "limits": {"cpu": cpu, "memory": "32Mi"}});
+    let mut crashing = pod(&node, "crashes", cpu("500m"));
+    // It ends when it finds the file, at each start.
+    std::fs::create_dir_all(node.path("shared")).unwrap();
+    let variables = crashing["spec"]["containers"][0]["env"].as_array_mut().unwrap();
+    variables[0]["value"] = json!("await-file");
+    variables.push(json!({"name": "FAULT_FILE", "value": "/shared/go"}));
+    crashing["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared"}]);
+    crashing["spec"]["volumes"] = json!([{"name": "shared", "hostPath": {"path": node.path("shared")}}]);
+    namespace.apply(crashing);
+    namespace.wait_until_ready(&node, "crashes");
+    resize(&namespace, "crashes", cpu("600m"));
+    let has = |pod: &Value| container(pod)["resources"]["limits"] == cpu("600m")["limits"];
+    namespace.wait_for_pod(&node, "crashes", "resized", has);
+    std::fs::write(node.path("shared/go"), "").unwrap();
+    let restarted = |pod: &Value| container(pod)["restartCount"].as_i64() > Some(0);
+    let pod = namespace.wait_for_pod(&node, "crashes", "started again", restarted);
+    assert!(has(&pod), "{:#}", pod["status"]);
+}
+
+#[test]
 fn what_is_not_granted_is_asked_for_again_when_others_end_and_after_a_restart_of_the_node() {
     let Some(cluster) = cluster() else { return };
     let (mut node, namespace) = (join(cluster, "full-of-requests"), cluster.namespace("full-of-requests"));

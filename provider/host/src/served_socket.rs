@@ -18,7 +18,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A gRPC service as tonic generates it, `FooServer::new(..)`. It is served without tonic's router: a node has a socket for each
-/// handler, and a router for one service takes more memory than all else of a socket.
+/// handler, and a router for one service takes more memory than all else of a socket. What a client says of its own deadline
+/// (`grpc-timeout`) is left to the client, which resets its call then.
 pub trait GrpcService:
     tower::Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible, Future: Send>
     + Clone
@@ -66,6 +67,7 @@ impl ServedSocket {
 /// Takes connections until it is to stop, then waits for the streams that are open.
 async fn serve(listener: UnixListener, service: impl GrpcService, stop: CancellationToken, shown: String) {
     let connections = GracefulShutdown::new();
+    let mut is_failing = false;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -74,13 +76,20 @@ async fn serve(listener: UnixListener, service: impl GrpcService, stop: Cancella
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::error!(socket = shown, %error, "a connection to a socket cannot be taken");
-                tokio::time::sleep(PAUSE).await;
-                continue;
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::error!(socket = shown, %error, "no connection to a socket can be taken; trying again");
+                }
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(PAUSE) => continue,
+                }
             }
         };
+        is_failing = false;
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            // Streams stay open for as long as their clients want; who may connect is trusted with their number.
+            .max_concurrent_streams(None)
             .serve_connection(TokioIo::new(AnyAuthority::new(stream)), TowerToHyperService::new(service.clone()));
         let connection = connections.watch(connection);
         let shown = shown.clone();

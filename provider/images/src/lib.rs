@@ -23,7 +23,7 @@ mod registry;
 mod session;
 pub mod store;
 
-pub use credentials::Credentials;
+pub use credentials::{Credentials, CredentialsError};
 pub use images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
 pub use oci_client::Reference;
 pub use oci_client::manifest::{OciDescriptor, OciImageManifest};

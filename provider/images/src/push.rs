@@ -17,7 +17,14 @@ const MODULE: &str = "application/wasm";
 const TITLE: &str = "org.opencontainers.image.title";
 /// Bytes that are sent at a time. Some registries take no less, but for the last ones.
 const CHUNK: usize = 5 << 20;
+/// How long a request of an upload may take: this, and for each byte as on a line of 16 kB a second.
+const AT_LEAST: Duration = Duration::from_secs(60);
+const PER_BYTE: Duration = Duration::from_micros(62);
+/// A registry may look at all of a blob before it says that it has it.
+const COMPLETION: Duration = Duration::from_secs(240);
 /// Pauses before an upload that broke off goes on.
+///
+/// They begin again with every chunk that has arrived.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
 
@@ -105,6 +112,14 @@ impl Artifact {
 }
 
 /// RFC 3339, of whole seconds.
+/// Bytes of an upload that a registry says that it has.
+fn received(answer: &Response) -> Option<usize> {
+    let range = answer.headers().get(RANGE).and_then(|range| range.to_str().ok());
+    // `0-0` is one byte, and what registries say of none.
+    let last: usize = range?.trim_start_matches("bytes=").split_once('-')?.1.parse().ok()?;
+    if last == 0 { Some(0) } else { last.checked_add(1) }
+}
+
 fn rfc3339(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
@@ -221,16 +236,22 @@ impl Upload<'_> {
         }
         let mut pauses = PAUSES.iter();
         let mut upload: Option<(Url, usize)> = None;
+        let mut arrived = 0;
         loop {
             match self.go_on(blob, digest, &mut upload).await {
                 Ok(()) => return Ok(blob.len() as u64),
+                // An upload that the registry does not know any more begins again.
                 Err(PushError::Registry(error))
-                    if error.is_temporary() || matches!(error, PullError::NotFound { .. }) =>
+                    if error.is_temporary() || (upload.is_some() && matches!(error, PullError::NotFound { .. })) =>
                 {
+                    let sent = upload.as_ref().map_or(0, |(_, sent)| *sent);
+                    if sent > arrived {
+                        (arrived, pauses) = (sent, PAUSES.iter());
+                    }
                     let Some(pause) = pauses.next() else { return Err(PushError::Registry(error)) };
                     tracing::info!(registry = self.session.name(), "{error}; going on with the upload");
                     tokio::time::sleep(*pause).await;
-                    upload = self.progress(upload).await;
+                    upload = self.progress(upload, blob.len()).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -256,33 +277,27 @@ impl Upload<'_> {
                 (CONTENT_RANGE, range),
                 (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
             ]);
-            let chunk = Request {
-                method: Method::PATCH,
-                target: Target::Url(location.clone()),
-                headers,
-                body: &blob[sent..end],
-            };
-            let taken = self.request(chunk).await?;
+            let within = Some(AT_LEAST + (end - sent) as u32 * PER_BYTE);
+            let (method, target) = (Method::PATCH, Target::Url(location.clone()));
+            let taken = self.request(Request { method, target, headers, body: &blob[sent..end], within }).await?;
             location = self.session.location(&taken).map_err(PushError::Registry)?;
-            sent = end;
+            // It may have taken less than all.
+            sent = received(&taken).filter(|received| (sent..end).contains(received)).unwrap_or(end);
         }
         *upload = Some((location.clone(), sent));
         location.query_pairs_mut().append_pair("digest", digest);
         let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
-        self.request(Request { method: Method::PUT, target: Target::Url(location), headers, body: &[] }).await?;
+        let (method, target, within) = (Method::PUT, Target::Url(location), Some(AT_LEAST + COMPLETION));
+        self.request(Request { method, target, headers, body: &[], within }).await?;
         Ok(())
     }
 
     /// How far an upload has come, as the registry says; `None` if it has to begin again.
-    async fn progress(&self, upload: Option<(Url, usize)>) -> Option<(Url, usize)> {
+    async fn progress(&self, upload: Option<(Url, usize)>, length: usize) -> Option<(Url, usize)> {
         let (location, _) = upload?;
-        let target = Target::Url(location);
-        let asked = Request { method: Method::GET, target, headers: HeaderMap::new(), body: &[] };
+        let asked = Request { target: Target::Url(location), ..Request::new(Method::GET, "") };
         let answer = self.session.request(asked).await.ok()?;
-        let range = answer.headers().get(RANGE).and_then(|range| range.to_str().ok());
-        // `0-0` is one byte, and what registries say of none.
-        let last: usize = range?.trim_start_matches("bytes=").split_once('-')?.1.parse().ok()?;
-        let sent = if last == 0 { 0 } else { last + 1 };
+        let sent = received(&answer).filter(|sent| *sent <= length)?;
         Some((self.session.location(&answer).ok()?, sent))
     }
 

@@ -8,6 +8,7 @@
 
 use crate::credentials::Credential;
 use crate::pull_error::PullError;
+use akri_krustlet_host::one_line;
 use http_auth::ChallengeRef;
 use oci_client::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE};
@@ -34,6 +35,8 @@ pub(crate) struct Request<'a> {
     pub(crate) target: Target<'a>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: &'a [u8],
+    /// How long it may take; by default as long as something comes.
+    pub(crate) within: Option<Duration>,
 }
 
 /// Where a request goes.
@@ -47,13 +50,15 @@ pub(crate) enum Target<'a> {
 impl<'a> Request<'a> {
     /// Without headers and body.
     pub(crate) fn new(method: Method, path: &'a str) -> Self {
-        Self { method, target: Target::Path(path), headers: HeaderMap::new(), body: &[] }
+        Self { method, target: Target::Path(path), headers: HeaderMap::new(), body: &[], within: None }
     }
 }
 
 /// A registry, for one pull: tokens are not shared between pulls of different pods.
 pub(crate) struct Session {
     http: reqwest::Client,
+    /// For uploads, in which the registry is silent until all has come.
+    uploads: reqwest::Client,
     /// For the server of tokens, which gets the credentials: where it redirects to gets nothing.
     tokens: reqwest::Client,
     /// As an image names it.
@@ -75,32 +80,37 @@ impl Session {
         let scheme = if is_insecure { "http" } else { "https" };
         let base = Url::parse(&format!("{scheme}://{name}/v2/")).map_err(|error| protocol(error.to_string()))?;
         let is_local = is_private(&base);
-        let client = |redirects| {
-            let client = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).redirect(redirects);
+        let client = |redirects, is_silent: bool| {
+            let client = reqwest::Client::builder().connect_timeout(CONNECT).redirect(redirects);
+            let client = if is_silent { client } else { client.read_timeout(SILENCE) };
             let client = client.user_agent(concat!("akri-krustlet/", env!("CARGO_PKG_VERSION")));
             client.build().map_err(|error| protocol(describe(&error)))
         };
         // Not from outside to what only this machine reaches, and not out of TLS.
-        let redirects = Policy::custom(move |attempt| {
-            let leaves_tls =
-                attempt.previous().iter().any(|url| url.scheme() == "https") && attempt.url().scheme() != "https";
-            if attempt.previous().len() > MOST_REDIRECTS {
-                attempt.error("too many redirects")
-            } else if leaves_tls && !is_local {
-                attempt.error("it redirects to an address without TLS")
-            } else if is_private(attempt.url()) && !is_local {
-                attempt.error("it redirects to an address of this machine or its link")
-            } else {
-                attempt.follow()
-            }
-        });
-        let (http, tokens) = (client(redirects)?, client(Policy::none())?);
+        let redirects = || {
+            Policy::custom(move |attempt| {
+                let leaves_tls =
+                    attempt.previous().iter().any(|url| url.scheme() == "https") && attempt.url().scheme() != "https";
+                if attempt.previous().len() > MOST_REDIRECTS {
+                    attempt.error("too many redirects")
+                } else if leaves_tls && !is_local {
+                    attempt.error("it redirects to an address without TLS")
+                } else if is_private(attempt.url()) && !is_local {
+                    attempt.error("it redirects to an address of this machine or its link")
+                } else {
+                    attempt.follow()
+                }
+            })
+        };
+        let (http, uploads) = (client(redirects(), false)?, client(redirects(), true)?);
+        let tokens = client(Policy::none(), false)?;
         let authorization = match &credential {
             Credential::Bearer(token) => Some(secret(format!("Bearer {token}"))),
             _ => None,
         };
         Ok(Self {
             http,
+            uploads,
             tokens,
             may_fall_back: !is_insecure && is_this_machine(&base),
             repository: image.repository().to_owned(),
@@ -162,7 +172,11 @@ impl Session {
             let url = url.map_err(|error| self.protocol(error.to_string()))?;
             // Where uploads go may be elsewhere, and what is for the registry is not sent there.
             let is_registry = url.origin() == base.origin();
-            let mut outgoing = self.http.request(request.method.clone(), url).headers(request.headers.clone());
+            let http = if request.within.is_some() { &self.uploads } else { &self.http };
+            let mut outgoing = http.request(request.method.clone(), url).headers(request.headers.clone());
+            if let Some(within) = request.within {
+                outgoing = outgoing.timeout(within);
+            }
             if !request.body.is_empty() {
                 outgoing = outgoing.body(request.body.to_vec());
             }
@@ -195,8 +209,15 @@ impl Session {
         let location = answer.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         let location = location.ok_or_else(|| self.protocol("it does not say where an upload goes".to_owned()))?;
         let url = answer.url().join(location).map_err(|error| self.protocol(format!("{location:?}: {error}")))?;
-        if self.base().scheme() == "https" && url.scheme() != "https" {
+        let base = self.base();
+        if base.scheme() == "https" && url.scheme() != "https" {
             return Err(self.protocol(format!("it wants an upload to go to an address without TLS, {url}")));
+        }
+        // As redirects: not from outside to what only this machine reaches.
+        if is_private(&url) && !is_private(&base) {
+            return Err(
+                self.protocol(format!("it wants an upload to go to an address of this machine or its link, {url}"))
+            );
         }
         Ok(url)
     }
@@ -346,7 +367,7 @@ async fn explanation(mut answer: Response) -> String {
         }
         Err(_) => String::from_utf8_lossy(&body).into_owned(),
     };
-    text.trim().chars().take(MOST_SHOWN).collect()
+    one_line(text.trim(), MOST_SHOWN)
 }
 
 fn is_temporary(status: StatusCode) -> bool {

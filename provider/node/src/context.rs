@@ -123,8 +123,8 @@ impl PodContext {
 pub struct Resizing {
     /// The pod as the API has it, whose requests and limits are not granted.
     pub asked: Option<PodObject>,
-    /// It has been granted what its containers do not have yet.
-    pub unsettled: bool,
+    /// It has been granted something, which is not told to be done yet.
+    pub in_progress: bool,
 }
 
 /// What the containers of a pod have taken, each in its last life, and all in the lives before.

@@ -207,6 +207,11 @@ impl DataDirectory {
         write_atomically(&directory.join("pod.json"), &serde_json::to_vec_pretty(&*pod.api)?, MODE)
     }
 
+    /// A pod as it was remembered last.
+    pub fn remembered(&self, uid: &str) -> Option<Pod> {
+        read_json(&self.pod(uid).join("pod.json"))
+    }
+
     /// Remembers a pod's status.
     pub fn store_status(&self, uid: &str, status: &PodStatus) -> std::io::Result<()> {
         let directory = self.pod(uid);

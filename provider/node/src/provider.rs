@@ -59,7 +59,11 @@ impl WasmProvider {
             containers.flatten().for_each(crate::status::lost_with_node);
         }
         let ran_before = earlier.is_some();
-        let (latest, resizing) = resize::granted_before(&pod, earlier.as_ref());
+        let remembered = ran_before.then(|| services.data.remembered(pod.uid())).flatten();
+        let (latest, resizing) = resize::granted_before(&pod, remembered);
+        if let Some(status) = &mut earlier {
+            resize::forget_told(status, &resizing);
+        }
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
         let context = Arc::new(PodContext {
             services,

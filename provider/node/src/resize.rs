@@ -12,7 +12,7 @@ use crate::cluster::events::EventType;
 use crate::context::{PodContext, Resizing, find};
 use crate::pod::{PodObject, is_sidecar};
 use crate::status::{self, ContainerKind, RESIZE_IN_PROGRESS, RESIZE_PENDING, is_final};
-use k8s_openapi::api::core::v1::{Container, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -58,88 +58,94 @@ fn with(pod: &PodObject, resources: impl Fn(ContainerKind, &str) -> Option<Resou
     PodObject { api: Arc::new(api), folder: pod.folder.clone() }
 }
 
-/// The pod with what it had been granted in an earlier life of the node, by the status that it had then, and what it asks for if that
-/// is something else.
-pub fn granted_before(pod: &PodObject, earlier: Option<&PodStatus>) -> (PodObject, Resizing) {
-    let Some(earlier) = earlier.filter(|earlier| !is_final(earlier)) else {
+/// The pod with what it had been granted in an earlier life of the node, as that is remembered, and what it asks for if that is
+/// something else.
+pub fn granted_before(pod: &PodObject, remembered: Option<Pod>) -> (PodObject, Resizing) {
+    let Some(remembered) = remembered.map(|api| PodObject { api: Arc::new(api), folder: None }) else {
         return (pod.clone(), Resizing::default());
     };
-    let granted = with(pod, |kind, name| {
-        let statuses = match kind {
-            ContainerKind::Init => &earlier.init_container_statuses,
-            ContainerKind::App => &earlier.container_statuses,
-        };
-        let told = statuses.iter().flatten().find(|status| status.name == name)?.resources.clone()?;
-        let container = find(pod, kind, name)?;
-        // A limit that was granted and not reached yet counts as granted.
-        (amounts(Some(&told)) != amounts(container.resources.as_ref())).then_some(told)
-    });
+    let granted = as_granted(pod, &remembered);
     match differ(&granted, pod) {
-        true => (granted, Resizing { asked: Some(pod.clone()), unsettled: false }),
+        true => (granted, Resizing { asked: Some(pod.clone()), ..Resizing::default() }),
         false => (pod.clone(), Resizing::default()),
+    }
+}
+
+fn as_granted(pod: &PodObject, granted: &PodObject) -> PodObject {
+    with(pod, |kind, name| Some(find(granted, kind, name)?.resources.clone().unwrap_or_default()))
+}
+
+/// Takes away what an earlier life of the node has told of a resize, unless it is still so: its containers are started again.
+pub fn forget_told(status: &mut PodStatus, resizing: &Resizing) {
+    let is_over = |kind: &str| kind == RESIZE_IN_PROGRESS || (kind == RESIZE_PENDING && resizing.asked.is_none());
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|one| !is_over(&one.type_));
     }
 }
 
 /// A change of the pod: its containers get what it asks for if the node has it, and go on with what they have if not.
 pub fn update(context: &PodContext, pod: &PodObject) {
+    // Until it is settled: a container that is started meanwhile settles after that.
+    let mut resizing = context.resizing();
+    update_locked(context, pod, &mut resizing);
+}
+
+fn update_locked(context: &PodContext, pod: &PodObject, resizing: &mut Resizing) {
     context.reporter.observed(pod);
-    let pod = ask(context, &context.latest(), pod);
+    let pod = ask(context, &context.latest(), pod, resizing);
     context.update(&pod);
-    settle(context);
+    settle_locked(context, resizing);
 }
 
 /// Asks once more for requests and limits that the pod was not granted, or that its containers could not be given.
 pub fn retry(context: &PodContext) {
-    let asked = context.resizing().asked.clone();
-    match asked {
-        Some(pod) => update(context, &pod),
-        None => settle(context),
+    let mut resizing = context.resizing();
+    match resizing.asked.clone() {
+        Some(pod) => update_locked(context, &pod, &mut resizing),
+        None => settle_locked(context, &mut resizing),
     }
 }
 
 /// The pod with what it asks for, or with what it has been granted before.
-fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject) -> PodObject {
-    let mut resizing = context.resizing();
+fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject, resizing: &mut Resizing) -> PodObject {
     if !differ(granted, pod) || is_final(&context.reporter.current()) {
         resizing.asked = None;
-        drop(resizing);
         remove(context, RESIZE_PENDING);
         return pod.clone();
     }
-    let was_asked = resizing.asked.replace(pod.clone()).is_some_and(|asked| !differ(&asked, pod));
     let services = &context.services;
-    let as_granted = || with(pod, |kind, name| Some(find(granted, kind, name)?.resources.clone().unwrap_or_default()));
+    let was_asked = resizing.asked.replace(pod.clone()).is_some_and(|asked| !differ(&asked, pod));
     let node = services.cluster.as_ref().map(|cluster| cluster.node.borrow().clone());
     if node.as_ref().is_some_and(Option::is_none) {
         // How much there is has not been told yet.
-        return as_granted();
+        return as_granted(pod, granted);
     }
     let node = node.flatten();
     match services.admitted.resize(pod, node.as_deref()) {
         Ok(()) => {
-            *resizing = Resizing { asked: None, unsettled: true };
-            drop(resizing);
+            *resizing = Resizing { asked: None, in_progress: true };
             remove(context, RESIZE_PENDING);
             event(context, pod, EventType::Normal, "ResizeStarted", "Pod resize started", None);
             pod.clone()
         }
         Err(rejection) => {
-            drop(resizing);
+            let was_told = was_asked && has_condition(context, RESIZE_PENDING, "Deferred");
             context.reporter.set_condition(RESIZE_PENDING, true, "Deferred", &rejection.message);
-            if !was_asked {
+            if !was_told {
                 let message = Some(rejection.message.as_str());
                 event(context, pod, EventType::Warning, "ResizeDeferred", "Pod resize Deferred", message);
             }
-            as_granted()
+            as_granted(pod, granted)
         }
     }
 }
 
-/// Gives the containers that run what the pod has been granted.
+/// Gives the containers that run what the pod has been granted; also one that was started with what was granted before.
 pub fn settle(context: &PodContext) {
-    if !context.resizing().unsettled {
-        return;
-    }
+    settle_locked(context, &mut context.resizing());
+}
+
+fn settle_locked(context: &PodContext, resizing: &mut Resizing) {
     let latest = context.latest();
     let (mut errors, mut waits) = (Vec::new(), false);
     for (kind, container) in resizable(&latest) {
@@ -161,21 +167,24 @@ pub fn settle(context: &PodContext) {
         }
     }
     if errors.is_empty() && !waits {
-        context.resizing().unsettled = false;
         remove(context, RESIZE_IN_PROGRESS);
-        event(context, &latest, EventType::Normal, "ResizeCompleted", "Pod resize completed", None);
+        if std::mem::take(&mut resizing.in_progress) {
+            event(context, &latest, EventType::Normal, "ResizeCompleted", "Pod resize completed", None);
+        }
         return;
     }
     let error = errors.join(", ");
     let reason = if error.is_empty() { "" } else { "Error" };
-    let told = context.reporter.current().conditions.into_iter().flatten();
-    let was_told = told.into_iter().any(|condition| {
-        condition.type_ == RESIZE_IN_PROGRESS && condition.reason.as_deref().unwrap_or_default() == reason
-    });
+    let was_told = has_condition(context, RESIZE_IN_PROGRESS, reason);
     context.reporter.set_condition(RESIZE_IN_PROGRESS, true, reason, &error);
     if !error.is_empty() && !was_told {
         event(context, &latest, EventType::Warning, "ResizeError", "Pod resize error", Some(&error));
     }
+}
+
+fn has_condition(context: &PodContext, kind: &str, reason: &str) -> bool {
+    let mut conditions = context.reporter.current().conditions.into_iter().flatten();
+    conditions.any(|one| one.type_ == kind && one.reason.as_deref().unwrap_or_default() == reason)
 }
 
 fn resize(context: &PodContext, container: &Container) -> Result<(), String> {
@@ -254,7 +263,7 @@ fn event(context: &PodContext, pod: &PodObject, of: EventType, reason: &'static 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn pod(cpu: &str, memory: &str) -> PodObject {
         let resources = json!({"requests": {"cpu": cpu}, "limits": {"memory": memory}});
@@ -266,19 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_granted_is_known_by_the_status() {
-        let status = |memory: &str| -> PodStatus {
-            let resources = json!({"requests": {"cpu": "1"}, "limits": {"memory": memory}});
-            let container: Value = json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
-                "resources": resources});
-            serde_json::from_value(json!({"phase": "Running", "containerStatuses": [container]})).unwrap()
-        };
+    fn what_was_granted_is_remembered() {
         let asks = pod("1", "2Gi");
-        let (granted, resizing) = granted_before(&asks, Some(&status("1Gi")));
+        let remembered = |memory: &str| Some((*pod("1", memory).api).clone());
+        let (granted, resizing) = granted_before(&asks, remembered("1Gi"));
         assert!(!differ(&granted, &pod("1", "1Gi")));
         assert!(resizing.asked.is_some_and(|asked| !differ(&asked, &asks)));
-        for earlier in [None, Some(&status("2Gi"))] {
-            let (granted, resizing) = granted_before(&asks, earlier);
+        for remembered in [None, remembered("2Gi")] {
+            let (granted, resizing) = granted_before(&asks, remembered);
             assert!(!differ(&granted, &asks) && resizing.asked.is_none());
         }
     }

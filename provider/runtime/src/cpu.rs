@@ -25,6 +25,8 @@ use wasmtime::Engine;
 
 /// How far a container's unused CPU time adds up: what 100 ms at its rate give, as with the kernel's CFS period.
 const BURST: Duration = Duration::from_millis(100);
+/// After this time a guest that waits looks whether its container's rate has changed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Turns of this length or more make a guest a spinner.
 const SPINNING: Duration = Duration::from_millis(5);
 /// So do shorter ones that add up: this much of what it used in about the last [`MEMORY`].
@@ -63,10 +65,15 @@ impl CpuShare {
         Some(self.millis.load(Ordering::Relaxed)).filter(|millis| *millis > 0)
     }
 
-    /// Another share from now on. What was owed is forgiven: it was to be paid at another rate.
+    /// Another share from now on. What is owed stays owed, and is paid at the new rate.
     pub fn set(&self, millis: Option<u32>) {
+        if self.millis() == millis.map(|millis| millis.max(1)) {
+            return;
+        }
+        // What was earned until now, at the old one.
+        let _ = self.pay(Duration::ZERO);
         let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
-        *balance = Balance { seconds: 0.0, at: Instant::now() };
+        (balance.seconds, balance.at) = (balance.seconds.min(0.0), Instant::now());
         self.millis.store(Self::stored(millis), Ordering::Relaxed);
     }
 
@@ -188,7 +195,7 @@ impl<F: Future> Future for Metered<F> {
         let this = &mut *self;
         while let Some(pause) = &mut this.pause {
             ready!(pause.as_mut().poll(context));
-            // Another guest of the container may have spent meanwhile what this one was waiting for.
+            // Another guest of the container may have spent meanwhile what this one was waiting for, or the rate be another one.
             this.pause = this.limits.pay(Duration::ZERO).map(sleep);
         }
         let place = match &mut this.queue {
@@ -221,8 +228,9 @@ impl<F: Future> Future for Metered<F> {
     }
 }
 
+/// For as long as a guest has to wait, or until its container's rate is looked at again.
 fn sleep(duration: Duration) -> Pin<Box<Sleep>> {
-    Box::pin(tokio::time::sleep(duration))
+    Box::pin(tokio::time::sleep(duration.min(LONGEST_PAUSE)))
 }
 
 pub(crate) fn thread_cpu_time() -> Duration {
@@ -349,7 +357,11 @@ mod tests {
         let share = CpuShare::new(Some(1));
         assert!(share.pay(Duration::from_secs(1)).is_some_and(|pause| pause > Duration::from_secs(900)));
         share.set(Some(500));
-        assert!(share.pay(Duration::from_secs(1)).is_some_and(|pause| pause <= Duration::from_secs(2)));
+        // What is owed is paid more quickly.
+        let pause = share.pay(Duration::ZERO);
+        assert!(pause.is_some_and(|pause| (1900..=2000).contains(&pause.as_millis())), "{pause:?}");
+        share.set(Some(500));
+        assert_eq!(share.pay(Duration::ZERO), pause, "the same again changes nothing");
         share.set(None);
         assert_eq!((share.pay(Duration::from_secs(1)), share.millis()), (None, None));
     }

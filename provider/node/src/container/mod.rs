@@ -65,6 +65,11 @@ pub async fn supervise(
         // Apart, so that what they need is not kept for as long as the container runs.
         let image = Box::pin(obtain_image(context, kind, &mut container)).await;
         let mut sources = Box::pin(obtain_sources(context, kind, &container)).await;
+        // That may have taken long, and a pod that has its image already was not looked at.
+        container.renew(context);
+        if container.image.as_ref() != Some(&image.name) {
+            continue;
+        }
         let settings = match renew_claim(context, kind, &container, Some(&image), Scope::All(&sources), &mut claim) {
             Ok(settings) => settings,
             Err(error) => {

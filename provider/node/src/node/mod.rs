@@ -235,7 +235,7 @@ impl Node {
             if known.pod.is_changed(&pod) {
                 resize::update(&known.context, &pod);
                 known.pod = pod.clone();
-                store(&self.services.data, &pod);
+                store(&self.services.data, &known.context.latest());
             }
             known.context.reporter.observed(&pod);
             self.services.sink.seen(&pod, &|| known.context.reporter.current());
@@ -250,11 +250,12 @@ impl Node {
         }
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod added");
         counted().pods_started.add([]);
-        store(&self.services.data, &pod);
         let (updates, manifest) = Manifest::new(pod.to_kubelet(), krator::Store::new());
         let uid = pod.uid().to_owned();
         let mut state = self.provider.pod_state(pod.clone());
         let context = state.context.clone();
+        // With what it has been granted: its next life on this node goes on with that.
+        store(&self.services.data, &context.latest());
         self.services.pods.add(&context);
         if context.ran_before {
             // Before anything is granted to others.
@@ -399,7 +400,21 @@ impl Node {
 
     /// Of pods that ask for more than there was.
     fn retry_resizes(&self) {
-        self.pods.values().filter(|known| known.running).for_each(|known| resize::retry(&known.context));
+        let mut waiting: Vec<_> = self.pods.values().filter(|known| known.running).collect();
+        // Who is more important first, then who has been here for longer.
+        let of = |known: &&KnownPod| {
+            let created = known.pod.api.metadata.creation_timestamp.as_ref().map(|created| created.0);
+            (std::cmp::Reverse(known.pod.spec().priority.unwrap_or(0)), created)
+        };
+        waiting.sort_by_key(of);
+        for known in waiting {
+            let had = known.context.latest();
+            resize::retry(&known.context);
+            let latest = known.context.latest();
+            if !Arc::ptr_eq(&had.api, &latest.api) {
+                store(&self.services.data, &latest);
+            }
+        }
     }
 
     fn forget(&mut self, uid: &str) {
