@@ -76,8 +76,14 @@ pub struct ListedImage {
 #[derive(Clone, Debug)]
 pub struct ImageStore {
     root: PathBuf,
-    /// What was listed last, and when the records had been changed by then.
-    listed: Arc<Mutex<Option<(SystemTime, Vec<ListedImage>)>>>,
+    listed: Arc<Mutex<Option<Listing>>>,
+}
+
+/// What was listed last, and when the records had been changed by then.
+#[derive(Clone, Debug)]
+struct Listing {
+    changed: SystemTime,
+    images: Vec<ListedImage>,
 }
 
 impl ImageStore {
@@ -146,10 +152,10 @@ impl ImageStore {
         let records = self.root.join("images");
         let changed = std::fs::metadata(&records).and_then(|metadata| metadata.modified()).ok();
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, images)) = &*listed
-            && Some(*known) == changed
+        if let Some(known) = &*listed
+            && Some(known.changed) == changed
         {
-            return images.clone();
+            return known.images.clone();
         }
         let mut by_id: BTreeMap<String, ListedImage> = BTreeMap::new();
         for record in std::fs::read_dir(&records).into_iter().flatten().flatten() {
@@ -165,7 +171,7 @@ impl ImageStore {
         }
         let mut images: Vec<_> = by_id.into_values().collect();
         images.sort_by_key(|image| std::cmp::Reverse(image.size));
-        *listed = changed.map(|changed| (changed, images.clone()));
+        *listed = changed.map(|changed| Listing { changed, images: images.clone() });
         images
     }
 
