@@ -147,9 +147,10 @@ const COSTS: &str = "\
   this loop of calls one after the other, the start of the next spare guest is in it, too.
 - Private memory at rest: the dirty part of 2 to 3 MB, and the code that a node at rest runs. What only a start or a call needed is let
   go after five seconds without one (it is the program's own text, clean, and mapped again when it is needed).
-- A pod: about 20 kB are the guest's pages and 6 kB its page tables; 70 kB are live in the allocator: the pod's manifest and status in two
-  API versions, its state machine, its gRPC server and its log. A stream adds an HTTP/2 connection. Other allocators take more (with
-  jemalloc a pod has 203 kB, with mimalloc 141 kB, with glibc's 103 kB).
+- A pod: about 20 kB are the guest's pages and 6 kB its page tables; 45 kB are live in the allocator: the pod's manifest and status in two
+  API versions, its state machine, its gRPC server and its log. A stream adds an HTTP/2 connection, of whose 45 kB 28 kB are the
+  buffers that the h2 library makes for each. Other allocators take more (when a pod had 103 kB with glibc's, it had 203 kB with
+  jemalloc and 141 kB with mimalloc).
 ";
 
 fn mb(bytes: u64) -> String {
