@@ -4,6 +4,7 @@ mod check;
 mod config;
 mod discover;
 mod logs;
+mod new_handler;
 mod offer;
 mod output;
 mod pods;
@@ -50,6 +51,8 @@ enum Command {
     Check(check::CheckArguments),
     /// Print what a discovery handler says of itself, and what it needs
     Describe(check::DescribeArguments),
+    /// Make a project of a new discovery handler
+    NewHandler(new_handler::NewHandlerArguments),
     /// Push a module to a registry, as an image that nodes can pull
     Push(publish::PushArguments),
     /// Pull a module from a registry into a file
@@ -163,6 +166,7 @@ fn main() -> ExitCode {
         Command::SupportBundle(arguments) => support_bundle::support_bundle(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Describe(arguments) => check::describe(&arguments),
+        Command::NewHandler(arguments) => new_handler::new_handler(&arguments),
         Command::Push(arguments) => publish::push(&arguments),
         Command::Pull(arguments) => publish::pull(&arguments),
         Command::Inspect(arguments) => publish::inspect(&arguments),

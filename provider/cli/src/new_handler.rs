@@ -1,0 +1,300 @@
+//! `new-handler`: a project of a discovery handler that builds, tests and runs as it stands.
+
+use anyhow::{Context as _, bail};
+use std::path::{Path, PathBuf};
+
+/// Make a project of a new discovery handler, which builds, tests and runs as it stands.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NewHandlerArguments {
+    /// The handler's name, as in spec.discoveryHandler.name of a Configuration
+    #[arg(value_parser = handler_name)]
+    name: String,
+    /// What it is written in
+    #[arg(long, value_enum, default_value_t)]
+    language: Language,
+    /// How it finds its devices; the project begins with something that works by it
+    #[arg(long, value_enum, default_value_t)]
+    protocol: Protocol,
+    /// Where to make it [default: NAME, here]
+    #[arg(value_name = "DIR")]
+    directory: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Language {
+    #[default]
+    Rust,
+}
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Protocol {
+    /// A file of a volume
+    #[default]
+    File,
+    /// A web server
+    Http,
+    /// Datagrams
+    Udp,
+    /// A connection
+    Tcp,
+    /// The kernel's events
+    Uevents,
+}
+
+/// Longest name: it is a pod's and a crate's, too.
+const MOST_NAME: usize = 40;
+
+fn handler_name(text: &str) -> Result<String, String> {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let fits = (1..=MOST_NAME).contains(&text.len())
+        && text.bytes().all(is_letter)
+        && text.starts_with(|letter: char| letter.is_ascii_lowercase())
+        && !text.ends_with('-')
+        && !RESERVED.contains(&text);
+    if fits {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "a handler's name has at most {MOST_NAME} lower-case letters, digits and `-`, begins with a letter, and is no word of Rust or name of its library"
+    ))
+}
+
+/// What cargo takes for no package, and names that the project's libraries have.
+const RESERVED: [&str; 14] = [
+    "akri-handler", "as", "core", "fn", "if", "impl", "log", "match", "mod", "schemars", "serde", "std", "test", "use",
+];
+
+macro_rules! template {
+    ($file:literal) => {
+        include_str!(concat!("../../../wasm-handlers/templates/rust/", $file))
+    };
+}
+
+/// Files of the SDK, which is a part of the project: path there, and content.
+macro_rules! sdk {
+    ($($file:literal),* $(,)?) => {
+        [$((concat!("akri-handler/src/", $file), include_str!(concat!("../../../wasm-handlers/sdk/src/", $file)))),*]
+    };
+}
+
+const SDK: [(&str, &str); 18] = sdk![
+    "details.rs", "device.rs", "fake/mod.rs", "fake/network.rs", "filter.rs", "fs.rs", "http.rs", "lib.rs", "links.rs",
+    "logger.rs", "multicast.rs", "random.rs", "tcp.rs", "time.rs", "udp.rs", "uevents.rs", "wait.rs", "watch.rs",
+];
+
+const WIT: [(&str, &str); 2] = [
+    ("akri-handler/wit/world.wit", include_str!("../../../proto/wit/world.wit")),
+    ("akri-handler/wit/deps/akri-host/host.wit", include_str!("../../../proto/wit/deps/akri-host/host.wit")),
+];
+
+const SDK_MANIFEST: &str = include_str!("../../../wasm-handlers/sdk/Cargo.toml");
+
+/// What the protocols' projects have otherwise: what the handler does, the pod's annotations and parts of its specification, and
+/// details that work.
+struct Parts {
+    what: &'static str,
+    source: &'static str,
+    annotations: &'static str,
+    has_network: bool,
+    /// Where a volume is mounted, and of which directory.
+    mount: Option<(&'static str, &'static str)>,
+    details: &'static str,
+}
+
+impl Protocol {
+    fn parts(self) -> Parts {
+        match self {
+            Self::File => Parts {
+                what: "each line of a file is a device",
+                source: template!("file.rs"),
+                annotations: "",
+                has_network: false,
+                mount: Some(("/etc/devices", "../devices")),
+                details: "file: devices.txt\n",
+            },
+            Self::Http => Parts {
+                what: "each line of what a web server answers is a device",
+                source: template!("http.rs"),
+                annotations: "    # The servers that Configurations name; narrow it to yours.\n    akri-krustlet/network: http details\n",
+                has_network: true,
+                mount: None,
+                details: "url: http://devices.example/list\n",
+            },
+            Self::Udp => Parts {
+                what: "who answers a datagram is a device",
+                source: template!("udp.rs"),
+                annotations: "    # Where it may ask.\n    akri-krustlet/network: udp 239.255.0.1:4000\n",
+                has_network: true,
+                mount: None,
+                details: "ask: 239.255.0.1:4000\n",
+            },
+            Self::Tcp => Parts {
+                what: "a server is asked for a list by a connection",
+                source: template!("tcp.rs"),
+                annotations: "    # The server; yours will be another one.\n    akri-krustlet/network: tcp plant.example:7000\n",
+                has_network: true,
+                mount: None,
+                details: "host: plant.example\nport: 7000\n",
+            },
+            Self::Uevents => Parts {
+                what: "what a class of the kernel has is a device",
+                source: template!("uevents.rs"),
+                annotations: "    # Which uevents of the kernel it may follow.\n    akri-krustlet/uevents: tty\n",
+                has_network: false,
+                mount: Some(("/sys", "/sys")),
+                details: "class: tty\n",
+            },
+        }
+    }
+}
+
+/// The files of a project: path, and content.
+fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
+    let parts = protocol.parts();
+    let file = format!("{}.wasm", name.replace('-', "_"));
+    let words = name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]);
+    let type_name: String = words.collect();
+    let variable = format!("{}_DEVICE", name.replace('-', "_").to_uppercase());
+    let indented = |text: &str| text.lines().map(|line| format!("      {line}\n")).collect::<String>();
+    let annotations = match parts.annotations {
+        "" => String::new(),
+        annotations => format!("  annotations:\n{annotations}"),
+    };
+    let network = if parts.has_network { "  hostNetwork: true\n" } else { "" };
+    // Below the manifest's folder here, which a cluster does not have.
+    let note = match parts.mount {
+        Some((_, path)) if path.starts_with("..") => "  # For a cluster: an absolute path of its nodes, or a configMap.\n",
+        _ => "",
+    };
+    let (mounts, volumes) = match parts.mount {
+        Some((mount, path)) => (
+            format!("    volumeMounts:\n    - {{name: devices, mountPath: {mount}, readOnly: true}}\n"),
+            format!("  volumes:\n{note}  - {{name: devices, hostPath: {{path: {path}}}}}"),
+        ),
+        None => (String::new(), String::new()),
+    };
+    let filled = |template: &str| {
+        let values = [
+            ("{{name}}", name),
+            ("{{file}}", &file),
+            ("{{what}}", parts.what),
+            ("{{Type}}", &type_name),
+            ("{{VARIABLE}}", &variable),
+            ("{{annotations}}", &annotations),
+            ("{{network}}", network),
+            ("{{mounts}}", &mounts),
+            ("{{volumes}}", &volumes),
+            ("{{details}}", &indented(parts.details)),
+        ];
+        values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(key, value)).trim_end().to_owned() + "\n"
+    };
+    let mut files = vec![
+        ("Cargo.toml".to_owned(), filled(template!("Cargo.toml.in"))),
+        ("README.md".to_owned(), filled(template!("README.md.in"))),
+        (".gitignore".to_owned(), filled(template!("gitignore"))),
+        ("src/lib.rs".to_owned(), filled(parts.source)),
+        ("manifests/pod.yaml".to_owned(), filled(template!("pod.yaml.in"))),
+        ("configuration.yaml".to_owned(), filled(template!("configuration.yaml.in"))),
+        ("details.yaml".to_owned(), parts.details.to_owned()),
+        ("akri-handler/Cargo.toml".to_owned(), sdk_manifest()),
+    ];
+    if matches!(protocol, Protocol::File) {
+        files.push(("devices/devices.txt".to_owned(), "one\ntwo\n".to_owned()));
+    }
+    // Beside it, not in the repository that it comes from.
+    let sdk = SDK.iter().map(|(path, text)| (*path, text.replace("\"../../proto/wit\"", "\"wit\"")));
+    files.extend(sdk.chain(WIT.map(|(path, text)| (path, text.to_owned()))).map(|(path, text)| (path.to_owned(), text)));
+    files
+}
+
+/// That of the SDK without the workspace that it is of.
+fn sdk_manifest() -> String {
+    SDK_MANIFEST
+        .replace("rust-version.workspace = true", "rust-version = \"1.95\"")
+        .replace("version.workspace = true", concat!("version = \"", env!("CARGO_PKG_VERSION"), "\""))
+        .replace("edition.workspace = true", "edition = \"2024\"")
+        .replace("license.workspace = true", "license = \"Apache-2.0\"")
+        .replace("publish.workspace = true", "publish = false")
+        .replace("log.workspace = true", "log = \"0.4\"")
+        .replace(
+            "schemars = { workspace = true, optional = true }",
+            "schemars = { version = \"1.2\", default-features = false, features = [\"derive\", \"std\"], optional = true }",
+        )
+        .replace("serde.workspace = true", "serde = { version = \"1.0.228\", features = [\"derive\"] }")
+        .replace("serde_json.workspace = true", "serde_json = { version = \"1.0.145\", features = [\"raw_value\"] }")
+}
+
+pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()> {
+    let NewHandlerArguments { name, language: Language::Rust, protocol, directory } = arguments;
+    let directory = directory.clone().unwrap_or_else(|| PathBuf::from(name));
+    if directory.symlink_metadata().is_ok() {
+        bail!("{} is there already and is not touched; name another directory", directory.display());
+    }
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = || format!("{} cannot be made", directory.display());
+    // In whole, or not at all.
+    let staged = tempfile::Builder::new().prefix(".new-handler-").tempdir_in(parent).with_context(failed)?;
+    for (path, content) in project(name, *protocol) {
+        let path = staged.path().join(path);
+        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        written.and_then(|()| std::fs::write(&path, content)).with_context(failed)?;
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(staged.path(), std::fs::Permissions::from_mode(0o755)).with_context(failed)?;
+    std::fs::rename(staged.path(), &directory).with_context(failed)?;
+    let _ = staged.keep();
+    println!("{} is a handler that works; its README.md says how it is built, tested and run:", directory.display());
+    println!("  cd {} && cargo test && cargo build --release --target wasm32-wasip2", directory.display());
+    for missing in missing_tools() {
+        println!("{missing}");
+    }
+    Ok(())
+}
+
+/// What cannot be built here yet, and the way out.
+fn missing_tools() -> Vec<&'static str> {
+    let output = |program: &str, arguments: &[&str]| {
+        std::process::Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())
+    };
+    if output("cargo", &["--version"]).is_none() {
+        return vec!["cargo is missing: https://rustup.rs installs it"];
+    }
+    let target = output("rustc", &["--print", "target-libdir", "--target", "wasm32-wasip2"]);
+    let there = target.is_some_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).exists());
+    if there { Vec::new() } else { vec!["the target is missing: rustup target add wasm32-wasip2"] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum as _;
+
+    #[test]
+    fn names_are_those_of_pods_and_crates() {
+        for name in ["meter", "a", "my-meter2"] {
+            assert_eq!(handler_name(name), Ok(name.to_owned()));
+        }
+        for name in ["", "Meter", "2meter", "me_ter", "meter-", "../meter", "serde", &"x".repeat(41)] {
+            assert!(handler_name(name).unwrap_err().contains("lower-case"), "{name}");
+        }
+    }
+
+    #[test]
+    fn all_of_the_sdk_is_in_a_project_and_no_placeholder_is() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-handlers/sdk/src");
+        let mut here = 0;
+        for directory in [sources.clone(), sources.join("fake")] {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                here += usize::from(entry.unwrap().path().is_file());
+            }
+        }
+        assert_eq!(SDK.len(), here);
+        for protocol in Protocol::value_variants() {
+            for (path, content) in project("my-meter", *protocol) {
+                let is_ours = !path.starts_with("akri-handler/src");
+                assert!(!is_ours || !content.contains("{{"), "{path}: {content}");
+                assert!(!path.ends_with("Cargo.toml") || !content.contains("workspace = true"), "{path}: {content}");
+            }
+        }
+    }
+}
