@@ -196,6 +196,8 @@ fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
         ("manifests/pod.yaml".to_owned(), filled(template!("pod.yaml.in"))),
         ("configuration.yaml".to_owned(), filled(template!("configuration.yaml.in"))),
         ("details.yaml".to_owned(), parts.details.to_owned()),
+        // The versions that this was tried with; cargo drops those of others.
+        ("Cargo.lock".to_owned(), include_str!("../../../wasm-handlers/Cargo.lock").to_owned()),
         ("akri-handler/Cargo.toml".to_owned(), sdk_manifest()),
     ];
     if matches!(protocol, Protocol::File) {

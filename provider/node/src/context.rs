@@ -125,6 +125,15 @@ pub struct Resizing {
     pub asked: Option<PodObject>,
     /// It has been granted something, which is not told to be done yet.
     pub in_progress: bool,
+    /// Containers do not have what it has been granted, and its condition says so.
+    pub unsettled: bool,
+}
+
+impl Resizing {
+    /// There is something to be tried again.
+    pub fn is_outstanding(&self) -> bool {
+        self.asked.is_some() || self.in_progress || self.unsettled
+    }
 }
 
 /// What the containers of a pod have taken, each in its last life, and all in the lives before.

@@ -100,6 +100,10 @@ fn update_locked(context: &PodContext, pod: &PodObject, resizing: &mut Resizing)
 /// Asks once more for requests and limits that the pod was not granted, or that its containers could not be given.
 pub fn retry(context: &PodContext) {
     let mut resizing = context.resizing();
+    // Nearly all pods, each time that one ends.
+    if !resizing.is_outstanding() {
+        return;
+    }
     match resizing.asked.clone() {
         Some(pod) => update_locked(context, &pod, &mut resizing),
         None => settle_locked(context, &mut resizing),
@@ -109,8 +113,9 @@ pub fn retry(context: &PodContext) {
 /// The pod with what it asks for, or with what it has been granted before.
 fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject, resizing: &mut Resizing) -> PodObject {
     if !differ(granted, pod) || is_final(&context.reporter.current()) {
-        resizing.asked = None;
-        remove(context, RESIZE_PENDING);
+        if resizing.asked.take().is_some() {
+            remove(context, RESIZE_PENDING);
+        }
         return pod.clone();
     }
     let services = &context.services;
@@ -123,7 +128,7 @@ fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject, resizing: &mu
     let node = node.flatten();
     match services.admitted.resize(pod, node.as_deref()) {
         Ok(()) => {
-            *resizing = Resizing { asked: None, in_progress: true };
+            (resizing.asked, resizing.in_progress) = (None, true);
             remove(context, RESIZE_PENDING);
             event(context, pod, EventType::Normal, "ResizeStarted", "Pod resize started", None);
             pod.clone()
@@ -167,12 +172,15 @@ fn settle_locked(context: &PodContext, resizing: &mut Resizing) {
         }
     }
     if errors.is_empty() && !waits {
-        remove(context, RESIZE_IN_PROGRESS);
+        if std::mem::take(&mut resizing.unsettled) {
+            remove(context, RESIZE_IN_PROGRESS);
+        }
         if std::mem::take(&mut resizing.in_progress) {
             event(context, &latest, EventType::Normal, "ResizeCompleted", "Pod resize completed", None);
         }
         return;
     }
+    resizing.unsettled = true;
     let error = errors.join(", ");
     let reason = if error.is_empty() { "" } else { "Error" };
     let was_told = has_condition(context, RESIZE_IN_PROGRESS, reason);

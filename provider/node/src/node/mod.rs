@@ -400,7 +400,8 @@ impl Node {
 
     /// Of pods that ask for more than there was.
     fn retry_resizes(&self) {
-        let mut waiting: Vec<_> = self.pods.values().filter(|known| known.running).collect();
+        let is_waiting = |known: &&KnownPod| known.running && known.context.resizing().is_outstanding();
+        let mut waiting: Vec<_> = self.pods.values().filter(is_waiting).collect();
         // Who is more important first, then who has been here for longer.
         let of = |known: &&KnownPod| {
             let created = known.pod.api.metadata.creation_timestamp.as_ref().map(|created| created.0);
