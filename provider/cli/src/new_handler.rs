@@ -50,6 +50,7 @@ fn handler_name(text: &str) -> Result<String, String> {
         && text.bytes().all(is_letter)
         && text.starts_with(|letter: char| letter.is_ascii_lowercase())
         && !text.ends_with('-')
+        && !text.contains("--")
         && !RESERVED.contains(&text);
     if fits {
         return Ok(text.to_owned());
@@ -60,8 +61,74 @@ fn handler_name(text: &str) -> Result<String, String> {
 }
 
 /// What cargo takes for no package, and names that the project's libraries have.
-const RESERVED: [&str; 14] = [
-    "akri-handler", "as", "core", "fn", "if", "impl", "log", "match", "mod", "schemars", "serde", "std", "test", "use",
+const RESERVED: [&str; 67] = [
+    "abstract",
+    "akri",
+    "akri-handler",
+    "as",
+    "async",
+    "await",
+    "become",
+    "box",
+    "break",
+    "const",
+    "continue",
+    "core",
+    "crate",
+    "do",
+    "dyn",
+    "else",
+    "enum",
+    "extern",
+    "false",
+    "final",
+    "fn",
+    "for",
+    "gen",
+    "if",
+    "impl",
+    "in",
+    "let",
+    "log",
+    "loop",
+    "macro",
+    "match",
+    "mod",
+    "move",
+    "mut",
+    "n",
+    "no",
+    "null",
+    "off",
+    "on",
+    "override",
+    "priv",
+    "proc-macro",
+    "pub",
+    "ref",
+    "return",
+    "schemars",
+    "self",
+    "serde",
+    "static",
+    "std",
+    "struct",
+    "super",
+    "test",
+    "trait",
+    "true",
+    "try",
+    "type",
+    "typeof",
+    "unsafe",
+    "unsized",
+    "use",
+    "virtual",
+    "where",
+    "while",
+    "y",
+    "yes",
+    "yield",
 ];
 
 macro_rules! template {
@@ -78,8 +145,24 @@ macro_rules! sdk {
 }
 
 const SDK: [(&str, &str); 18] = sdk![
-    "details.rs", "device.rs", "fake/mod.rs", "fake/network.rs", "filter.rs", "fs.rs", "http.rs", "lib.rs", "links.rs",
-    "logger.rs", "multicast.rs", "random.rs", "tcp.rs", "time.rs", "udp.rs", "uevents.rs", "wait.rs", "watch.rs",
+    "details.rs",
+    "device.rs",
+    "fake/mod.rs",
+    "fake/network.rs",
+    "filter.rs",
+    "fs.rs",
+    "http.rs",
+    "lib.rs",
+    "links.rs",
+    "logger.rs",
+    "multicast.rs",
+    "random.rs",
+    "tcp.rs",
+    "time.rs",
+    "udp.rs",
+    "uevents.rs",
+    "wait.rs",
+    "watch.rs",
 ];
 
 const WIT: [(&str, &str); 2] = [
@@ -153,7 +236,8 @@ fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
     let parts = protocol.parts();
     let file = format!("{}.wasm", name.replace('-', "_"));
     let words = name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]);
-    let type_name: String = words.collect();
+    // With a word that none of the names has that the templates use.
+    let type_name = words.collect::<String>() + "Handler";
     let variable = format!("{}_DEVICE", name.replace('-', "_").to_uppercase());
     let indented = |text: &str| text.lines().map(|line| format!("      {line}\n")).collect::<String>();
     let annotations = match parts.annotations {
@@ -163,7 +247,9 @@ fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
     let network = if parts.has_network { "  hostNetwork: true\n" } else { "" };
     // Below the manifest's folder here, which a cluster does not have.
     let note = match parts.mount {
-        Some((_, path)) if path.starts_with("..") => "  # For a cluster: an absolute path of its nodes, or a configMap.\n",
+        Some((_, path)) if path.starts_with("..") => {
+            "  # For a cluster: an absolute path of its nodes, or a configMap.\n"
+        }
         _ => "",
     };
     let (mounts, volumes) = match parts.mount {
@@ -186,7 +272,8 @@ fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
             ("{{volumes}}", &volumes),
             ("{{details}}", &indented(parts.details)),
         ];
-        values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(key, value)).trim_end().to_owned() + "\n"
+        values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(key, value)).trim_end().to_owned()
+            + "\n"
     };
     let mut files = vec![
         ("Cargo.toml".to_owned(), filled(template!("Cargo.toml.in"))),
@@ -205,7 +292,8 @@ fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
     }
     // Beside it, not in the repository that it comes from.
     let sdk = SDK.iter().map(|(path, text)| (*path, text.replace("\"../../proto/wit\"", "\"wit\"")));
-    files.extend(sdk.chain(WIT.map(|(path, text)| (path, text.to_owned()))).map(|(path, text)| (path.to_owned(), text)));
+    files
+        .extend(sdk.chain(WIT.map(|(path, text)| (path, text.to_owned()))).map(|(path, text)| (path.to_owned(), text)));
     files
 }
 
@@ -276,7 +364,7 @@ mod tests {
         for name in ["meter", "a", "my-meter2"] {
             assert_eq!(handler_name(name), Ok(name.to_owned()));
         }
-        for name in ["", "Meter", "2meter", "me_ter", "meter-", "../meter", "serde", &"x".repeat(41)] {
+        for name in ["", "Meter", "2meter", "me_ter", "meter-", "a--b", "../meter", "serde", "true", &"x".repeat(41)] {
             assert!(handler_name(name).unwrap_err().contains("lower-case"), "{name}");
         }
     }

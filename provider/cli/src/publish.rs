@@ -108,7 +108,10 @@ impl RegistryArguments {
         let of_file = || format!("registry credentials {}", path.display());
         match Credentials::from_docker_config(&read().with_context(of_file)?) {
             // Nobody has named it, and what is public needs none.
-            Err(CredentialsError::Helper { .. }) if !is_named => Ok(Credentials::default()),
+            Err(error @ CredentialsError::Helper { .. }) if !is_named => {
+                eprintln!("{}: {error}; going on without credentials", path.display());
+                Ok(Credentials::default())
+            }
             read => read.with_context(of_file),
         }
     }

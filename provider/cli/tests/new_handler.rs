@@ -11,7 +11,7 @@ fn new_handler(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(PROGRAM).current_dir(directory).arg("new-handler").args(arguments).output().unwrap()
 }
 
-/// cargo in a project, with a target directory that all of them share; `None` if there is no way to the registry of crates.
+/// cargo in a project, with a target directory that all of them share. It needs the registry of crates, or what it had of that.
 fn cargo(project: &Path, target: &Path, arguments: &[&str]) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);

@@ -282,7 +282,7 @@ impl Upload<'_> {
             let taken = self.request(Request { method, target, headers, body: &blob[sent..end], within }).await?;
             location = self.session.location(&taken).map_err(PushError::Registry)?;
             // It may have taken less than all.
-            sent = received(&taken).filter(|received| (sent..end).contains(received)).unwrap_or(end);
+            sent = received(&taken).filter(|received| sent < *received && *received < end).unwrap_or(end);
         }
         *upload = Some((location.clone(), sent));
         location.query_pairs_mut().append_pair("digest", digest);
@@ -294,9 +294,14 @@ impl Upload<'_> {
 
     /// How far an upload has come, as the registry says; `None` if it has to begin again.
     async fn progress(&self, upload: Option<(Url, usize)>, length: usize) -> Option<(Url, usize)> {
-        let (location, _) = upload?;
-        let asked = Request { target: Target::Url(location), ..Request::new(Method::GET, "") };
-        let answer = self.session.request(asked).await.ok()?;
+        let (location, sent) = upload?;
+        let asked = Request { target: Target::Url(location.clone()), ..Request::new(Method::GET, "") };
+        let answer = match self.session.request(asked).await {
+            Ok(answer) => answer,
+            // It is asked again when the next attempt has failed.
+            Err(error) if error.is_temporary() => return Some((location, sent)),
+            Err(_) => return None,
+        };
         let sent = received(&answer).filter(|sent| *sent <= length)?;
         Some((self.session.location(&answer).ok()?, sent))
     }

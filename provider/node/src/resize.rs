@@ -87,27 +87,30 @@ pub fn forget_told(status: &mut PodStatus, resizing: &Resizing) {
 pub fn update(context: &PodContext, pod: &PodObject) {
     // Until it is settled: a container that is started meanwhile settles after that.
     let mut resizing = context.resizing();
-    update_locked(context, pod, &mut resizing);
-}
-
-fn update_locked(context: &PodContext, pod: &PodObject, resizing: &mut Resizing) {
     context.reporter.observed(pod);
-    let pod = ask(context, &context.latest(), pod, resizing);
+    let pod = ask(context, &context.latest(), pod, &mut resizing);
     context.update(&pod);
-    settle_locked(context, resizing);
+    settle_locked(context, &mut resizing);
 }
 
-/// Asks once more for requests and limits that the pod was not granted, or that its containers could not be given.
-pub fn retry(context: &PodContext) {
+/// Asks once more for requests and limits that the pod was not granted, or that its containers could not be given; true if they have
+/// been granted.
+pub fn retry(context: &PodContext) -> bool {
     let mut resizing = context.resizing();
-    // Nearly all pods, each time that one ends.
-    if !resizing.is_outstanding() {
-        return;
+    // Nearly all pods, each time that one ends; and one that is to end needs no more.
+    if !resizing.is_outstanding() || context.termination.current().is_some() {
+        return false;
     }
-    match resizing.asked.clone() {
-        Some(pod) => update_locked(context, &pod, &mut resizing),
-        None => settle_locked(context, &mut resizing),
-    }
+    let granted = match resizing.asked.clone() {
+        Some(asked) if grant(context, &asked, &mut resizing) => {
+            // All else of the pod is as it was seen last.
+            context.latest.send_replace(as_granted(&context.latest(), &asked));
+            true
+        }
+        _ => false,
+    };
+    settle_locked(context, &mut resizing);
+    granted
 }
 
 /// The pod with what it asks for, or with what it has been granted before.
@@ -118,12 +121,20 @@ fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject, resizing: &mu
         }
         return pod.clone();
     }
+    if resizing.asked.replace(pod.clone()).is_some_and(|asked| differ(&asked, pod)) {
+        // Another wish is told as one.
+        remove(context, RESIZE_PENDING);
+    }
+    if grant(context, pod, resizing) { pod.clone() } else { as_granted(pod, granted) }
+}
+
+/// Whether the node has what a pod asks for, which is counted then; if not, the pod's condition says why.
+fn grant(context: &PodContext, pod: &PodObject, resizing: &mut Resizing) -> bool {
     let services = &context.services;
-    let was_asked = resizing.asked.replace(pod.clone()).is_some_and(|asked| !differ(&asked, pod));
     let node = services.cluster.as_ref().map(|cluster| cluster.node.borrow().clone());
     if node.as_ref().is_some_and(Option::is_none) {
         // How much there is has not been told yet.
-        return as_granted(pod, granted);
+        return false;
     }
     let node = node.flatten();
     match services.admitted.resize(pod, node.as_deref()) {
@@ -131,16 +142,16 @@ fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject, resizing: &mu
             (resizing.asked, resizing.in_progress) = (None, true);
             remove(context, RESIZE_PENDING);
             event(context, pod, EventType::Normal, "ResizeStarted", "Pod resize started", None);
-            pod.clone()
+            true
         }
         Err(rejection) => {
-            let was_told = was_asked && has_condition(context, RESIZE_PENDING, "Deferred");
+            let was_told = has_condition(context, RESIZE_PENDING, "Deferred");
             context.reporter.set_condition(RESIZE_PENDING, true, "Deferred", &rejection.message);
             if !was_told {
                 let message = Some(rejection.message.as_str());
                 event(context, pod, EventType::Warning, "ResizeDeferred", "Pod resize Deferred", message);
             }
-            as_granted(pod, granted)
+            false
         }
     }
 }

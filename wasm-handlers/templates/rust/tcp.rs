@@ -43,8 +43,10 @@ impl Talk for List {
             return Next::Done(Err(format!("a list of more than {MOST} bytes")));
         }
         let text = String::from_utf8_lossy(&self.0);
-        match text.split_once(&format!("{END}\n")) {
-            Some((list, _)) => Next::Done(Ok(list.lines().map(|line| line.trim().to_owned()).collect())),
+        // Whole lines only; the last one may be on its way.
+        let lines: Vec<_> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::trim).collect();
+        match lines.iter().position(|line| *line == END) {
+            Some(end) => Next::Done(Ok(lines[..end].iter().map(ToString::to_string).collect())),
             None => Next::More(Vec::new()),
         }
     }
@@ -94,11 +96,11 @@ mod tests {
     fn each_line_of_the_list_is_a_device() {
         let world = World::new();
         world.server("plant.example", 7000, || {
-            Box::new(|asked| (asked == QUESTION).then(|| b"pump\nvalve\n.\n".to_vec()))
+            Box::new(|asked| (asked == QUESTION).then(|| b"pump no.\r\nvalve\r\n.\r\n".to_vec()))
         });
         let mut handler = world.open::<{{Type}}>(r#"{"host": "plant.example", "port": 7000}"#).unwrap();
         let devices = handler.step().unwrap().devices.unwrap();
-        assert_eq!(devices, ["pump", "valve"].map(|line| Device::new(line).property(DEVICE, line)));
+        assert_eq!(devices, ["pump no.", "valve"].map(|line| Device::new(line).property(DEVICE, line)));
         let mut nobody = world.open::<{{Type}}>(r#"{"host": "plant.example", "port": 1}"#).unwrap();
         let step = nobody.step().unwrap();
         assert!(step.devices.is_none() && step.note.is_some());

@@ -409,11 +409,8 @@ impl Node {
         };
         waiting.sort_by_key(of);
         for known in waiting {
-            let had = known.context.latest();
-            resize::retry(&known.context);
-            let latest = known.context.latest();
-            if !Arc::ptr_eq(&had.api, &latest.api) {
-                store(&self.services.data, &latest);
+            if resize::retry(&known.context) {
+                store(&self.services.data, &known.context.latest());
             }
         }
     }

@@ -55,7 +55,12 @@ impl State<PodState> for Registered {
             return Transition::next(self, Rejected { reason, message });
         }
         let node = own_node(services).await;
-        match services.admitted.admit(&context.latest(), node.as_deref(), context.ran_before) {
+        let admitted = {
+            // Nothing is granted to it meanwhile.
+            let _unchanged = context.resizing();
+            services.admitted.admit(&context.latest(), node.as_deref(), context.ran_before)
+        };
+        match admitted {
             Ok(()) => Transition::next(self, Resources),
             Err(Rejection { reason, message }) => Transition::next(self, Rejected { reason, message }),
         }
