@@ -103,6 +103,11 @@ fn honoured() -> Vec<String> {
         match line {
             "## Fields of `spec`" => of = "spec",
             "## Fields of each container" => of = "spec.containers[]",
+            "## Of the other containers besides" => of = "spec.containers[]",
+            // Sidecars are some of them.
+            _ if line.starts_with("## Of init containers") || line.starts_with("## Of sidecars") => {
+                of = "spec.initContainers[]";
+            }
             _ => {}
         }
         if let Some((field, "honoured")) = line.strip_prefix("| `").and_then(|line| {
