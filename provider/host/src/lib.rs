@@ -1,7 +1,7 @@
 //! What several parts of a node need of the system: Unix sockets that gRPC is spoken on ([`socket`],
 //! [`ServedSocket`]), also with those who send anything ([`Untrusted`], [`one_line()`]), changes of directories
 //! ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]), work that may never end ([`patience`]), how often
-//! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]), the program's own memory while nothing does
+//! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]), work for one at a time ([`Turns`]), the program's own memory while nothing does
 //! ([`resting_memory`]).
 
 mod authority;
@@ -14,6 +14,7 @@ pub mod resting_memory;
 mod served_socket;
 pub mod socket;
 mod token_bucket;
+mod turns;
 mod until;
 mod untrusted;
 
@@ -22,5 +23,6 @@ pub use directory_watcher::{DirectoryWatcher, Finished, FinishedFiles};
 pub use one_line::one_line;
 pub use served_socket::{GrpcService, ServedSocket};
 pub use token_bucket::TokenBucket;
+pub use turns::Turns;
 pub use until::until;
 pub use untrusted::Untrusted;

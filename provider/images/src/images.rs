@@ -4,13 +4,14 @@ use crate::credentials::{Credential, Credentials, CredentialsError};
 use crate::pull_error::PullError;
 use crate::registry::{DEADLINE, Fetched, Registry};
 use crate::store::{Access, Image, ImageStore};
+use akri_krustlet_host::Turns;
 use akri_krustlet_host::file::ReadFiles;
 use akri_krustlet_metrics::counted;
 use oci_client::Reference;
 use oci_client::manifest::OciImageManifest;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How images are had.
@@ -123,14 +124,14 @@ pub struct Images {
     config: ImagesConfig,
     store: ImageStore,
     /// One download of an image's content at a time; those who want the same wait and find it in the store.
-    downloads: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    downloads: Turns<String>,
 }
 
 impl Images {
     /// Opens the store.
     pub fn open(config: ImagesConfig) -> std::io::Result<Self> {
         let store = ImageStore::open(&config.directory)?;
-        Ok(Self { config, store, downloads: Mutex::default() })
+        Ok(Self { config, store, downloads: Turns::default() })
     }
 
     /// The store.
@@ -153,17 +154,10 @@ impl Images {
     /// somebody changes the image, the registry or the credentials.
     pub async fn pull(&self, reference: &Reference, credentials: &Credentials) -> Result<(Image, PathBuf), PullError> {
         let started = Instant::now();
-        let pulled = self.pull_with_each(reference, credentials).await;
+        let attempt = |credential, holder| self.pull_with(reference, credential, holder);
+        let pulled = self.with_each(reference, credentials, attempt).await;
         counted().pulls.observe([if pulled.is_ok() { "pulled" } else { "failed" }], started.elapsed());
         pulled
-    }
-
-    async fn pull_with_each(
-        &self,
-        reference: &Reference,
-        credentials: &Credentials,
-    ) -> Result<(Image, PathBuf), PullError> {
-        self.with_each(reference, credentials, |credential, holder| self.pull_with(reference, credential, holder)).await
     }
 
     /// What the registry says of an image: the manifest's digest, and the manifest that the node would take.
@@ -230,8 +224,7 @@ impl Images {
         let registry = Registry::new(reference, credential, &self.config.insecure_registries, known)?;
         let resolved = registry.resolve(reference).await?;
         let id = format!("{}/{}@{}", reference.registry(), reference.repository(), resolved.digest);
-        let download = self.download(&id);
-        let _one_at_a_time = download.lock().await;
+        let _one_at_a_time = self.downloads.take(id.clone()).await;
         let known = self.find(reference).filter(|(image, _)| image.id == id);
         // The registry has just said that whoever has these credentials may have it.
         let access = match (known.as_ref().map(|(image, _)| &image.access), holder) {
@@ -277,16 +270,5 @@ impl Images {
             return Ok(None);
         }
         self.store.collect(in_use.saturating_sub(percent(low_threshold)), minimum_age, used).map(Some)
-    }
-
-    fn download(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut downloads = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
-        downloads.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = downloads.get(digest).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::default();
-        downloads.insert(digest.to_owned(), Arc::downgrade(&lock));
-        lock
     }
 }

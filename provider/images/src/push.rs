@@ -2,6 +2,7 @@
 
 use crate::credentials::{Credential, Credentials};
 use crate::digest;
+use crate::layout::MANIFESTS;
 use crate::pull_error::PullError;
 use crate::session::{Request, Session, Target};
 use oci_client::Reference;
@@ -22,9 +23,7 @@ const AT_LEAST: Duration = Duration::from_secs(60);
 const PER_BYTE: Duration = Duration::from_micros(62);
 /// A registry may look at all of a blob before it says that it has it.
 const COMPLETION: Duration = Duration::from_secs(240);
-/// Pauses before an upload that broke off goes on.
-///
-/// They begin again with every chunk that has arrived.
+/// Pauses before what failed for the moment is tried again; those of an upload begin again with every chunk that has arrived.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
 
@@ -111,7 +110,6 @@ impl Artifact {
     }
 }
 
-/// RFC 3339, of whole seconds.
 /// Bytes of an upload that a registry says that it has.
 fn received(answer: &Response) -> Option<usize> {
     let range = answer.headers().get(RANGE).and_then(|range| range.to_str().ok());
@@ -120,6 +118,7 @@ fn received(answer: &Response) -> Option<usize> {
     if last == 0 { Some(0) } else { last.checked_add(1) }
 }
 
+/// RFC 3339, of whole seconds.
 fn rfc3339(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }
@@ -207,8 +206,11 @@ impl Upload<'_> {
     }
 
     /// Whether the registry has something: 404 is an answer.
-    async fn head(&self, path: &str, accept: &'static str) -> Result<Option<Response>, PushError> {
-        let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+    async fn head(&self, path: &str, accept: &[&'static str]) -> Result<Option<Response>, PushError> {
+        let mut headers = HeaderMap::new();
+        for accept in accept {
+            headers.append(ACCEPT, HeaderValue::from_static(accept));
+        }
         match self.session.request(Request { headers, ..Request::new(Method::HEAD, path) }).await {
             Ok(answer) => Ok(Some(answer)),
             Err(PullError::NotFound { .. }) => Ok(None),
@@ -217,9 +219,7 @@ impl Upload<'_> {
     }
 
     async fn refuse_other(&self, tag: &str, digest: &str) -> Result<(), PushError> {
-        let accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
-             application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
-        let Some(answer) = self.head(&format!("manifests/{tag}"), accept).await? else { return Ok(()) };
+        let Some(answer) = self.head(&format!("manifests/{tag}"), &MANIFESTS).await? else { return Ok(()) };
         let there = answer.headers().get("docker-content-digest").and_then(|digest| digest.to_str().ok());
         let there = there.unwrap_or("its digest is not told").to_owned();
         if there == digest {
@@ -231,7 +231,7 @@ impl Upload<'_> {
 
     /// Sends a blob that is not there yet, and goes on where it broke off. The bytes that it took.
     async fn blob(&self, blob: &[u8], digest: &str) -> Result<u64, PushError> {
-        if self.head(&format!("blobs/{digest}"), "*/*").await?.is_some() {
+        if self.head(&format!("blobs/{digest}"), &["*/*"]).await?.is_some() {
             return Ok(0);
         }
         let mut pauses = PAUSES.iter();
@@ -309,16 +309,10 @@ impl Upload<'_> {
     async fn manifest(&self, tag: &str, manifest: &[u8]) -> Result<(), PushError> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(MANIFEST))]);
         let path = format!("manifests/{tag}");
-        let mut pauses = PAUSES.iter();
-        loop {
+        let put = || {
             let put = Request { headers: headers.clone(), body: manifest, ..Request::new(Method::PUT, &path) };
-            match self.request(put).await {
-                Err(PushError::Registry(error)) if error.is_temporary() => {
-                    let Some(pause) = pauses.next() else { return Err(PushError::Registry(error)) };
-                    tokio::time::sleep(*pause).await;
-                }
-                put => return put.map(drop),
-            }
-        }
+            self.session.request(put)
+        };
+        self.session.retried(&PAUSES, put).await.map(drop).map_err(|error| self.failed(error))
     }
 }

@@ -290,6 +290,27 @@ impl Session {
         token.ok_or_else(|| self.protocol("its server of tokens gave none".to_owned()))
     }
 
+    /// Makes an attempt, and others after these pauses as long as it fails for the moment.
+    pub(crate) async fn retried<T, F>(
+        &self,
+        pauses: &[Duration],
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, PullError>
+    where
+        F: Future<Output = Result<T, PullError>>,
+    {
+        for pause in pauses {
+            match attempt().await {
+                Err(error) if error.is_temporary() => {
+                    tracing::info!(registry = self.name(), "{error}; trying again");
+                    tokio::time::sleep(*pause).await;
+                }
+                result => return result,
+            }
+        }
+        attempt().await
+    }
+
     /// A short answer in whole.
     pub(crate) async fn body(&self, mut answer: Response, most: usize) -> Result<Vec<u8>, PullError> {
         let mut body = Vec::new();

@@ -147,6 +147,12 @@ impl ImageStore {
         Some(image)
     }
 
+    /// What the records say; one that cannot be read says nothing.
+    fn images(&self) -> impl Iterator<Item = Image> {
+        let records = std::fs::read_dir(self.root.join("images")).into_iter().flatten().flatten();
+        records.filter_map(|record| serde_json::from_slice(&std::fs::read(record.path()).ok()?).ok())
+    }
+
     /// The images that are here, the largest first. The records are read only if one has come or gone.
     pub fn list(&self) -> Vec<ListedImage> {
         let records = self.root.join("images");
@@ -158,9 +164,7 @@ impl ImageStore {
             return known.images.clone();
         }
         let mut by_id: BTreeMap<String, ListedImage> = BTreeMap::new();
-        for record in std::fs::read_dir(&records).into_iter().flatten().flatten() {
-            let read = std::fs::read(record.path()).ok().and_then(|json| serde_json::from_slice::<Image>(&json).ok());
-            let Some(image) = read else { continue };
+        for image in self.images() {
             let Some(module) = self.blob(&image.module).and_then(|path| path.metadata().ok()) else { continue };
             let first = || ListedImage { names: vec![image.id.clone()], size: module.len() };
             let listed = by_id.entry(image.id.clone()).or_insert_with(first);
@@ -177,10 +181,7 @@ impl ImageStore {
 
     /// The blobs of images that are here and whose id begins so.
     pub(crate) fn blobs_of(&self, id: &str) -> BTreeSet<String> {
-        let records = std::fs::read_dir(self.root.join("images")).into_iter().flatten().flatten();
-        let images =
-            records.filter_map(|record| serde_json::from_slice::<Image>(&std::fs::read(record.path()).ok()?).ok());
-        images.filter(|image| image.id.starts_with(id)).flat_map(|image| image.blobs).collect()
+        self.images().filter(|image| image.id.starts_with(id)).flat_map(|image| image.blobs).collect()
     }
 
     pub(crate) fn add(&self, image: &Image) -> std::io::Result<()> {

@@ -54,7 +54,6 @@ impl PodContext {
             self.services.events.pod(pod, EventType::Warning, "FailedValidation", message.to_owned());
         }
         self.latest.send_replace(pod.clone());
-        self.reporter.observed(pod);
     }
 
     /// What the pod waits for of its requests and limits.

@@ -1,6 +1,7 @@
 //! Images that are ready to run, and the programs that they share.
 
 use akri_krustlet_discovery::HandlerInfo;
+use akri_krustlet_host::Turns;
 use akri_krustlet_images::Launch;
 use akri_krustlet_runtime::Program;
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime};
 pub struct LoadedImages {
     by_path: Mutex<HashMap<PathBuf, (Stamp, Weak<Program>)>>,
     /// Of the files that are being read.
-    turns: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
+    pub turns: Turns<PathBuf>,
 }
 
 /// Device, inode, length and time of the last change: equal for a file that was not written since.
@@ -33,18 +34,6 @@ impl Stamp {
 }
 
 impl LoadedImages {
-    /// Waits for whoever reads the same file. The next one's turn is when this is dropped.
-    pub async fn turn(&self, path: &Path) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, turn| turn.strong_count() > 0);
-            let turn = turns.get(path).and_then(Weak::upgrade).unwrap_or_default();
-            turns.insert(path.to_owned(), Arc::downgrade(&turn));
-            turn
-        };
-        turn.lock_owned().await
-    }
-
     /// The program of a file that is unchanged.
     pub fn find(&self, path: &Path, stamp: Option<Stamp>) -> Option<Arc<Program>> {
         let by_path = self.by_path.lock().unwrap_or_else(PoisonError::into_inner);

@@ -31,16 +31,9 @@ const COUNTED: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 impl Admitted {
     /// Admits a pod to `node` and counts it in, or tells why not. A pod that ran here before is counted in without asking.
     pub fn admit(&self, pod: &PodObject, node: Option<&Node>, ran_before: bool) -> Result<(), Rejection> {
-        let requested = requests(pod);
-        let mut admitted = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = node.filter(|_| !ran_before) {
-            belongs(pod, node)?;
-            let others: Vec<_> =
-                admitted.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, requests)| requests).collect();
-            fits(&requested, &others, node)?;
-        }
-        admitted.insert(pod.uid().to_owned(), requested);
-        Ok(())
+        let node = node.filter(|_| !ran_before);
+        node.map_or(Ok(()), |node| belongs(pod, node))?;
+        self.resize(pod, node)
     }
 
     /// Counts a pod in that ran here before.
@@ -48,7 +41,7 @@ impl Admitted {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid().to_owned(), requests(pod));
     }
 
-    /// Counts a pod that runs with what it asks for now, or tells why not: the message of the kubelet.
+    /// Counts a pod with what it asks for now if `node` has that beside the others, or tells why not, in a kubelet's words.
     pub fn resize(&self, pod: &PodObject, node: Option<&Node>) -> Result<(), Rejection> {
         let requested = requests(pod);
         let mut admitted = self.requests.lock().unwrap_or_else(PoisonError::into_inner);

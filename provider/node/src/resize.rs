@@ -71,6 +71,7 @@ pub fn granted_before(pod: &PodObject, remembered: Option<Pod>) -> (PodObject, R
     }
 }
 
+/// `pod` with the requests and limits of `granted`.
 fn as_granted(pod: &PodObject, granted: &PodObject) -> PodObject {
     with(pod, |kind, name| Some(find(granted, kind, name)?.resources.clone().unwrap_or_default()))
 }
@@ -83,11 +84,10 @@ pub fn forget_told(status: &mut PodStatus, resizing: &Resizing) {
     }
 }
 
-/// A change of the pod: its containers get what it asks for if the node has it, and go on with what they have if not.
+/// A change of the pod, which its status tells to be observed already: its containers get what it asks for if the node has it, and go on with what they have if not.
 pub fn update(context: &PodContext, pod: &PodObject) {
     // Until it is settled: a container that is started meanwhile settles after that.
     let mut resizing = context.resizing();
-    context.reporter.observed(pod);
     let pod = ask(context, &context.latest(), pod, &mut resizing);
     context.update(&pod);
     settle_locked(context, &mut resizing);
@@ -132,11 +132,8 @@ fn ask(context: &PodContext, granted: &PodObject, pod: &PodObject, resizing: &mu
 fn grant(context: &PodContext, pod: &PodObject, resizing: &mut Resizing) -> bool {
     let services = &context.services;
     let node = services.cluster.as_ref().map(|cluster| cluster.node.borrow().clone());
-    if node.as_ref().is_some_and(Option::is_none) {
-        // How much there is has not been told yet.
-        return false;
-    }
-    let node = node.flatten();
+    // How much there is may not have been told yet; without a cluster nothing bounds it.
+    let Some(node) = node.map_or(Some(None), |told| told.map(Some)) else { return false };
     match services.admitted.resize(pod, node.as_deref()) {
         Ok(()) => {
             (resizing.asked, resizing.in_progress) = (None, true);
@@ -232,8 +229,8 @@ pub fn must_restart(old: &Container, new: &Container) -> bool {
         let requested = resource == "cpu" && old_requests.get(resource) != requests.get(resource);
         requested || old_limits.get(resource) != limits.get(resource)
     };
-    let restarts = new.resize_policy.iter().flatten().filter(|policy| policy.restart_policy == "RestartContainer");
-    restarts.into_iter().any(|policy| changes(&policy.resource_name))
+    let mut restarts = new.resize_policy.iter().flatten().filter(|policy| policy.restart_policy == "RestartContainer");
+    restarts.any(|policy| changes(&policy.resource_name))
 }
 
 fn remove(context: &PodContext, condition: &str) {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Pauses before a request that failed for the moment is made again.
-const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+pub(super) const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 
 impl Registry {
     /// Downloads a blob unless it is there. A connection that breaks off is taken up where it was.
@@ -93,22 +93,6 @@ impl Registry {
             return Err(self.session.temporary(format!("the download ended after {} of {size} bytes", download.bytes)));
         }
         Ok(())
-    }
-
-    pub(super) async fn retried<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, PullError>
-    where
-        F: Future<Output = Result<T, PullError>>,
-    {
-        for pause in PAUSES {
-            match attempt().await {
-                Err(error) if error.is_temporary() => {
-                    tracing::info!(registry = self.session.name(), "{error}; trying again");
-                    tokio::time::sleep(pause).await;
-                }
-                result => return result,
-            }
-        }
-        attempt().await
     }
 
     pub(super) fn damaged(&self, expected: &str, actual: String) -> PullError {

@@ -9,7 +9,7 @@ use crate::layout::{self, Layout};
 use crate::pull_error::PullError;
 use crate::session::Session;
 use crate::store::{ImageStore, Launch};
-use download::size_of;
+use download::{PAUSES, size_of};
 use oci_client::Reference;
 use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use serde::Deserialize;
@@ -160,7 +160,8 @@ impl Registry {
     /// A manifest by its tag or digest, and its digest.
     async fn manifest(&self, name: &str) -> Result<(OciManifest, String), PullError> {
         let body = self
-            .retried(|| async {
+            .session
+            .retried(&PAUSES, || async {
                 let answer = self.session.get(&format!("manifests/{name}"), &layout::MANIFESTS, 0).await?;
                 self.session.body(answer, MOST_MANIFEST).await
             })

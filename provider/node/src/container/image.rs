@@ -340,7 +340,7 @@ async fn load_file(
     let runtime = &services.runtime;
     let image = image.to_owned();
     // A thousand pods that start at once do not hold their image a thousand times.
-    let _turn = services.images.turn(&path).await;
+    let _turn = services.images.turns.take(path.clone()).await;
     // Before reading: a file that changes meanwhile is another one.
     let stamp = Stamp::of(&path);
     if let Some(program) = services.images.find(&path, stamp) {

@@ -232,12 +232,12 @@ impl Node {
     fn apply(&mut self, pod: PodObject) {
         if let Some(known) = self.pods.get_mut(pod.uid()) {
             let _ = known.updates.send(pod.to_kubelet());
+            known.context.reporter.observed(&pod);
             if known.pod.is_changed(&pod) {
                 resize::update(&known.context, &pod);
                 known.pod = pod.clone();
                 store(&self.services.data, &known.context.latest());
             }
-            known.context.reporter.observed(&pod);
             self.services.sink.seen(&pod, &|| known.context.reporter.current());
             if pod.is_deleted() {
                 self.terminate(&pod);
