@@ -116,7 +116,9 @@ fn files_of_objects_are_there_and_follow_them() {
             .collect::<Vec<_>>()
     };
     for resource in ["configmaps", "secrets"] {
-        let asked = of(resource);
+        // The API server's authorizer follows its own watch: it may not know yet that the pod is the node's.
+        let (early, asked): (Vec<_>, Vec<_>) = of(resource).into_iter().partition(|asked| asked.1 == json!(403));
+        assert!(early.len() <= 3, "{resource}: {early:?}");
         assert_eq!(asked, [(json!("list"), json!(200)), (json!("watch"), json!(200))], "{resource}");
     }
 }
