@@ -107,7 +107,8 @@ pub(crate) fn discover(arguments: DiscoverArguments) -> ExitCode {
 }
 
 async fn run(arguments: &DiscoverArguments) -> End {
-    let request = match request_of(arguments) {
+    let request = match details_of(&arguments.details).and_then(|details| request_from(details, &arguments.properties))
+    {
         Ok(request) => request,
         Err(message) => return End::Unusable(message),
     };
@@ -144,7 +145,7 @@ async fn run(arguments: &DiscoverArguments) -> End {
 }
 
 /// `debugEcho` becomes `akri-debug-echo`, as Akri's own manifests name their Configurations.
-fn default_configuration(handler: &str) -> String {
+pub(crate) fn default_configuration(handler: &str) -> String {
     let mut name = "akri-".to_owned();
     for letter in handler.chars() {
         if letter.is_ascii_uppercase() && !name.ends_with('-') {
@@ -155,20 +156,23 @@ fn default_configuration(handler: &str) -> String {
     name
 }
 
-fn request_of(arguments: &DiscoverArguments) -> Result<DiscoverRequest, String> {
-    let discovery_details = match arguments.details.as_str() {
-        "-" => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|error| format!("--details -: {error}"))?;
-            text
-        }
-        details => match details.strip_prefix('@') {
-            Some(file) => std::fs::read_to_string(file).map_err(|error| format!("--details {details}: {error}"))?,
-            None => details.to_owned(),
-        },
-    };
+/// What `--details` says: the text itself, `-` for standard input, or `@FILE`.
+pub(crate) fn details_of(details: &str) -> Result<String, String> {
+    if details == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(|error| format!("--details -: {error}"))?;
+        return Ok(text);
+    }
+    match details.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).map_err(|error| format!("--details {details}: {error}")),
+        None => Ok(details.to_owned()),
+    }
+}
+
+/// A request with these details and properties (`NAME=VALUE`).
+pub(crate) fn request_from(discovery_details: String, properties: &[String]) -> Result<DiscoverRequest, String> {
     let mut discovery_properties = BTreeMap::new();
-    for property in &arguments.properties {
+    for property in properties {
         let Some((name, value)) = property.split_once('=') else {
             return Err(format!("--property {property}: expected NAME=VALUE"));
         };
@@ -284,7 +288,7 @@ async fn follow(
 }
 
 /// Shows lists, each compared with the one before.
-struct Lists {
+pub(crate) struct Lists {
     shared: bool,
     configuration: String,
     node: String,
@@ -294,10 +298,20 @@ struct Lists {
 }
 
 impl Lists {
-    fn show(&mut self, devices: Vec<Device>) -> std::io::Result<()> {
+    /// In tables.
+    pub(crate) fn new(shared: bool, configuration: String, node: String) -> Self {
+        Self { shared, configuration, node, format: Format::Table, known: None, offers: None }
+    }
+
+    pub(crate) fn set_shared(&mut self, shared: bool) {
+        self.shared = shared;
+    }
+
+    /// Shows a list if it is another one than the last; whether it is.
+    pub(crate) fn show(&mut self, devices: Vec<Device>) -> std::io::Result<bool> {
         let new: BTreeMap<_, _> = devices.into_iter().map(|device| (device.id.clone(), device)).collect();
         if self.known.as_ref() == Some(&new) {
-            return Ok(());
+            return Ok(false);
         }
         let old = self.known.take().unwrap_or_default();
         let text = match self.format {
@@ -307,7 +321,8 @@ impl Lists {
         self.known = Some(new);
         let mut out = std::io::stdout().lock();
         writeln!(out, "{text}")?;
-        out.flush()
+        out.flush()?;
+        Ok(true)
     }
 
     /// Offers the devices of the last list, if that is wanted.
@@ -351,21 +366,9 @@ impl Lists {
         let devices: Vec<_> = new
             .values()
             .map(|device| {
-                serde_json::json!({
-                    "id": device.id,
-                    "instance": self.instance(&device.id),
-                    "properties": device.properties,
-                    "mounts": device.mounts.iter().map(|mount| serde_json::json!({
-                        "container_path": mount.container_path,
-                        "host_path": mount.host_path,
-                        "read_only": mount.read_only,
-                    })).collect::<Vec<_>>(),
-                    "device_specs": device.device_specs.iter().map(|spec| serde_json::json!({
-                        "container_path": spec.container_path,
-                        "host_path": spec.host_path,
-                        "permissions": spec.permissions,
-                    })).collect::<Vec<_>>(),
-                })
+                let mut json = as_json(device);
+                json["instance"] = self.instance(&device.id).into();
+                json
             })
             .collect();
         let added: Vec<_> = new.keys().filter(|id| !old.contains_key(*id)).collect();
@@ -378,6 +381,24 @@ impl Lists {
         })
         .to_string()
     }
+}
+
+/// A device in Akri's own terms.
+pub(crate) fn as_json(device: &Device) -> serde_json::Value {
+    serde_json::json!({
+        "id": device.id,
+        "properties": device.properties,
+        "mounts": device.mounts.iter().map(|mount| serde_json::json!({
+            "container_path": mount.container_path,
+            "host_path": mount.host_path,
+            "read_only": mount.read_only,
+        })).collect::<Vec<_>>(),
+        "device_specs": device.device_specs.iter().map(|spec| serde_json::json!({
+            "container_path": spec.container_path,
+            "host_path": spec.host_path,
+            "permissions": spec.permissions,
+        })).collect::<Vec<_>>(),
+    })
 }
 
 fn change(old: Option<&Device>, new: &Device) -> &'static str {

@@ -1,15 +1,19 @@
 //! `akri-krustlet`: a Krustlet that runs Akri discovery handlers as WebAssembly guests.
 
+mod annotate;
 mod check;
 mod config;
+mod dev;
 mod discover;
 mod logs;
+mod manifests;
 mod new_handler;
 mod offer;
 mod output;
 mod pods;
 mod publish;
 mod run;
+mod step;
 mod support_bundle;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -51,6 +55,14 @@ enum Command {
     Check(check::CheckArguments),
     /// Print what a discovery handler says of itself, and what it needs
     Describe(check::DescribeArguments),
+    /// Work on a discovery handler: build, run and ask it again with every save
+    Dev(dev::DevArguments),
+    /// Ask a handler's module once, without a node: what it says, and what that takes
+    Step(Box<step::StepArguments>),
+    /// Write into a module what it needs of its pod, and what it is
+    Annotate(annotate::AnnotateArguments),
+    /// Print the manifests that a module's handler is run with, from what the module says of itself
+    Manifests(manifests::ManifestsArguments),
     /// Make a project of a new discovery handler
     NewHandler(new_handler::NewHandlerArguments),
     /// Push a module to a registry, as an image that nodes can pull
@@ -166,6 +178,10 @@ fn main() -> ExitCode {
         Command::SupportBundle(arguments) => support_bundle::support_bundle(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Describe(arguments) => check::describe(&arguments),
+        Command::Step(arguments) => return step::step(&arguments),
+        Command::Dev(arguments) => dev::dev(&arguments),
+        Command::Annotate(arguments) => annotate::annotate(&arguments),
+        Command::Manifests(arguments) => manifests::manifests(&arguments),
         Command::NewHandler(arguments) => new_handler::new_handler(&arguments),
         Command::Push(arguments) => publish::push(&arguments),
         Command::Pull(arguments) => publish::pull(&arguments),

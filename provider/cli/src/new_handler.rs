@@ -334,7 +334,7 @@ pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()>
     std::fs::rename(staged.path(), &directory).with_context(failed)?;
     let _ = staged.keep();
     println!("{} is a handler that works; its README.md says how it is built, tested and run:", directory.display());
-    println!("  cd {} && cargo test && cargo build --release --target wasm32-wasip2", directory.display());
+    println!("  cd {} && cargo test && akri-krustlet dev", directory.display());
     for missing in missing_tools() {
         println!("{missing}");
     }

@@ -3,6 +3,7 @@
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 /// A table without lines, as kubectl prints.
@@ -45,4 +46,19 @@ pub(crate) fn age(since: jiff::Timestamp) -> String {
 /// The host's name as a node's: lower case.
 pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().to_lowercase()
+}
+
+/// A path without `.` and `..`, as it is written: the file need not be there yet.
+pub(crate) fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    plain
 }

@@ -4,9 +4,10 @@ use crate::check::{Format, Inspected, as_json, print_description};
 use crate::output::spinner;
 use akri_krustlet_host::one_line;
 use akri_krustlet_images::{
-    Artifact, Credentials, CredentialsError, GarbageCollection, Image, Images, ImagesConfig, NodeCredentials,
-    OciImageManifest, PushOptions, Reference, reference,
+    Artifact, Credentials, CredentialsError, GarbageCollection, Image, ImagePolicy, Images, ImagesConfig,
+    NodeCredentials, OciImageManifest, PushOptions, Reference, reference,
 };
+use akri_krustlet_runtime::needs::ABOUT;
 use akri_krustlet_runtime::{Item, ModuleKind};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -53,6 +54,9 @@ pub(crate) struct PullArguments {
     /// Replace a file that is there
     #[arg(long)]
     force: bool,
+    /// Take the image only if this policy lets a node run it (`run --image-policy`)
+    #[arg(long, env = "KRUSTLET_IMAGE_POLICY", value_name = "FILE")]
+    image_policy: Option<PathBuf>,
     #[command(flatten)]
     registries: RegistryArguments,
 }
@@ -66,12 +70,15 @@ pub(crate) struct InspectArguments {
     /// Format: `text` or `json`
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    /// Take the image only if this policy lets a node run it (`run --image-policy`)
+    #[arg(long, env = "KRUSTLET_IMAGE_POLICY", value_name = "FILE")]
+    image_policy: Option<PathBuf>,
     #[command(flatten)]
     registries: RegistryArguments,
 }
 
 #[derive(Debug, clap::Args)]
-struct RegistryArguments {
+pub(crate) struct RegistryArguments {
     /// Docker config.json with credentials [default: REGISTRY_AUTH_FILE, DOCKER_CONFIG/config.json, what `podman login` and
     /// `docker login` have written]
     #[arg(long, env = "KRUSTLET_REGISTRY_CREDENTIALS", value_name = "FILE")]
@@ -81,7 +88,7 @@ struct RegistryArguments {
     insecure_registries: Vec<String>,
 }
 
-fn image(text: &str) -> Result<Reference, String> {
+pub(crate) fn image(text: &str) -> Result<Reference, String> {
     let text = text.trim_start_matches("oci://");
     reference::parse(text).map_err(|error| format!("{error}; expected REGISTRY/REPOSITORY:TAG"))
 }
@@ -99,7 +106,7 @@ fn annotation(text: &str) -> Result<(String, String), String> {
 }
 
 impl RegistryArguments {
-    fn credentials(&self) -> anyhow::Result<Credentials> {
+    pub(crate) fn credentials(&self) -> anyhow::Result<Credentials> {
         let named =
             self.registry_credentials.clone().or_else(|| std::env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from));
         let is_named = named.is_some();
@@ -117,13 +124,14 @@ impl RegistryArguments {
     }
 
     /// A store in `directory` that pulls as a node does.
-    fn images(&self, directory: &Path) -> anyhow::Result<Images> {
+    pub(crate) fn images(&self, directory: &Path, policy: Option<PathBuf>) -> anyhow::Result<Images> {
         let config = ImagesConfig {
             directory: directory.join("images"),
             insecure_registries: self.insecure_registries.clone(),
             credentials: NodeCredentials::default(),
             module_size_limit: MOST_MODULE,
             garbage_collection: GarbageCollection::default(),
+            policy: policy.map(ImagePolicy::of_file).transpose().context("--image-policy")?.unwrap_or_default(),
         };
         Images::open(config).with_context(|| directory.display().to_string())
     }
@@ -137,7 +145,7 @@ fn login_file() -> Option<PathBuf> {
     files.into_iter().flatten().find(|path| path.exists())
 }
 
-fn wait<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+pub(crate) fn wait<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
 
@@ -191,6 +199,13 @@ fn all_annotations(path: &Path, module: &Inspected, given: &[(String, String)]) 
         annotations.insert("akri-krustlet/handler".to_owned(), info.name.clone());
         annotations.insert("akri-krustlet/shared".to_owned(), info.shared.to_string());
     }
+    // What its author says in it.
+    let about = module.about();
+    let said = ABOUT.iter().filter_map(|(name, key)| Some(((*key).to_owned(), about.get(name)?.clone())));
+    annotations.extend(said);
+    if let Some(needs) = module.needs() {
+        annotations.insert("akri-krustlet/needs".to_owned(), json!(needs).to_string());
+    }
     annotations.extend(given.iter().cloned());
     annotations
 }
@@ -204,12 +219,16 @@ fn created() -> anyhow::Result<i64> {
 }
 
 /// Pulls an image into `images`: what it is, and its module's file.
-async fn pulled(images: &Images, image: &Reference, credentials: &Credentials) -> anyhow::Result<(Image, PathBuf)> {
+pub(crate) async fn pulled(
+    images: &Images,
+    image: &Reference,
+    credentials: &Credentials,
+) -> anyhow::Result<(Image, PathBuf)> {
     images.pull(image, credentials).await.with_context(|| format!("image {}", image.whole()))
 }
 
 pub(crate) fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
-    let PullArguments { image, file, force, registries } = arguments;
+    let PullArguments { image, file, force, image_policy, registries } = arguments;
     let own_name = || image.repository().rsplit('/').next().unwrap_or("module").to_owned();
     let file = file.clone().unwrap_or_else(|| PathBuf::from(format!("{}.wasm", own_name())));
     if file.exists() && !force {
@@ -217,7 +236,7 @@ pub(crate) fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
     }
     let credentials = registries.credentials()?;
     let scratch = tempfile::tempdir().context("no temporary directory to pull into")?;
-    let images = registries.images(scratch.path())?;
+    let images = registries.images(scratch.path(), image_policy.clone())?;
     let progress = spinner(format!("pulling {}", image.whole()));
     let pulled = wait(pulled(&images, image, &credentials))?;
     progress.finish_and_clear();
@@ -240,10 +259,10 @@ pub(crate) fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
 }
 
 pub(crate) fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
-    let InspectArguments { image, output, registries } = arguments;
+    let InspectArguments { image, output, image_policy, registries } = arguments;
     let credentials = registries.credentials()?;
     let scratch = tempfile::tempdir().context("no temporary directory to pull into")?;
-    let images = registries.images(scratch.path())?;
+    let images = registries.images(scratch.path(), image_policy.clone())?;
     let progress = spinner(format!("pulling {}", image.whole()));
     let found = wait(async {
         let (digest, manifest) =

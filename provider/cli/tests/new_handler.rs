@@ -3,9 +3,10 @@
 
 mod fixture;
 
-use fixture::{Node, PROGRAM, ids, wait_for};
+use fixture::{DEADLINE, Node, PROGRAM, ids, wait_for};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 
 fn new_handler(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(PROGRAM).current_dir(directory).arg("new-handler").args(arguments).output().unwrap()
@@ -38,10 +39,8 @@ async fn a_new_handler_builds_passes_its_tests_and_finds_its_first_devices() {
     }
     let project = directory.path().join("my-file");
     cargo(&project, &target, &["build", "--release", "--quiet", "--target", "wasm32-wasip2"]);
-    // As its README has it, but for the place.
-    let built = project.join("target/wasm32-wasip2/release");
-    std::fs::create_dir_all(&built).unwrap();
-    std::fs::copy(target.join("wasm32-wasip2/release/my_file.wasm"), built.join("my_file.wasm")).unwrap();
+    // As its README has it: what was built for the tests is in another place here.
+    std::os::unix::fs::symlink(&target, project.join("target")).unwrap();
     let mut node = Node::prepare();
     std::fs::remove_dir(node.path("manifests")).unwrap();
     std::os::unix::fs::symlink(project.join("manifests"), node.path("manifests")).unwrap();
@@ -53,6 +52,120 @@ async fn a_new_handler_builds_passes_its_tests_and_finds_its_first_devices() {
     std::fs::write(project.join("devices/devices.txt"), "three\n").unwrap();
     assert_eq!(ids(stream.message().await.unwrap().unwrap()), ["three"]);
     assert!(wait_for(|| node.log_of("my-file").contains("1 devices")), "{}", node.log_of("my-file"));
+    drop(node);
+    // The same without a node.
+    let (module, pod) = ("target/wasm32-wasip2/release/my_file.wasm", "manifests/pod.yaml");
+    let mut step = Command::new(PROGRAM);
+    step.args(["step", module, "--pod", pod, "--details", "@details.yaml"]).current_dir(&project);
+    let step = fixture::output(&mut step);
+    let said = String::from_utf8_lossy(&step.stdout).into_owned() + &String::from_utf8_lossy(&step.stderr);
+    assert!(step.status.success() && said.contains("MY_FILE_DEVICE=three"), "{said}");
+    work_on(&project, directory.path());
+}
+
+/// `dev`, in a project that was built before: each line that it says, until one is right.
+struct Dev {
+    process: Child,
+    lines: mpsc::Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Dev {
+    fn start(project: &Path, temporary: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.arg("dev").arg(project).args(arguments).env("TMPDIR", temporary).stdout(Stdio::piped());
+        command.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
+        let mut process = command.spawn().unwrap();
+        let lines = fixture::lines_of(&mut process);
+        Self { process, lines, said: Vec::new() }
+    }
+
+    fn wait(&mut self, is_right: impl Fn(&str) -> bool) -> String {
+        loop {
+            let Ok(line) = self.lines.recv_timeout(5 * DEADLINE) else { panic!("it said: {:#?}", self.said) };
+            self.said.push(line.clone());
+            if is_right(&line) {
+                return line;
+            }
+        }
+    }
+
+    fn wait_for(&mut self, about: &str, text: &str) -> String {
+        self.wait(|line| line.starts_with(about) && line.contains(text))
+    }
+
+    fn end(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let mut status = None;
+        assert!(wait_for(|| {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        }));
+        assert_eq!(status.unwrap().code(), Some(0), "{:#?}", self.said);
+    }
+}
+
+fn edit(file: &Path, old: &str, new: &str) {
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(old), "{old}: {text}");
+    std::fs::write(file, text.replace(old, new)).unwrap();
+}
+
+fn work_on(project: &Path, scratch: &Path) {
+    let temporary = scratch.join("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    let source = project.join("src/lib.rs");
+    let mut dev = Dev::start(project, &temporary, &[]);
+    dev.wait_for("build", "the module has");
+    dev.wait_for("handler", "my-file has registered");
+    dev.wait(|line| line.contains("MY_FILE_DEVICE=three"));
+    dev.wait_for("log", "1 devices");
+    // A save is built and taken, and the stream goes on: the same device, changed.
+    edit(&source, "property(DEVICE, line)", "property(DEVICE, line.to_uppercase())");
+    dev.wait(|line| line.starts_with('~') && line.contains("MY_FILE_DEVICE=THREE"));
+    dev.wait_for("list", "after the save");
+    // A build that fails changes nothing, and the next one is taken.
+    edit(&source, "line.to_uppercase()", "line.to_nonsense()");
+    dev.wait(|line| line.contains("to_nonsense"));
+    dev.wait_for("build", "the next save tries again");
+    edit(&source, "line.to_nonsense()", "line.to_lowercase()");
+    dev.wait(|line| line.starts_with('~') && line.contains("MY_FILE_DEVICE=three"));
+    // Its world, and what it is asked.
+    std::fs::write(project.join("devices/devices.txt"), "three\nfour\n").unwrap();
+    dev.wait(|line| line.starts_with('+') && line.contains("MY_FILE_DEVICE=four"));
+    std::fs::write(project.join("details.yaml"), "file: 1\n").unwrap();
+    dev.wait_for("handler", "it refused: InvalidArgument");
+    std::fs::write(project.join("details.yaml"), "file: devices.txt\n").unwrap();
+    // What it needs and its pod does not give is offered.
+    edit(&source, "volumes: [", "links: [\"cam*\"], volumes: [");
+    dev.wait_for("grant", "add to");
+    dev.wait(|line| line.trim() == "annotation akri-krustlet/links: cam*");
+    dev.wait_for("log", "its module needs what its pod does not give");
+    dev.end();
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "nothing is left behind");
+    let said = |arguments: &[&str]| {
+        let output = Command::new(PROGRAM).arg("dev").args(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let empty = temporary.display().to_string();
+    assert!(said(&["/nonexistent"]).contains("/nonexistent: No such file"));
+    assert!(said(&[&empty]).contains("a project has the manifest of its pod there"));
+    std::fs::create_dir(temporary.join("manifests")).unwrap();
+    assert!(said(&[&empty]).contains("there is no manifest in it"));
+    std::fs::copy(project.join("manifests/pod.yaml"), temporary.join("manifests/pod.yaml")).unwrap();
+    assert!(said(&[&empty]).contains("there is no Cargo.toml; say with --build"));
+    // Whatever builds it, in whatever language.
+    let module = project.join("target/wasm32-wasip2/release/my_file.wasm");
+    let copy =
+        format!("mkdir -p target/wasm32-wasip2/release && cp {} target/wasm32-wasip2/release/", module.display());
+    std::fs::create_dir(temporary.join("devices")).unwrap();
+    std::fs::write(temporary.join("devices/devices.txt"), "five\n").unwrap();
+    let details = project.join("details.yaml").display().to_string();
+    let mut dev = Dev::start(&temporary, scratch, &["--build", &copy, "--details", &details]);
+    dev.wait(|line| line.contains("MY_FILE_DEVICE=five"));
+    dev.end();
 }
 
 #[test]

@@ -34,6 +34,17 @@ impl AllowList {
     }
 }
 
+impl AllowList {
+    /// Whether some path is allowed that `entry` of another list allows.
+    pub fn allows_some_of(&self, entry: &str) -> bool {
+        let start = |entry: &str| {
+            entry.strip_suffix('*').map_or_else(|| format!("{}/", entry.trim_end_matches('/')), str::to_owned)
+        };
+        let asked = start(entry);
+        self.0.iter().map(|own| start(own)).any(|own| asked.starts_with(&own) || own.starts_with(&asked))
+    }
+}
+
 /// What of the host's files the devices of one handler may name.
 #[derive(Clone, Debug, Default)]
 pub struct HostPaths {

@@ -28,6 +28,6 @@ pub mod session;
 pub mod settings;
 
 pub use container::{ContainerSpec, HandlerContainer};
-pub use contract::component::{Descriptions, DetailsSchema, HandlerInfo};
+pub use contract::component::{Descriptions, DetailsSchema, HandlerInfo, trial};
 pub use handlers::{HandlerClaim, Handlers, HandlersConfig};
 pub use settings::HandlerSettings;

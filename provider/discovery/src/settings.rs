@@ -106,7 +106,8 @@ impl HandlerSettings {
     }
 }
 
-pub(crate) fn check_name(name: &str) -> Result<(), SettingsError> {
+/// Whether a handler can have this name.
+pub fn check_name(name: &str) -> Result<(), SettingsError> {
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > 63 || name.starts_with('.') || !name.bytes().all(letters) {
         return Err(SettingsError::Name(name.to_owned()));

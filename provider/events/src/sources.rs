@@ -4,7 +4,7 @@ use crate::directories::DirectoryChanges;
 use crate::inbox::Inbox;
 use crate::links::{self, LinkChanges, LinkNames};
 use crate::multicast::{Multicast, MulticastError, MulticastListener, SourceFilter};
-use crate::uevents::{Subsystems, UeventMonitor, Uevents};
+use crate::uevents::{Subsystems, Uevent, UeventMonitor, Uevents};
 use akri_krustlet_host::DirectoryWatcher;
 use std::fmt;
 use std::io;
@@ -48,6 +48,11 @@ impl EventSources {
     /// Follows uevents of the kernel.
     pub fn uevents(&self, subsystems: Subsystems, inbox: Arc<Inbox>) -> io::Result<Arc<UeventMonitor>> {
         self.uevents.open(&self.thread()?.0, subsystems, inbox)
+    }
+
+    /// Tells all who follow uevents of one that the kernel has not sent, for whoever tries out a guest.
+    pub fn tell_uevent(&self, uevent: Uevent) {
+        self.uevents.tell(uevent);
     }
 
     /// Listens to a multicast group, on the links of these names that carry it, those that come later included.

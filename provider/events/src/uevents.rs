@@ -143,6 +143,17 @@ impl Uevents {
     }
 }
 
+impl Uevents {
+    /// Tells all who follow its subsystem of an event that the kernel has not sent.
+    pub(crate) fn tell(&self, uevent: Uevent) {
+        let monitors = self.monitors().unwrap_or_default();
+        let uevent = Arc::new(uevent);
+        for monitor in monitors.iter().filter(|monitor| monitor.subsystems.contain(&uevent.subsystem)) {
+            monitor.queue.push(uevent.clone(), MOST_MESSAGE);
+        }
+    }
+}
+
 fn open_socket() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)?;

@@ -76,8 +76,8 @@ pub struct FileStamp {
     changed: SystemTime,
 }
 
-/// The kernel's clock for files has steps of some milliseconds.
-const CLOCK_STEP: Duration = Duration::from_millis(100);
+/// The kernel's clock for files has steps of some milliseconds: a file is settled that much after its last change.
+pub const CLOCK_STEP: Duration = Duration::from_millis(100);
 
 impl FileStamp {
     /// Of a file with this metadata.
@@ -85,6 +85,12 @@ impl FileStamp {
         let seconds = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or(0));
         let rest = Duration::from_nanos(u64::try_from(metadata.ctime_nsec()).unwrap_or(0));
         Self { inode: metadata.ino(), length: metadata.len(), changed: SystemTime::UNIX_EPOCH + seconds + rest }
+    }
+
+    /// The same; none for a file that was changed so lately that its next change may look the same.
+    pub fn settled(metadata: &std::fs::Metadata) -> Option<Self> {
+        let stamp = Self::of(metadata);
+        stamp.is_settled(SystemTime::now()).then_some(stamp)
     }
 
     /// Whether a change after `read` looks different: a file that was read so soon after a change may have been changed since

@@ -1,6 +1,7 @@
 //! [`Images`]: finds and pulls images.
 
 use crate::credentials::{Credential, Credentials, CredentialsError};
+use crate::policy::{ImagePolicy, PolicyError};
 use crate::pull_error::PullError;
 use crate::registry::{DEADLINE, Fetched, Registry};
 use crate::store::{Access, Image, ImageStore};
@@ -27,6 +28,8 @@ pub struct ImagesConfig {
     pub module_size_limit: u64,
     /// When unused images go.
     pub garbage_collection: GarbageCollection,
+    /// What is asked of images before they are run.
+    pub policy: ImagePolicy,
 }
 
 /// The node's own credentials, which are read again when their file is changed.
@@ -153,6 +156,7 @@ impl Images {
     /// What keeps the registry from answering for the moment has been tried four times by then; the rest is final until
     /// somebody changes the image, the registry or the credentials.
     pub async fn pull(&self, reference: &Reference, credentials: &Credentials) -> Result<(Image, PathBuf), PullError> {
+        self.config.policy.check_name(reference).await?;
         let started = Instant::now();
         let attempt = |credential, holder| self.pull_with(reference, credential, holder);
         let pulled = self.with_each(reference, credentials, attempt).await;
@@ -196,7 +200,9 @@ impl Images {
             });
             match pulled {
                 Ok(pulled) => return Ok(pulled),
-                Err(error @ (PullError::Store(_) | PullError::TooLarge { .. })) => return Err(error),
+                Err(error @ (PullError::Store(_) | PullError::TooLarge { .. } | PullError::Policy(_))) => {
+                    return Err(error);
+                }
                 Err(error @ PullError::Unauthorized { .. }) => refused = Some(error),
                 // Registries say so, too, to those who may not know of an image.
                 Err(error) => first = first.or(Some(error)),
@@ -213,6 +219,11 @@ impl Images {
         credentials.of(reference).iter().filter_map(fingerprint).any(|holder| holders.contains(&holder))
     }
 
+    /// Whether the node's operator lets an image run that is here, without the registry being asked.
+    pub async fn is_permitted(&self, image: &Image, reference: &Reference) -> Result<bool, PolicyError> {
+        self.config.policy.permits(reference, image).await
+    }
+
     async fn pull_with(
         &self,
         reference: &Reference,
@@ -223,6 +234,7 @@ impl Images {
         let known = self.store.blobs_of(&repository);
         let registry = Registry::new(reference, credential, &self.config.insecure_registries, known)?;
         let resolved = registry.resolve(reference).await?;
+        let signers = self.config.policy.verify(&registry, reference, &resolved.digest).await?;
         let id = format!("{}/{}@{}", reference.registry(), reference.repository(), resolved.digest);
         let _one_at_a_time = self.downloads.take(id.clone()).await;
         let known = self.find(reference).filter(|(image, _)| image.id == id);
@@ -235,16 +247,25 @@ impl Images {
             (None, Some(holder)) => Access::Holders(BTreeSet::from([holder])),
         };
         if let Some((mut image, path)) = known {
-            if image.access != access {
+            if image.access != access || !signers.is_subset(&image.signers) {
                 image.access = access;
+                image.signers.extend(signers);
                 self.store.add(&image)?;
             }
             return Ok((image, path));
         }
         let Fetched { module, launch, blobs } =
             registry.fetch(&resolved, &self.store, self.config.module_size_limit).await?;
-        let image =
-            Image { reference: reference.whole(), id, module, pulled: SystemTime::now(), access, launch, blobs };
+        let image = Image {
+            reference: reference.whole(),
+            id,
+            module,
+            pulled: SystemTime::now(),
+            access,
+            launch,
+            blobs,
+            signers,
+        };
         self.store.add(&image)?;
         let path = self.store.blob(&image.module).ok_or_else(|| std::io::Error::other("the module was removed"))?;
         Ok((image, path))

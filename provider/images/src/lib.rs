@@ -8,6 +8,8 @@
 //!
 //! [`push`] is the other way, for whoever has a module.
 //!
+//! What its operator asks of images before they are run is a [`policy`].
+//!
 //! Credentials come as Docker writes them ([`Credentials`]) and are sent to the registry that they are for, nowhere else.
 //! Knows neither Kubernetes nor Akri.
 
@@ -16,6 +18,7 @@ pub mod credentials;
 mod digest;
 mod images;
 pub mod layout;
+pub mod policy;
 mod pull_error;
 mod push;
 pub mod reference;
@@ -27,6 +30,7 @@ pub use credentials::{Credentials, CredentialsError};
 pub use images::{GarbageCollection, Images, ImagesConfig, NodeCredentials, Unused};
 pub use oci_client::Reference;
 pub use oci_client::manifest::{OciDescriptor, OciImageManifest};
+pub use policy::{ImagePolicy, PolicyError, PolicyFileError};
 pub use pull_error::PullError;
 pub use push::{Artifact, PushError, PushOptions, Pushed, push};
 pub use store::{Access, Image, Launch, ListedImage};

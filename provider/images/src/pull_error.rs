@@ -1,6 +1,7 @@
 //! Why an image cannot be had from its registry.
 
 use crate::layout::LayoutError;
+use crate::policy::PolicyError;
 
 /// Why an image cannot be had from its registry.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,9 @@ pub enum PullError {
         /// What was wrong.
         message: String,
     },
+    /// The node's operator does not let it run.
+    #[error(transparent)]
+    Policy(Box<PolicyError>),
     /// The node's disk.
     #[error("cannot store the image: {0}")]
     Store(#[from] std::io::Error),

@@ -38,6 +38,9 @@ pub struct Image {
     /// Digests of its layers and its configuration.
     #[serde(default)]
     pub blobs: BTreeSet<String>,
+    /// Fingerprints of the keys whose signatures it was found to have.
+    #[serde(default)]
+    pub signers: BTreeSet<String>,
 }
 
 /// Who has shown to a registry that they may have an image.
@@ -274,6 +277,7 @@ mod tests {
             access,
             launch,
             blobs: BTreeSet::new(),
+            signers: BTreeSet::new(),
         };
         store.add(&image).unwrap();
         for path in [store.record(reference), blob.clone()] {

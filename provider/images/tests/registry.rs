@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "in a test they are assertions")]
 
 use akri_krustlet_images::{
-    Access, Credentials, GarbageCollection, Images, ImagesConfig, NodeCredentials, PullError, reference,
+    Access, Credentials, GarbageCollection, ImagePolicy, Images, ImagesConfig, NodeCredentials, PullError, reference,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256, Sha512};
@@ -166,6 +166,7 @@ fn images(directory: &Path) -> Images {
         credentials: NodeCredentials::default(),
         module_size_limit: 1 << 20,
         garbage_collection: GarbageCollection::default(),
+        policy: ImagePolicy::default(),
     };
     Images::open(config).unwrap()
 }
@@ -358,6 +359,7 @@ async fn the_nodes_credentials_are_read_again_when_their_file_is_changed() {
         credentials: NodeCredentials::of_file(file.clone()).unwrap(),
         module_size_limit: 1 << 20,
         garbage_collection: GarbageCollection::default(),
+        policy: ImagePolicy::default(),
     };
     let images = Images::open(config).unwrap();
     let reference = reference::parse(&format!("{}/app:v1", registry.address)).unwrap();

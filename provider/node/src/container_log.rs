@@ -116,6 +116,11 @@ impl ContainerLogReader {
         Ok(Self { uid: object.uid().to_owned(), request, data, logs: Some(logs), restart, changes, ended: false })
     }
 
+    /// The life of the container that is read: the pod's UID, and how many lives there were before.
+    pub fn life(&self) -> (String, u32) {
+        (self.uid.clone(), self.restart)
+    }
+
     /// What comes next; waits for some if the container may still print. `None` at the end. If the wait is given up, so is the
     /// reader.
     pub async fn next(&mut self) -> Result<Option<Vec<LogPart>>, ContainerLogError> {

@@ -26,6 +26,7 @@ pub mod local_storage;
 pub mod manifest;
 pub mod memory_directory;
 pub mod metrics;
+pub mod needs;
 mod node;
 pub mod objects;
 pub mod placement;

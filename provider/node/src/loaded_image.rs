@@ -2,47 +2,32 @@
 
 use akri_krustlet_discovery::HandlerInfo;
 use akri_krustlet_host::Turns;
+use akri_krustlet_host::file::FileStamp;
 use akri_krustlet_images::Launch;
 use akri_krustlet_runtime::Program;
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
 
 /// The programs of the files that have been loaded, as long as something runs them: a thousand pods of one image read it
 /// once.
 #[derive(Debug, Default)]
 pub struct LoadedImages {
-    by_path: Mutex<HashMap<PathBuf, (Stamp, Weak<Program>)>>,
+    by_path: Mutex<HashMap<PathBuf, (FileStamp, Weak<Program>)>>,
     /// Of the files that are being read.
     pub turns: Turns<PathBuf>,
 }
 
-/// Device, inode, length and time of the last change: equal for a file that was not written since.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stamp(u64, u64, u64, SystemTime);
-
-impl Stamp {
-    /// `None` for a file that cannot be read, or was changed so lately that another change might look the same.
-    pub fn of(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
-        let modified = metadata.modified().ok()?;
-        let settled = modified.elapsed().is_ok_and(|age| age > Duration::from_millis(100));
-        settled.then(|| Self(metadata.dev(), metadata.ino(), metadata.len(), modified))
-    }
-}
-
 impl LoadedImages {
     /// The program of a file that is unchanged.
-    pub fn find(&self, path: &Path, stamp: Option<Stamp>) -> Option<Arc<Program>> {
+    pub fn find(&self, path: &Path, stamp: Option<FileStamp>) -> Option<Arc<Program>> {
         let by_path = self.by_path.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, program) = by_path.get(path)?;
         if Some(*known) == stamp { program.upgrade() } else { None }
     }
 
     /// Keeps it for the next one.
-    pub fn remember(&self, path: PathBuf, stamp: Option<Stamp>, program: &Arc<Program>) {
+    pub fn remember(&self, path: PathBuf, stamp: Option<FileStamp>, program: &Arc<Program>) {
         let Some(stamp) = stamp else { return };
         let mut by_path = self.by_path.lock().unwrap_or_else(PoisonError::into_inner);
         by_path.retain(|_, (_, program)| program.strong_count() > 0);

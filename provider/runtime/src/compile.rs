@@ -5,6 +5,7 @@
 //! on standard input. The child limits itself before it reads the first byte ([`child_main`]); the parent bounds the
 //! wall time. It also keeps Cranelift's memory (about 20 MB) out of the node.
 
+use crate::engine::{self, Counting};
 use crate::module::{ModuleKind, NotWasm};
 use std::ffi::OsString;
 use std::io::Read as _;
@@ -12,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
+
+/// The child's last argument, if the code is to count instructions.
+const COUNT: &str = "count-instructions";
 
 /// What compiling one module may use.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +85,8 @@ pub struct Compiler {
     arguments: Vec<OsString>,
     /// What one run may use.
     pub limits: CompileLimits,
+    /// What the code does besides.
+    pub counting: Counting,
 }
 
 /// Exit code of the child for a module that the compiler refused; its message is on standard error.
@@ -95,6 +101,7 @@ impl Compiler {
             program: program.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
             limits: CompileLimits::default(),
+            counting: Counting::default(),
         }
     }
 
@@ -116,6 +123,7 @@ impl Compiler {
             .arg(output)
             .arg(self.limits.memory.to_string())
             .arg(self.limits.cpu_seconds.to_string())
+            .args((self.counting == Counting::Instructions).then_some(COUNT))
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -170,8 +178,12 @@ pub fn child_main(arguments: impl Iterator<Item = OsString>) -> ! {
 fn compile_from_stdin(arguments: &[OsString]) -> Result<(), (i32, String)> {
     let host = |message: String| (EXIT_HOST, message);
     let invalid = |message: String| (EXIT_INVALID, message);
-    let [output, memory, seconds] = arguments else {
-        return Err(host("usage: compile-module OUTPUT MEMORY-BYTES CPU-SECONDS < module".to_owned()));
+    let (output, memory, seconds, counting) = match arguments {
+        [output, memory, seconds] => (output, memory, seconds, Counting::No),
+        [output, memory, seconds, count] if count == COUNT => (output, memory, seconds, Counting::Instructions),
+        _ => {
+            return Err(host(format!("usage: compile-module OUTPUT MEMORY-BYTES CPU-SECONDS [{COUNT}] < module")));
+        }
     };
     let number = |text: &OsString| {
         text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| host(format!("not a number: {text:?}")))
@@ -180,7 +192,7 @@ fn compile_from_stdin(arguments: &[OsString]) -> Result<(), (i32, String)> {
         .map_err(|error| host(format!("cannot limit the compiler: {error}")))?;
     let mut module = Vec::new();
     std::io::stdin().read_to_end(&mut module).map_err(|error| host(format!("reading the module: {error}")))?;
-    let engine = crate::engine::new().map_err(|error| host(format!("{error:#}")))?;
+    let engine = engine::of(counting).map_err(|error| host(format!("{error:#}")))?;
     let compiled = match ModuleKind::of(&module).map_err(|error| invalid(error.to_string()))? {
         ModuleKind::Module => engine.precompile_module(&module),
         ModuleKind::Component => engine.precompile_component(&module),

@@ -15,9 +15,25 @@ pub const EPOCH: std::time::Duration = std::time::Duration::from_millis(10);
 /// Which instruction of a module each machine instruction comes from is left out of AOT files: a trap's backtrace has the
 /// functions' names.
 pub fn new() -> wasmtime::Result<Engine> {
+    of(Counting::No)
+}
+
+/// Whether guests' instructions are counted, which makes them slower and their AOT files others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counting {
+    /// Nobody counts.
+    #[default]
+    No,
+    /// Each instruction is one unit of fuel.
+    Instructions,
+}
+
+/// The same, for whoever wants to know what a guest does.
+pub fn of(counting: Counting) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
+        .consume_fuel(counting == Counting::Instructions)
         .concurrency_support(false)
         .memory_reservation(64 << 20)
         .memory_guard_size(64 << 10)

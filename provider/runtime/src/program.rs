@@ -4,6 +4,7 @@ use crate::compile::CompileError;
 use crate::component::link::{Item, LinkedComponent};
 use crate::limits::InitialSizes;
 use crate::module::{Digest, ModuleKind};
+use crate::needs::{NeedsError, Said};
 use crate::wasi::GuestState;
 use std::path::Path;
 use wasmtime::component::Component;
@@ -53,6 +54,7 @@ pub enum LoadError {
 pub struct Program {
     digest: Digest,
     code: Code,
+    said: Result<Said, NeedsError>,
 }
 
 enum Code {
@@ -71,7 +73,7 @@ impl Program {
         engine: &Engine,
         linker: &Linker<GuestState>,
         digest: Digest,
-        kind: ModuleKind,
+        (kind, module): (ModuleKind, &[u8]),
         compiled: &Path,
     ) -> Result<Self, LoadError> {
         let unusable = |error: wasmtime::Error| LoadError::Unusable(format!("{error:#}"));
@@ -84,7 +86,12 @@ impl Program {
                 Code::Component(LinkedComponent::new(load_component(engine, compiled).map_err(unusable)?))
             }
         };
-        Ok(Self { digest, code })
+        Ok(Self { digest, code, said: Said::read(module) })
+    }
+
+    /// What its author says of it.
+    pub fn said(&self) -> Result<&Said, &NeedsError> {
+        self.said.as_ref()
     }
 
     /// The digest of the module it was made from.

@@ -110,7 +110,8 @@ impl std::fmt::Debug for Runtime {
 impl Runtime {
     /// Starts the engine and the guest threads and opens the store.
     pub fn new(config: RuntimeConfig) -> Result<Arc<Self>, RuntimeError> {
-        let engine = crate::engine::new().map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
+        let engine =
+            crate::engine::of(config.compiler.counting).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         let failed = |error: wasmtime::Error| RuntimeError::Engine(format!("{error:#}"));
         let linker = wasi::linker(&engine).map_err(failed)?;
         let component_linker = crate::component::linker(&engine).map_err(failed)?;
@@ -142,7 +143,8 @@ impl Runtime {
         &self.threads
     }
 
-    pub(crate) fn event_sources(&self) -> &Arc<EventSources> {
+    /// What happens on the machine, for guests that may follow it.
+    pub fn event_sources(&self) -> &Arc<EventSources> {
         &self.event_sources
     }
 
@@ -168,7 +170,7 @@ impl Runtime {
         if let Some(program) = self.known(&digest) {
             return Ok(program);
         }
-        if let Some(program) = self.load_stored(digest, kind)? {
+        if let Some(program) = self.load_stored(digest, (kind, module))? {
             return Ok(program);
         }
         self.check_refused(&digest)?;
@@ -196,7 +198,7 @@ impl Runtime {
         if let Some(program) = self.known(&digest) {
             return Ok(Ok(program));
         }
-        if let Some(program) = self.load_stored(digest, kind)? {
+        if let Some(program) = self.load_stored(digest, (kind, module))? {
             return Ok(Ok(program));
         }
         self.check_refused(&digest)?;
@@ -223,7 +225,7 @@ impl Runtime {
         }
         self.compiled.fetch_add(1, Ordering::Relaxed);
         let path = self.store.commit(staged, &digest).map_err(LoadError::Store)?;
-        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, kind, &path)?)))
+        Ok(Ok(self.remember(Program::prepare(&self.engine, &self.linker, digest, (kind, module), &path)?)))
     }
 
     fn takes_long(&self) -> MutexGuard<'_, HashSet<Digest>> {
@@ -258,9 +260,9 @@ impl Runtime {
         }
     }
 
-    fn load_stored(&self, digest: Digest, kind: ModuleKind) -> Result<Option<Arc<Program>>, LoadError> {
+    fn load_stored(&self, digest: Digest, what: (ModuleKind, &[u8])) -> Result<Option<Arc<Program>>, LoadError> {
         let Some(path) = self.store.find(&digest) else { return Ok(None) };
-        match Program::prepare(&self.engine, &self.linker, digest, kind, &path) {
+        match Program::prepare(&self.engine, &self.linker, digest, what, &path) {
             Err(LoadError::Unusable(reason)) => {
                 tracing::warn!(%digest, reason, "stored module is unusable, compiling it again");
                 self.store.discard(&digest);

@@ -49,3 +49,6 @@ impl Handler for Http {
 }
 
 handler!(Http);
+akri_handler::needs! {
+    network: ["http details"],
+}

@@ -109,3 +109,13 @@ impl Handler for Onvif {
 }
 
 handler!(Onvif);
+akri_handler::needs! {
+    // Cameras say where their service is, and nearly all have it there.
+    network: [
+        "udp 239.255.255.250:3702",
+        "join 239.255.255.250:3702",
+        "http http://[0.0.0.0/0]:1-65535/onvif/*",
+        "http https://[0.0.0.0/0]:1-65535/onvif/* any-certificate",
+    ],
+    links: ["*"],
+}

@@ -296,3 +296,6 @@ impl Opcua {
 }
 
 handler!(Opcua);
+akri_handler::needs! {
+    network: ["tcp details", "dns *"],
+}

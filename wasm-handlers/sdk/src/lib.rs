@@ -253,10 +253,79 @@ pub fn as_outcome(step: Step) -> types::Outcome {
     }
 }
 
-/// Makes a type that implements [`Handler`] the handler of this component.
+/// Writes into the component what it needs of its pod, so that whoever runs it is told: `akri-krustlet describe` shows it, `manifests`
+/// makes a pod of it, and the node says what a pod does not give.
+///
+/// ```
+/// akri_handler::needs! {
+///     network: ["udp 239.255.255.250:3702", "http details"],
+///     uevents: ["usb"],
+///     links: ["*"],
+///     volumes: ["/sys"],
+///     host_paths: ["/dev"],
+/// }
+/// ```
+///
+/// Each kind may be left out. `network` has rules as a pod's annotation `akri-krustlet/network` has them, `volumes` paths at which
+/// directories of the host are mounted, `host_paths` what the `mounts` and `device_specs` of its devices name.
+#[macro_export]
+macro_rules! needs {
+    ($($kind:ident: [$first:literal $(, $rest:literal)* $(,)?]),+ $(,)?) => {
+        $crate::section!("akri:needs", concat!("{", $crate::needs!(@kinds $($kind [$first $(, $rest)*])+), "}"));
+    };
+    (@kinds $kind:ident [$($text:literal),+]) => { $crate::needs!(@$kind $($text),+) };
+    (@kinds $kind:ident [$($text:literal),+] $($more:tt)+) => {
+        concat!($crate::needs!(@$kind $($text),+), ",", $crate::needs!(@kinds $($more)+))
+    };
+    (@network $($text:literal),+) => { concat!("\"network\":", $crate::needs!(@list $($text),+)) };
+    (@uevents $($text:literal),+) => { concat!("\"uevents\":", $crate::needs!(@list $($text),+)) };
+    (@links $($text:literal),+) => { concat!("\"links\":", $crate::needs!(@list $($text),+)) };
+    (@host_paths $($text:literal),+) => { concat!("\"host-paths\":", $crate::needs!(@list $($text),+)) };
+    (@volumes $first:literal $(, $rest:literal)*) => {
+        concat!(
+            "\"volumes\":[{\"path\":", stringify!($first), "}",
+            $(",{\"path\":", stringify!($rest), "}",)*
+            "]"
+        )
+    };
+    (@list $first:literal $(, $rest:literal)*) => { concat!("[", stringify!($first), $(",", stringify!($rest),)* "]") };
+}
+
+/// A custom section of the component.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! section {
+    ($name:literal, $text:expr) => {
+        const _: () = {
+            const TEXT: &str = $text;
+            #[allow(unsafe_code, reason = "it is no code, and of a name that nothing else has")]
+            #[cfg_attr(target_family = "wasm", unsafe(link_section = $name))]
+            #[used]
+            static SECTION: [u8; TEXT.len()] = $crate::bytes(TEXT);
+        };
+    };
+}
+
+#[doc(hidden)]
+pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
+    let (mut bytes, mut at) = ([0; N], 0);
+    while at < N {
+        bytes[at] = text.as_bytes()[at];
+        at += 1;
+    }
+    bytes
+}
+
+/// Makes a type that implements [`Handler`] the handler of this component. What its Cargo.toml says of it (description, version,
+/// licence, repository) is in the component, too.
 #[macro_export]
 macro_rules! handler {
     ($handler:ty) => {
+        $crate::section!("description", env!("CARGO_PKG_DESCRIPTION"));
+        $crate::section!("version", env!("CARGO_PKG_VERSION"));
+        $crate::section!("licenses", env!("CARGO_PKG_LICENSE"));
+        $crate::section!("source", env!("CARGO_PKG_REPOSITORY"));
+
         const _: () = {
             use $crate::bindings::akri::discovery::types;
             use $crate::bindings::exports::akri::discovery::handler::{Guest, Info};

@@ -1,7 +1,7 @@
 //! {{name}}: each line of a file in a volume is a device, and the list follows the file.
 
 use akri_handler::watch::Watch;
-use akri_handler::{Device, Error, Handler, Request, Step, fs, handler, schema_of};
+use akri_handler::{Device, Error, Handler, Request, Step, fs, handler, needs, schema_of};
 use schemars::JsonSchema;
 use std::collections::BTreeSet;
 
@@ -54,6 +54,11 @@ impl Handler for {{Type}} {
 }
 
 handler!({{Type}});
+
+// What its pod has to give it: akri-krustlet tells whoever runs it without.
+needs! {
+    volumes: ["/etc/devices"],
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! {{name}}: each line of what a web server answers is a device.
 
 use akri_handler::http::Call;
-use akri_handler::{Device, Error, Handler, Request, Step, handler, schema_of};
+use akri_handler::{Device, Error, Handler, Request, Step, handler, needs, schema_of};
 use schemars::JsonSchema;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -64,6 +64,11 @@ impl Handler for {{Type}} {
 }
 
 handler!({{Type}});
+
+// What its pod has to give it: akri-krustlet tells whoever runs it without.
+needs! {
+    network: ["http details"],
+}
 
 #[cfg(test)]
 mod tests {

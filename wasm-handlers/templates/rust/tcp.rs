@@ -1,7 +1,7 @@
 //! {{name}}: a server is asked for a list by a connection; each line of it is a device.
 
 use akri_handler::tcp::{self, Next, Peer, Talk};
-use akri_handler::{Device, Error, Handler, Request, Step, handler, schema_of};
+use akri_handler::{Device, Error, Handler, Request, Step, handler, needs, schema_of};
 use schemars::JsonSchema;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -86,6 +86,11 @@ impl Handler for {{Type}} {
 }
 
 handler!({{Type}});
+
+// What its pod has to give it: akri-krustlet tells whoever runs it without.
+needs! {
+    network: ["tcp plant.example:7000"],
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! {{name}}: who answers a datagram is a device.
 
-use akri_handler::{Device, Error, Handler, Request, Step, handler, schema_of, time, udp};
+use akri_handler::{Device, Error, Handler, Request, Step, handler, needs, schema_of, time, udp};
 use schemars::JsonSchema;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -56,6 +56,11 @@ impl Handler for {{Type}} {
 }
 
 handler!({{Type}});
+
+// What its pod has to give it: akri-krustlet tells whoever runs it without.
+needs! {
+    network: ["udp 239.255.0.1:4000"],
+}
 
 #[cfg(test)]
 mod tests {

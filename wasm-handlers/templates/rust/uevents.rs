@@ -1,7 +1,7 @@
 //! {{name}}: what a class of the kernel has is a device, and the list follows the kernel's events.
 
 use akri_handler::uevents::Monitor;
-use akri_handler::{Device, Error, Handler, Request, Step, fs, handler, schema_of};
+use akri_handler::{Device, Error, Handler, Request, Step, fs, handler, needs, schema_of};
 use schemars::JsonSchema;
 
 /// The variable that brokers read.
@@ -52,6 +52,12 @@ impl Handler for {{Type}} {
 }
 
 handler!({{Type}});
+
+// What its pod has to give it: akri-krustlet tells whoever runs it without.
+needs! {
+    uevents: ["tty"],
+    volumes: ["/sys"],
+}
 
 #[cfg(test)]
 mod tests {

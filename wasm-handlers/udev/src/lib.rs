@@ -220,6 +220,11 @@ fn grouping(details: &Details, properties: &Properties) -> Result<group::Groupin
 }
 
 handler!(Udev);
+akri_handler::needs! {
+    uevents: ["*"],
+    volumes: ["/sys", "/run/udev/data"],
+    host_paths: ["/dev"],
+}
 
 #[cfg(test)]
 mod tests;

@@ -111,3 +111,7 @@ impl Handler for Zeroconf {
 }
 
 handler!(Zeroconf);
+akri_handler::needs! {
+    network: ["udp 224.0.0.251:5353", "join 224.0.0.251:5353"],
+    links: ["*"],
+}

@@ -10,7 +10,7 @@ use crate::output::host_name;
 use akri_krustlet_devices::DevicesConfig;
 use akri_krustlet_discovery::HandlersConfig;
 use akri_krustlet_discovery::host_path::AllowList;
-use akri_krustlet_images::{GarbageCollection, NodeCredentials};
+use akri_krustlet_images::{GarbageCollection, ImagePolicy, NodeCredentials};
 use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::eviction::{EvictionSettings, PressureWatch, Reclaim};
 use akri_krustlet_node::fields::NodeFacts;
@@ -109,6 +109,10 @@ pub(crate) struct RunArguments {
     /// Registries (HOST or HOST:PORT) that are spoken to without TLS
     #[arg(long, env = "KRUSTLET_INSECURE_REGISTRIES", value_name = "HOSTS", value_delimiter = ',')]
     insecure_registries: Vec<String>,
+    /// Which images are run: a file that names registries and repositories, and the keys that their images have to be signed by
+    /// (cosign sign --key), or that they are named by digest; docs/operate.md has its format [default: all]
+    #[arg(long, env = "KRUSTLET_IMAGE_POLICY", value_name = "FILE")]
+    image_policy: Option<PathBuf>,
     /// What must be left of the machine; if less is, the node says so in its conditions, takes no more pods that would be the
     /// next to go, and evicts pods: those that take more than they asked for first, then by priority. For pid.available it only
     /// says so, since guests have no processes. Signals: memory.available, nodefs.available, nodefs.inodesFree, pid.available
@@ -139,6 +143,9 @@ pub(crate) struct RunArguments {
     /// How long containers with a standard input, which see its end when the node ends, may take for their own, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     shutdown_grace_period: u64,
+    /// End as by a signal when the standard input ends: with whoever has started this
+    #[arg(long, hide = true)]
+    until_input_ends: bool,
     #[command(flatten, next_help_heading = "In a cluster")]
     cluster: cluster::ClusterArguments,
 }
@@ -162,6 +169,13 @@ pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
 
 async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<()> {
     let shutdown = shutdown_on_signals()?;
+    if arguments.until_input_ends {
+        let shutdown = shutdown.clone();
+        std::thread::Builder::new().name("input".to_owned()).spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            shutdown.cancel();
+        })?;
+    }
     tokio::spawn(akri_krustlet_host::resting_memory::let_go_at_rest());
     let data = arguments.directories.data_directory()?;
     let name = node_name(arguments)?;
@@ -215,7 +229,12 @@ fn node_config(
             .with_context(|| format!("--registry-credentials {}", path.display()))?,
         None => NodeCredentials::default(),
     };
+    let image_policy = match &arguments.image_policy {
+        Some(path) => ImagePolicy::of_file(std::path::absolute(path)?).context("--image-policy")?,
+        None => ImagePolicy::default(),
+    };
     Ok(NodeConfig {
+        image_policy,
         facts: NodeFacts {
             name: name.to_owned(),
             addresses: addresses.iter().map(IpAddr::to_string).collect(),

@@ -157,6 +157,38 @@ impl Registry {
         Err(refused.unwrap_or_else(|| layout::platforms(std::iter::empty())).into())
     }
 
+    /// A short answer that is JSON; none if there is no such thing, or it is none. One that is asked for by its digest has it.
+    pub(crate) async fn json(&self, path: &str) -> Result<Option<serde_json::Value>, PullError> {
+        let body = self.found(path, MOST_MANIFEST).await?;
+        Ok(body.and_then(|body| serde_json::from_slice(&body).ok()))
+    }
+
+    /// A small blob whose content is what its digest says.
+    pub(crate) async fn small_blob(&self, digest: &str, most: usize) -> Result<Option<Vec<u8>>, PullError> {
+        if digest::parts(digest).is_none() {
+            return Ok(None);
+        }
+        self.found(&format!("blobs/{digest}"), most).await
+    }
+
+    async fn found(&self, path: &str, most: usize) -> Result<Option<Vec<u8>>, PullError> {
+        let asked = self.session.retried(&PAUSES, || async {
+            let answer = self.session.get(path, &layout::MANIFESTS, 0).await?;
+            self.session.body(answer, most).await
+        });
+        let body = match asked.await {
+            Ok(body) => body,
+            // Registries that know no referrers say so in several ways.
+            Err(PullError::NotFound { .. } | PullError::Protocol { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match path.rsplit('/').next() {
+            Some(name) if path.starts_with("referrers/") || digest::parts(name).is_none() => Ok(Some(body)),
+            Some(name) if digest::of(&body, name) != name => Err(self.damaged(name, digest::of(&body, name))),
+            _ => Ok(Some(body)),
+        }
+    }
+
     /// A manifest by its tag or digest, and its digest.
     async fn manifest(&self, name: &str) -> Result<(OciManifest, String), PullError> {
         let body = self

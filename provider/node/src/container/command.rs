@@ -1,13 +1,13 @@
 //! A container that is a command: it runs to its end.
 
-use super::progress::{end_wanted, pre_stop, report_running};
+use super::progress::{End, EndWanted, end_wanted, pre_stop, report_running};
 use crate::context::PodContext;
 use crate::environment;
 use crate::loaded_image::LoadedImage;
 use crate::status::ContainerKind;
 use akri_krustlet_images::Launch;
+use akri_krustlet_runtime::GuestSpec;
 use akri_krustlet_runtime::stdin::Stdin;
-use akri_krustlet_runtime::{GuestSpec, Outcome};
 use k8s_openapi::api::core::v1::Container;
 
 pub async fn run_command(
@@ -17,17 +17,17 @@ pub async fn run_command(
     restart: u32,
     image: &LoadedImage,
     guest: GuestSpec,
-) -> Result<Outcome, String> {
+) -> Result<End, String> {
     let stdin = guest.stdin.clone();
     let guest = context.services.runtime.start(&image.program, guest).map_err(|error| error.to_string())?;
     report_running(context, kind, container, restart, image);
     let outcome = guest.outcome();
     tokio::pin!(outcome);
     let listening = stdin.as_ref().map(|_| context.services.shutdown.enter());
-    let deadline = tokio::select! {
+    let EndWanted { deadline, is_replaced } = tokio::select! {
         biased;
-        outcome = &mut outcome => return Ok(outcome),
-        deadline = end_wanted(context, kind, container) => deadline,
+        outcome = &mut outcome => return Ok(End { outcome, is_replaced: false }),
+        wanted = end_wanted(context, kind, container, image) => wanted,
         () = context.services.shutdown.requested(), if stdin.is_some() => {
             stdin.iter().for_each(Stdin::close);
             (&mut outcome).await;
@@ -37,7 +37,7 @@ pub async fn run_command(
         }
     };
     tokio::select! {
-        outcome = &mut outcome => return Ok(outcome),
+        outcome = &mut outcome => return Ok(End { outcome, is_replaced }),
         () = pre_stop(context, container, deadline) => {}
     }
     // All that a guest can notice of its pod's end.
@@ -45,12 +45,12 @@ pub async fn run_command(
         stdin.close();
     }
     tokio::select! {
-        outcome = &mut outcome => return Ok(outcome),
+        outcome = &mut outcome => return Ok(End { outcome, is_replaced }),
         () = tokio::time::sleep_until(deadline) => {}
         () = context.termination.expired() => {}
     }
     guest.interrupt();
-    Ok(outcome.await)
+    Ok(End { outcome: outcome.await, is_replaced })
 }
 
 /// The container's variables, and those of its image that it does not set itself.

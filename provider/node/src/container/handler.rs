@@ -2,7 +2,7 @@
 
 use super::life::Prepared;
 use super::network::network_grant;
-use super::progress::{end_wanted, pre_stop, report_running};
+use super::progress::{End, end_wanted, pre_stop, report_running};
 use crate::context::PodContext;
 use crate::grants;
 use crate::loaded_image::LoadedImage;
@@ -10,7 +10,7 @@ use crate::status::{ContainerKind, DISCOVERY_HEALTHY};
 use akri_krustlet_discovery::{ContainerSpec, HandlerClaim, HandlerContainer, HandlerSettings};
 use akri_krustlet_host::TokenBucket;
 use akri_krustlet_host::patience::patiently;
-use akri_krustlet_runtime::{GuestSpec, Outcome};
+use akri_krustlet_runtime::GuestSpec;
 use k8s_openapi::api::core::v1::Container;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub async fn run_handler(
     prepared: Prepared,
     claim: &HandlerClaim,
     settings: HandlerSettings,
-) -> Result<Outcome, String> {
+) -> Result<End, String> {
     // Apart, as all that comes before the long part.
     let handler = Box::pin(start(context, container, image, prepared, settings)).await?;
     let _stop = StopWhenDropped(handler.clone());
@@ -40,8 +40,9 @@ pub async fn run_handler(
     let mut conditions = TokenBucket::new(CONDITIONS.0, CONDITIONS.1);
     let run = handler.run();
     let end_wanted = async {
-        let deadline = end_wanted(context, kind, container).await;
-        pre_stop(context, container, deadline).await;
+        let wanted = end_wanted(context, kind, container, image).await;
+        pre_stop(context, container, wanted.deadline).await;
+        wanted.is_replaced
     };
     tokio::pin!(run, end_wanted);
     loop {
@@ -50,11 +51,11 @@ pub async fn run_handler(
             complaints.changed().await
         };
         tokio::select! {
-            outcome = &mut run => return Ok(outcome),
+            outcome = &mut run => return Ok(End { outcome, is_replaced: false }),
             // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
-            _ = &mut end_wanted => {
+            is_replaced = &mut end_wanted => {
                 handler.stop();
-                return Ok(run.await);
+                return Ok(End { outcome: run.await, is_replaced });
             }
             Ok(()) = changed => {
                 conditions.spend(1.0);

@@ -1,13 +1,15 @@
 //! Images: where a container's module comes from, a file (`fs://`) or a registry.
 
+use super::local_module;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
-use crate::loaded_image::{LoadedImage, Stamp};
+use crate::loaded_image::LoadedImage;
 use crate::pod::PodObject;
 use crate::services::Services;
 use crate::status::{ContainerKind, waiting};
 use akri_krustlet_discovery::HandlerInfo;
-use akri_krustlet_images::{Credentials, Launch, PullError, Reference};
+use akri_krustlet_host::file::FileStamp;
+use akri_krustlet_images::{Credentials, Launch, PolicyError, PullError, Reference};
 use akri_krustlet_runtime::{Item, LoadError, ModuleKind, Program};
 use k8s_openapi::api::core::v1::{Container, Secret};
 use kube::api::Api;
@@ -64,6 +66,23 @@ pub enum ImageError {
         /// The image.
         image: String,
     },
+    /// Nobody has looked at its signature.
+    #[error(
+        "image {image} is on this node, but was pulled before the node's image policy asked for its signature, and imagePullPolicy Never forbids to ask the registry"
+    )]
+    NotVerified {
+        /// The image.
+        image: String,
+    },
+    /// The node's operator does not let it run.
+    #[error("image {image}: {source}")]
+    Policy {
+        /// The image.
+        image: String,
+        /// Why not.
+        #[source]
+        source: Box<PolicyError>,
+    },
     /// The path is relative and there is no manifest that it could be relative to.
     #[error("image {image}: a relative path is only possible in a manifest file; use fs:///path/to/module.wasm")]
     Relative {
@@ -105,8 +124,10 @@ impl ImageError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Missing { .. } | Self::Name { .. } | Self::Relative { .. } | Self::Local { .. } => "InvalidImageName",
+            // As a kubelet says it of an image that its runtime does not trust.
+            Self::Policy { .. } | Self::Pull { source: PullError::Policy(_), .. } => "SignatureValidationFailed",
             Self::Read { .. } | Self::Pull { .. } => "ErrImagePull",
-            Self::Never { .. } | Self::NotTheirs { .. } => "ErrImageNeverPull",
+            Self::Never { .. } | Self::NotTheirs { .. } | Self::NotVerified { .. } => "ErrImageNeverPull",
             Self::Load { .. } | Self::Describe { .. } => "ImageInspectError",
         }
     }
@@ -142,6 +163,7 @@ impl ImageFailure {
         tokio::select! {
             () = self.back_off(context, pause) => false,
             () = context.image_changed(self.kind, &self.container) => true,
+            () = local_module::written(context, &self.container) => true,
         }
     }
 
@@ -154,7 +176,7 @@ impl ImageFailure {
         // Long enough to be seen; then what the node is doing about it, as a kubelet tells it.
         let seen = pause.min(Duration::from_secs(1));
         tokio::time::sleep(seen).await;
-        if ["ErrImagePull", "ImageInspectError"].contains(reason) {
+        if ["ErrImagePull", "ImageInspectError", "SignatureValidationFailed"].contains(reason) {
             let image = container.image.as_deref().unwrap_or_default();
             let message = format!("Back-off pulling image \"{image}\"");
             let waiting = format!("{message}: {reason}: {}", self.message);
@@ -249,7 +271,7 @@ async fn available(
     let event = |reason, message: String| {
         services.events.container(pod, (kind, &container.name), EventType::Normal, reason, message);
     };
-    let policy = match container.image_pull_policy.as_deref() {
+    let pull_policy = match container.image_pull_policy.as_deref() {
         Some(policy) => policy,
         // The API server fills it in; a manifest may leave it out.
         None if reference.digest().is_none() && reference.tag().is_none_or(|tag| tag == "latest") => "Always",
@@ -257,17 +279,21 @@ async fn available(
     };
     let found = services.registry.find(reference);
     let mut credentials = None;
-    match (policy, found) {
+    match (pull_policy, found) {
         ("Never", None) => return Err(ImageError::Never { image: image.to_owned() }),
         ("Never" | "IfNotPresent", Some(found)) => {
             let for_everyone = found.0.access == akri_krustlet_images::Access::Everyone;
             let shown = if for_everyone { Credentials::default() } else { pull_credentials(services, pod).await };
-            if services.registry.may_run(&found.0, reference, &shown) {
+            let policy = |source| ImageError::Policy { image: image.to_owned(), source: Box::new(source) };
+            let is_permitted = services.registry.is_permitted(&found.0, reference).await.map_err(policy)?;
+            let may_run = services.registry.may_run(&found.0, reference, &shown);
+            if may_run && is_permitted {
                 event("Pulled", already_present(image));
                 return Ok(found);
             }
-            if policy == "Never" {
-                return Err(ImageError::NotTheirs { image: image.to_owned() });
+            if pull_policy == "Never" {
+                let image = image.to_owned();
+                return Err(if may_run { ImageError::NotVerified { image } } else { ImageError::NotTheirs { image } });
             }
             credentials = Some(shown);
         }
@@ -342,7 +368,7 @@ async fn load_file(
     // A thousand pods that start at once do not hold their image a thousand times.
     let _turn = services.images.turns.take(path.clone()).await;
     // Before reading: a file that changes meanwhile is another one.
-    let stamp = Stamp::of(&path);
+    let stamp = std::fs::metadata(&path).ok().and_then(|metadata| FileStamp::settled(&metadata));
     if let Some(program) = services.images.find(&path, stamp) {
         return Ok(program);
     }
@@ -362,7 +388,8 @@ async fn load_file(
     Ok(program)
 }
 
-fn file_of(services: &Services, pod: &PodObject, image: &str) -> Result<PathBuf, ImageError> {
+/// The file that an image of a pod is.
+pub fn file_of(services: &Services, pod: &PodObject, image: &str) -> Result<PathBuf, ImageError> {
     let path = image.strip_prefix("fs://").unwrap_or(image);
     if pod.folder.is_none() && !services.allow_local_modules {
         return Err(ImageError::Local { image: image.to_owned() });

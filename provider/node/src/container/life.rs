@@ -3,12 +3,14 @@
 use super::command::{arguments, run_command, with_images};
 use super::handler::run_handler;
 use super::network::network_access;
+use super::progress::End;
 use crate::admission;
 use crate::context::PodContext;
 use crate::device;
 use crate::environment::{self, Scope, Sources};
 use crate::grants;
 use crate::loaded_image::LoadedImage;
+use crate::needs;
 use crate::status::ContainerKind;
 use crate::termination_message::TerminationMessage;
 use crate::volume::files::Private;
@@ -49,7 +51,7 @@ pub async fn run_once(
     container: &Container,
     image: &LoadedImage,
     life: Life<'_>,
-) -> Result<Outcome, String> {
+) -> Result<End, String> {
     let restart = life.restart;
     // Apart: what only the preparations need is not kept for as long as the container runs.
     let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life)).await?;
@@ -91,6 +93,7 @@ async fn prepare(
         };
         created.map_err(|hangs| failed(&hangs))?.map_err(|error| failed(&error))?
     };
+    needs::tell_missing(context, kind, container, image, &log);
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
     let of_container = |of_pod: PathBuf| of_pod.join("files").join(&container.name);
     let has_memory = mounted.values().any(|volume| volume.in_memory);

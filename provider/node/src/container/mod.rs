@@ -5,6 +5,7 @@ mod config;
 mod handler;
 pub mod image;
 mod life;
+mod local_module;
 mod network;
 pub mod probe;
 mod progress;
@@ -25,7 +26,7 @@ use config::{CONFIG_RETRY, obtain_sources, renew_claim, tell_config_error};
 use image::ImageFailure;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use life::{Life, last_words, run_once};
-use progress::log_end;
+use progress::{End, log_end};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 use tokio::time::Instant;
@@ -77,6 +78,7 @@ pub async fn supervise(
                 tokio::select! {
                     () = sources.changed() => {}
                     () = context.image_changed(kind, &container) => {}
+                    () = local_module::rebuilt(context, kind, &container, &image) => {}
                     () = tokio::time::sleep(CONFIG_RETRY) => {}
                 }
                 container.renew(context);
@@ -88,12 +90,12 @@ pub async fn supervise(
         let running = context.termination.enter(place(context, kind, name));
         let life = Life { restart, sources: &sources, handler: claim.as_ref().zip(settings) };
         let run = run_once(context, volumes, kind, &container, &image, life);
-        let succeeded = match run.await {
-            Ok(outcome) => {
+        let (succeeded, is_replaced) = match run.await {
+            Ok(End { outcome, is_replaced }) => {
                 let message = last_words(context, &container, restart, &outcome).await;
                 context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome, message));
                 log_end(context, name, &outcome);
-                outcome == Outcome::Exited(0)
+                (outcome == Outcome::Exited(0), is_replaced)
             }
             Err(message) => {
                 tracing::error!(pod = context.pod.key(), container = name, "{message}");
@@ -103,13 +105,14 @@ pub async fn supervise(
                     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
                     status::failed_start(status, &message);
                 });
-                false
+                (false, false)
             }
         };
         drop(running);
         let latest = CurrentContainer::new(context, kind, name);
+        // Also when it ended by itself before it was asked to.
         let is_other = latest.image != container.image || resize::must_restart(&container, &latest);
-        if is_other && !context.termination.is_over() {
+        if (is_replaced || is_other) && !context.termination.is_over() {
             container = latest;
             restart += 1;
             back_off = BackOff::default();
@@ -131,6 +134,7 @@ pub async fn supervise(
                 () = tokio::time::sleep(pause) => {}
                 // Whoever corrects the image does not wait for the old one's pause.
                 () = context.image_changed(kind, &container) => back_off = BackOff::default(),
+                () = local_module::rebuilt(context, kind, &container, &image) => back_off = BackOff::default(),
             }
             container.renew(context);
         }

@@ -1,5 +1,6 @@
 //! What a container's events and status tell of its life, and when it is to end.
 
+use super::local_module;
 use super::place;
 use super::probe::Probes;
 use crate::cluster::events::EventType;
@@ -42,9 +43,30 @@ fn probes(context: &PodContext, container: &Container) -> (Probes, Arc<NetworkRu
     (Probes::of(container, &context.services.node, &rules).unwrap_or_default(), rules)
 }
 
-/// Resolves when the container is to end, with its pod, for another image or because its probes say so, and tells so; the time
-/// that it has for that.
-pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &Container) -> Instant {
+/// How a life of a container ended.
+#[derive(Debug)]
+pub struct End {
+    pub outcome: Outcome,
+    /// It was ended so that it begins anew as its pod has it now, whatever the restart policy says.
+    pub is_replaced: bool,
+}
+
+/// That a container is to end while it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct EndWanted {
+    /// The time that it has for that.
+    pub deadline: Instant,
+    /// See [`End::is_replaced`].
+    pub is_replaced: bool,
+}
+
+/// Resolves when the container is to end, with its pod, for another image or because its probes say so, and tells so.
+pub async fn end_wanted(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    image: &LoadedImage,
+) -> EndWanted {
     let name = &container.name;
     let (probes, rules) = probes(context, container);
     let asked = async {
@@ -54,25 +76,29 @@ pub async fn end_wanted(context: &PodContext, kind: ContainerKind, container: &C
             false => std::future::pending().await,
         }
     };
-    let (message, deadline) = tokio::select! {
-        deadline = context.termination.asked(place(context, kind, name)) => (format!("Stopping container {name}"), deadline),
+    let soon = || Instant::now() + context.latest().grace_period();
+    let (message, deadline, is_replaced) = tokio::select! {
+        deadline = context.termination.asked(place(context, kind, name)) => {
+            (format!("Stopping container {name}"), deadline, false)
+        }
         () = context.image_changed(kind, container) => {
-            let deadline = Instant::now() + context.latest().grace_period();
-            (format!("Container {name} definition changed, will be restarted"), deadline)
+            (format!("Container {name} definition changed, will be restarted"), soon(), true)
+        }
+        () = local_module::rebuilt(context, kind, container, image) => {
+            (format!("Container {name} has a new module in {}, will be restarted", image.name), soon(), true)
         }
         () = resize::restart_wanted(context, kind, container) => {
-            let deadline = Instant::now() + context.latest().grace_period();
-            (format!("Container {name} resize requires restart"), deadline)
+            (format!("Container {name} resize requires restart"), soon(), true)
         }
         unhealthy = asked => {
             let grace_period = unhealthy.grace_period.unwrap_or_else(|| context.latest().grace_period());
             let probe = unhealthy.probe.to_lowercase();
             tracing::warn!(pod = context.pod.key(), container = name, probe, "the container is ended, as its probe says");
-            (format!("Container {name} failed {probe} probe, will be restarted"), Instant::now() + grace_period)
+            (format!("Container {name} failed {probe} probe, will be restarted"), Instant::now() + grace_period, false)
         }
     };
     context.event(kind, name, EventType::Normal, "Killing", message);
-    deadline
+    EndWanted { deadline, is_replaced }
 }
 
 /// Init containers that run to their end are not.

@@ -8,7 +8,7 @@ use crate::services::ClusterAccess;
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::HandlersConfig;
 use akri_krustlet_host::DirectoryWatcher;
-use akri_krustlet_images::{GarbageCollection, NodeCredentials};
+use akri_krustlet_images::{GarbageCollection, ImagePolicy, NodeCredentials};
 use akri_krustlet_runtime::network::NodeNetwork;
 use akri_krustlet_runtime::{RuntimeConfig, RuntimeError};
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub struct NodeConfig {
     pub runtime: RuntimeConfig,
     /// Registries it speaks to without TLS, as `host` or `host:port`.
     pub insecure_registries: Vec<String>,
+    /// What is asked of images before they are run.
+    pub image_policy: ImagePolicy,
     /// Credentials for registries, for all pods.
     pub registry_credentials: NodeCredentials,
     /// Whether pods of a cluster may run files of this machine.

@@ -107,6 +107,7 @@ impl Node {
             credentials: config.registry_credentials,
             module_size_limit: runtime.module_size_limit(),
             garbage_collection: config.image_gc,
+            policy: config.image_policy,
         })
         .map_err(NodeError::Images)?;
         let last_lists = config.handlers.last_lists.clone();

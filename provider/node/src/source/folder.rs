@@ -10,7 +10,7 @@ use akri_krustlet_host::DirectoryWatcher;
 use akri_krustlet_host::file::FileStamp;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Watches a folder.
@@ -99,7 +99,7 @@ impl FolderSource {
         if metadata.len() > MOST_FILE {
             return Err(format!("manifest {}: larger than {} MiB", path.display(), MOST_FILE >> 20));
         }
-        let stamp = Some(FileStamp::of(&metadata)).filter(|stamp| stamp.is_settled(SystemTime::now()));
+        let stamp = FileStamp::settled(&metadata);
         if stamp.is_some() && self.files.get(path).is_some_and(|file| file.stamp == stamp) {
             complaints.extend(self.files.get(path).into_iter().flat_map(|file| file.complaints.iter().cloned()));
             return Ok(());

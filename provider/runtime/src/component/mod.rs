@@ -210,6 +210,8 @@ pub(crate) fn store(
     store.set_hostcall_fuel(CALL_BYTES);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Yield(1)));
+    // Only an engine that counts has fuel, and then there is no end of it.
+    let _ = store.set_fuel(u64::MAX);
     Ok(store)
 }
 

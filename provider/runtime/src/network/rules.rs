@@ -59,6 +59,13 @@ impl Ports {
     pub fn contain(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.contains(&port))
     }
+
+    pub(super) fn meet(&self, other: &Self) -> bool {
+        let meets = |range: &RangeInclusive<u16>| {
+            other.0.iter().any(|other| range.start() <= other.end() && other.start() <= range.end())
+        };
+        self.0.iter().any(meets)
+    }
 }
 
 /// A host's name, or all in a domain.
@@ -106,6 +113,12 @@ impl NamePattern {
     }
 }
 
+impl NamePattern {
+    fn meets(&self, other: &Self) -> bool {
+        self.matches(&other.name) || other.matches(&self.name) || self == other
+    }
+}
+
 /// A last label of digits is an address that is written wrong.
 fn is_number(name: &str) -> bool {
     name.rsplit('.').next().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()))
@@ -118,6 +131,16 @@ pub enum Target {
     Net(IpNet),
     /// What a name leads to.
     Name(NamePattern),
+}
+
+impl Target {
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Net(one), Self::Net(other)) => one.contains(other) || other.contains(one),
+            (Self::Name(one), Self::Name(other)) => one.meets(other),
+            _ => false,
+        }
+    }
 }
 
 /// One rule.
@@ -171,7 +194,45 @@ pub struct RuleError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkRules(pub Vec<Rule>);
 
+impl Rule {
+    /// Whether something of what another rule gives is given by this one.
+    fn gives_some_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Reach { protocol, target, ports }, Self::Reach { protocol: of, target: other, ports: others }) => {
+                protocol == of && target.meets(other) && ports.meet(others)
+            }
+            (Self::Reach { protocol, .. } | Self::Details(protocol), Self::Details(of)) => protocol == of,
+            (Self::Http(url), Self::Http(other)) => url.meets(other),
+            // A connection to a place is requests to it, too.
+            (Self::Reach { protocol: Protocol::Tcp, target, ports }, Self::Http(url)) => url.is_among(target, ports),
+            (
+                Self::Http(_)
+                | Self::HttpDetails(_)
+                | Self::Reach { protocol: Protocol::Tcp, .. }
+                | Self::Details(Protocol::Tcp),
+                Self::HttpDetails(_),
+            ) => true,
+            (Self::Names(name) | Self::Reach { target: Target::Name(name), .. }, Self::Names(other)) => {
+                name.meets(other)
+            }
+            (Self::Http(url), Self::Names(other)) => matches!(&url.host, Target::Name(name) if name.meets(other)),
+            (Self::Listen { protocol, ports }, Self::Listen { protocol: of, ports: others }) => {
+                protocol == of && ports.meet(others)
+            }
+            (Self::Join { groups, ports, .. }, Self::Join { groups: other, ports: others, .. }) => {
+                (groups.contains(other) || other.contains(groups)) && ports.meet(others)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl NetworkRules {
+    /// Whether one of them gives something of what a rule would give.
+    pub fn give_some_of(&self, rule: &Rule) -> bool {
+        self.0.iter().any(|own| own.gives_some_of(rule))
+    }
+
     /// Whether one of them gives listening on a port, or on any without one.
     pub fn give_listening(&self, protocol: Protocol, port: Option<u16>) -> bool {
         self.0.iter().any(|rule| match rule {
@@ -372,6 +433,39 @@ fn denied(text: &str) -> Result<(Target, Option<Ports>), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_that_give_something_of_another_one_are_known() {
+        for (given, asked, is_given) in [
+            ("tcp 10.0.0.0/8:80", "tcp 10.1.0.0/16:1-100", true),
+            ("tcp 10.0.0.0/8:80", "udp 10.1.0.0/16:80", false),
+            ("tcp 10.0.0.0/8:80", "tcp 10.1.0.0/16:81-90", false),
+            ("tcp 10.0.0.0/8:80", "tcp 192.168.0.0/16:80", false),
+            ("tcp *.plant.example:80", "tcp a.plant.example:80", true),
+            ("tcp a.plant.example:80", "tcp *.plant.example:80", true),
+            ("tcp a.example:80", "tcp b.example:80", false),
+            ("tcp 10.0.0.0/8:4840", "tcp details", true),
+            ("udp 10.0.0.0/8:4840", "tcp details", false),
+            ("tcp details", "tcp 10.0.0.1:80", false),
+            ("http https://a.example", "http details", true),
+            ("http http://a.example", "http https://a.example", false),
+            ("http http://[10.0.0.0/8]:80/onvif/*", "http http://[10.1.0.0/16]:1-65535/onvif/*", true),
+            ("http http://[10.0.0.0/8]:80/onvif/*", "http http://[10.1.0.0/16]:80/other", false),
+            ("tcp 10.0.0.1:80", "http http://[10.0.0.0/8]:80", true),
+            ("dns *", "dns lds.example", true),
+            ("dns lds.example", "dns *", true),
+            ("http https://a.example", "dns a.example", true),
+            ("tcp a.example:80", "dns b.example", false),
+            ("listen tcp 80", "listen tcp 1-100", true),
+            ("listen tcp 80", "listen udp 80", false),
+            ("join 239.0.0.0/8:3702 on eth0", "join 239.255.255.250:3702", true),
+            ("join 239.0.0.0/8:3702", "udp 239.255.255.250:3702", false),
+            ("", "dns *", false),
+        ] {
+            let read = |text: &str| text.parse::<NetworkRules>().unwrap();
+            assert_eq!(read(given).give_some_of(&read(asked).0[0]), is_given, "{given:?} of {asked:?}");
+        }
+    }
 
     #[test]
     fn every_rule_is_read() {

@@ -118,6 +118,22 @@ impl UrlPattern {
         Ok(Self { scheme, host, ports, paths: paths(path)?, certificates })
     }
 
+    /// Whether some request is one of these and one of the others.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let paths = match (&self.paths, &other.paths) {
+            (Paths::All, _) | (_, Paths::All) => true,
+            (Paths::One(one), Paths::One(other)) => one == other,
+            (Paths::One(one), Paths::Below(start)) | (Paths::Below(start), Paths::One(one)) => one.starts_with(start),
+            (Paths::Below(one), Paths::Below(other)) => one.starts_with(other) || other.starts_with(one),
+        };
+        self.scheme == other.scheme && paths && other.is_among(&self.host, &self.ports)
+    }
+
+    /// Whether some request goes to these places.
+    pub(super) fn is_among(&self, host: &Target, ports: &Ports) -> bool {
+        self.host.meets(host) && self.ports.meet(ports)
+    }
+
     /// Whether a request is one of these but for its host.
     pub(super) fn covers(&self, url: &Url, port: u16) -> bool {
         let path = url.path();

@@ -9,6 +9,7 @@
 
 mod describe;
 mod schema;
+pub mod trial;
 
 use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};

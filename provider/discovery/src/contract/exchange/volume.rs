@@ -15,7 +15,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Largest file that is handed on, in bytes.
@@ -150,7 +150,7 @@ fn read_files(directory: &Path, known: &mut Known, finished: &Finished) -> std::
         let is_link = metadata.as_ref().is_some_and(|metadata| metadata.nlink() > 1);
         let is_new = finished.created.contains(key) || before.being_written.contains(key);
         let is_finished = finished.any || finished.names.contains(key) || (is_new && is_link);
-        let stamp = metadata.as_ref().and_then(settled);
+        let stamp = metadata.as_ref().and_then(FileStamp::settled);
         let content = match before.contents.get(key) {
             Some((old, content)) if !is_finished || (old.is_some() && *old == stamp) => Some((*old, content.clone())),
             None if is_new && !is_finished => {
@@ -176,12 +176,6 @@ fn read_files(directory: &Path, known: &mut Known, finished: &Finished) -> std::
         tracing::warn!(directory = %directory.display(), "not all of the exchange volume is handed on: {}", left_out.join("; "));
     }
     Ok(files)
-}
-
-/// What a file is; none for one that was changed so lately that its next change may look the same.
-fn settled(metadata: &std::fs::Metadata) -> Option<FileStamp> {
-    let stamp = FileStamp::of(metadata);
-    stamp.is_settled(SystemTime::now()).then_some(stamp)
 }
 
 #[cfg(test)]
