@@ -1,7 +1,8 @@
 //! `annotate`: what a module's author says of it, written into the module, for languages whose tools cannot.
 
 use akri_krustlet_host::file::write_durably;
-use akri_krustlet_runtime::needs::{ABOUT, SECTION, Said, VolumeNeed};
+use akri_krustlet_host::one_line;
+use akri_krustlet_runtime::needs::{ABOUT, Metadata, SECTION, VolumeNeed};
 use akri_krustlet_runtime::{ModuleKind, Needs};
 use anyhow::{Context as _, bail};
 use std::borrow::Cow;
@@ -24,8 +25,11 @@ pub(crate) struct AnnotateArguments {
     #[arg(long, value_name = "FILE")]
     needs: Option<PathBuf>,
     /// A rule of the network that it needs, as `udp 239.255.255.250:3702`; may be given several times
-    #[arg(long, value_name = "RULE")]
+    #[arg(long, value_name = "RULE", value_parser = rule)]
     network: Vec<String>,
+    /// A rule that it can do without; may be given several times
+    #[arg(long, value_name = "RULE", value_parser = rule)]
+    optional_network: Vec<String>,
     /// Subsystems whose uevents it follows, or `*`
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     uevents: Vec<String>,
@@ -58,6 +62,13 @@ pub(crate) struct AnnotateArguments {
     authors: Option<String>,
 }
 
+/// One rule of a network.
+pub(crate) fn rule(text: &str) -> Result<String, String> {
+    let needs = Needs { network: vec![text.to_owned()], ..Needs::default() };
+    needs.check().map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Where a guest looks for a directory, and of which one of this machine it is.
 pub(crate) fn volume(text: &str) -> Result<VolumeNeed, String> {
     let (text, writable) = match text.strip_suffix(":rw") {
         Some(text) => (text, true),
@@ -83,13 +94,14 @@ pub(crate) fn annotate(arguments: &AnnotateArguments) -> anyhow::Result<()> {
         bail!("nothing to write: name what the module needs or is (akri-krustlet annotate --help)");
     }
     let annotated = with_sections(&module, kind, &sections).with_context(of_module)?;
-    let said = Said::read(&annotated).with_context(of_module)?;
+    let Metadata { needs, about } = Metadata::read(&annotated);
+    let needs = needs.map_err(anyhow::Error::msg).with_context(of_module)?;
     let output = arguments.output.as_ref().unwrap_or(path);
     write_durably(output, &annotated, 0o644).with_context(|| output.display().to_string())?;
-    for (name, text) in &said.about {
-        println!("{name:13} {text}");
+    for (name, text) in &about {
+        println!("{name:13} {}", one_line(text, 2000));
     }
-    if let Some(needs) = &said.needs {
+    if let Some(needs) = &needs {
         println!("{:13} {}", "needs", serde_json::to_string(needs)?);
     }
     println!("{:13} {}, {} bytes", "module", output.display(), annotated.len());
@@ -112,15 +124,15 @@ impl AnnotateArguments {
 
     /// What it needs: the file's, or else the module's, each kind replaced by what is named here.
     fn all_needs(&self, module: &[u8]) -> anyhow::Result<Option<Needs>> {
-        let Self { network, uevents, links, volumes, host_paths, .. } = self;
-        let is_named = !(network.is_empty() && uevents.is_empty() && links.is_empty());
+        let Self { network, optional_network, uevents, links, volumes, host_paths, .. } = self;
+        let is_named = [network, optional_network, uevents, links].iter().any(|texts| !texts.is_empty());
         if !is_named && volumes.is_empty() && host_paths.is_empty() && self.needs.is_none() {
             return Ok(None);
         }
         let mut needs = match &self.needs {
             Some(file) => read_needs(file)?,
             // What cannot be read is what is replaced.
-            None => Said::read(module).ok().and_then(|said| said.needs).unwrap_or_default(),
+            None => Metadata::read(module).needs.ok().flatten().unwrap_or_default(),
         };
         let replace = |old: &mut Vec<String>, new: &Vec<String>| {
             if !new.is_empty() {
@@ -128,6 +140,7 @@ impl AnnotateArguments {
             }
         };
         replace(&mut needs.network, network);
+        replace(&mut needs.optional_network, optional_network);
         replace(&mut needs.uevents, uevents);
         replace(&mut needs.links, links);
         replace(&mut needs.host_paths, host_paths);

@@ -106,12 +106,12 @@ impl Inspected {
 
     /// What its author says that it needs.
     pub(crate) fn needs(&self) -> Option<&Needs> {
-        self.program.said().ok()?.needs.as_ref()
+        self.program.metadata().needs.as_ref().ok()?.as_ref()
     }
 
     /// What its author says that it is.
     pub(crate) fn about(&self) -> BTreeMap<&'static str, String> {
-        self.program.said().map(|said| said.about.clone()).unwrap_or_default()
+        self.program.metadata().about.clone()
     }
 
     /// What its pod has to say: for what it needs, or else so that it may use what it imports, each once.
@@ -241,8 +241,14 @@ fn check_pod(module: &Inspected, manifest: &Path, container: Option<&str>) -> an
 }
 
 fn print_grants(module: &Inspected) {
-    if let Err(error) = module.program.said() {
+    if let Err(error) = &module.program.metadata().needs {
         println!("{:13} {error}", "needs");
+    }
+    for rule in module.needs().iter().flat_map(|needs| &needs.optional_network) {
+        println!("{:13} {}", "may use", one_line(rule, MOST_LINE));
+    }
+    for path in module.needs().iter().flat_map(|needs| &needs.optional_volumes) {
+        println!("{:13} a volume mounted at {}", "may use", one_line(path, MOST_LINE));
     }
     for (number, line) in module.grants().into_iter().enumerate() {
         let of_author = if module.needs().is_some() { "needs" } else { "granted by" };

@@ -1,10 +1,11 @@
 //! `discover`: the Agent's side, for the author of a handler.
 
 use crate::offer::Offers;
-use crate::output::{host_name, spinner, table, text_of};
+use crate::output::{host_name, plain_name, spinner, table, text_of};
 use akri_krustlet_devices::offer::OfferError;
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_krustlet_discovery::instance;
+use akri_krustlet_host::one_line;
 use akri_krustlet_host::socket::SocketError;
 use akri_proto::v0::{ByteData, Device, DiscoverRequest};
 use std::collections::BTreeMap;
@@ -78,6 +79,9 @@ enum Format {
     Json,
 }
 
+/// Letters of a device's id or property that a table shows.
+const MOST_CELL: usize = 4096;
+
 /// How a run ends, with its message.
 enum End {
     Listed,
@@ -146,14 +150,7 @@ async fn run(arguments: &DiscoverArguments) -> End {
 
 /// `debugEcho` becomes `akri-debug-echo`, as Akri's own manifests name their Configurations.
 pub(crate) fn default_configuration(handler: &str) -> String {
-    let mut name = "akri-".to_owned();
-    for letter in handler.chars() {
-        if letter.is_ascii_uppercase() && !name.ends_with('-') {
-            name.push('-');
-        }
-        name.push(letter.to_ascii_lowercase());
-    }
-    name
+    format!("akri-{}", plain_name(handler))
 }
 
 /// What `--details` says: the text itself, `-` for standard input, or `@FILE`.
@@ -355,7 +352,9 @@ impl Lists {
                 device.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
             properties.extend(device.mounts.iter().map(|mount| format!("mount {}", mount.host_path)));
             properties.extend(device.device_specs.iter().map(|spec| format!("device {}", spec.host_path)));
-            table.add_row([mark.to_owned(), self.instance(&device.id), device.id.clone(), properties.join("\n")]);
+            // A guest's words, and a terminal that takes some for orders.
+            let properties = properties.iter().map(|text| one_line(text, MOST_CELL)).collect::<Vec<_>>().join("\n");
+            table.add_row([mark.to_owned(), self.instance(&device.id), one_line(&device.id, MOST_CELL), properties]);
         }
         text.push('\n');
         text.push_str(&text_of(&table));

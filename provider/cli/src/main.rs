@@ -84,6 +84,9 @@ enum Command {
     },
     /// Print what of a pod's specification this node honours, ignores and refuses, as Markdown
     PodSupport,
+    /// Print all commands with their flags, as Markdown (docs/cli.md)
+    #[command(hide = true)]
+    Reference,
     /// Compile a module from standard input (used by the node itself)
     #[command(hide = true)]
     CompileModule,
@@ -158,6 +161,25 @@ fn run_arguments() -> anyhow::Result<Box<run::RunArguments>> {
     }
 }
 
+/// Letters of a line of the reference.
+const WIDTH: usize = 100;
+
+/// All commands that are no secret, with their help.
+fn reference(command: clap::Command) -> String {
+    let mut page =
+        "# Commands\n\nWhat `akri-krustlet COMMAND --help` prints; a test holds this page to it.\n".to_owned();
+    let names = command.get_subcommands().filter(|one| !one.is_hide_set() && one.get_name() != "help");
+    for name in names.map(|one| one.get_name().to_owned()).collect::<Vec<_>>() {
+        let Some(one) = command.find_subcommand(&name) else { continue };
+        // The values are those of whoever prints it.
+        let mut one = one.clone().mut_args(|argument| argument.hide_env_values(true)).term_width(WIDTH);
+        let help = one.render_long_help().to_string();
+        let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+        page.push_str(&format!("\n## akri-krustlet {name}\n\n```text\n{}\n```\n", help.trim()));
+    }
+    page
+}
+
 fn main() -> ExitCode {
     // Before anything else: the compile child starts no threads and reads no environment.
     if std::env::args_os().nth(1).is_some_and(|command| command == "compile-module") {
@@ -195,6 +217,10 @@ fn main() -> ExitCode {
             .map_err(|error| anyhow::anyhow!("{}: {error}", directory.display())),
         Command::PodSupport => {
             print!("{}", akri_krustlet_node::support::page());
+            Ok(())
+        }
+        Command::Reference => {
+            print!("{}", reference(command()));
             Ok(())
         }
         Command::CompileModule => unreachable!("handled above"),

@@ -2,10 +2,11 @@
 
 use crate::check::Inspected;
 use crate::discover::default_configuration;
-use crate::output::spinner;
+use crate::output::{plain_name, spinner};
 use crate::publish::{RegistryArguments, image, pulled, wait};
-use akri_krustlet_discovery::settings::{self, ALLOWED_HOST_PATHS};
-use akri_krustlet_node::grants::{LINKS, NETWORK, UEVENTS};
+use akri_krustlet_discovery::settings;
+use akri_krustlet_host::one_line;
+use akri_krustlet_node::needs::{annotations, pod_lines};
 use akri_krustlet_runtime::needs::VolumeNeed;
 use akri_krustlet_runtime::{ModuleKind, Needs};
 use anyhow::{Context as _, bail};
@@ -31,6 +32,9 @@ pub(crate) struct ManifestsArguments {
     /// The discovery handler that a module of preview 1 is; a component says it itself
     #[arg(long, value_name = "NAME")]
     handler: Option<String>,
+    /// Take an image only if this policy lets a node run it (`run --image-policy`)
+    #[arg(long, env = "KRUSTLET_IMAGE_POLICY", value_name = "FILE")]
+    image_policy: Option<PathBuf>,
     #[command(flatten)]
     registries: RegistryArguments,
 }
@@ -66,6 +70,8 @@ struct Subject {
     module: Inspected,
     name: String,
     image: String,
+    /// What its Configuration is called, if that is said.
+    configuration: Option<String>,
     /// The discovery handler that it is.
     handler: Option<String>,
     needs: Needs,
@@ -82,6 +88,13 @@ pub(crate) fn manifests(arguments: &ManifestsArguments) -> anyhow::Result<()> {
     };
     let texts = documents.iter().map(serde_saphyr::to_string).collect::<Result<Vec<_>, _>>()?;
     print!("{}", texts.join("---\n"));
+    let lines = pod_lines(&subject.needs);
+    if !lines.is_empty() {
+        eprintln!(
+            "Read them before you apply them, and narrow what you can. They give what the module asks for: {}",
+            lines.join("; ")
+        );
+    }
     Ok(())
 }
 
@@ -105,27 +118,17 @@ impl Subject {
         };
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("module");
         let name = arguments.name.clone().unwrap_or_else(|| plain_name(handler.as_deref().unwrap_or(stem)));
-        let needs = match module.program.said() {
-            Ok(said) => said.needs.clone().unwrap_or_default(),
+        let needs = match &module.program.metadata().needs {
+            Ok(needs) => needs.clone().unwrap_or_default(),
             Err(error) => bail!("{}: {error}", arguments.module),
         };
         let image = arguments.image.clone().unwrap_or(own_image);
-        Ok(Self { module, name, image, handler, needs })
+        Ok(Self { module, name, image, configuration: arguments.name.clone(), handler, needs })
     }
 
     fn metadata(&self) -> Value {
-        let Needs { network, uevents, links, host_paths, .. } = &self.needs;
-        let annotations = [
-            (NETWORK, network.iter().map(|rule| format!("{rule}\n")).collect()),
-            (UEVENTS, uevents.join(", ")),
-            (LINKS, links.join(", ")),
-            (ALLOWED_HOST_PATHS, host_paths.join(",")),
-        ];
-        let said: serde_json::Map<_, _> = annotations
-            .into_iter()
-            .filter(|(_, text): &(_, String)| !text.is_empty())
-            .map(|(name, text)| (name.to_owned(), text.into()))
-            .collect();
+        let said: serde_json::Map<_, _> =
+            annotations(&self.needs).into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect();
         let mut metadata = json!({"labels": {"app": self.name}});
         if !said.is_empty() {
             metadata["annotations"] = said.into();
@@ -163,7 +166,7 @@ impl Subject {
                 {"key": "node.kubernetes.io/network-unavailable", "operator": "Exists", "effect": "NoSchedule"},
             ],
         });
-        if !self.needs.network.is_empty() {
+        if !(self.needs.network.is_empty() && self.needs.optional_network.is_empty()) {
             spec["hostNetwork"] = true.into();
         }
         if !volumes.is_empty() {
@@ -198,7 +201,7 @@ impl Subject {
         let schema: Option<Value> = schema.and_then(|schema| serde_json::from_str(schema.text()).ok());
         Ok(json!({
             "apiVersion": "akri.sh/v0", "kind": "Configuration",
-            "metadata": {"name": default_configuration(handler)},
+            "metadata": {"name": self.configuration.clone().unwrap_or_else(|| default_configuration(handler))},
             "spec": {
                 "discoveryHandler": {"name": handler, "discoveryDetails": details(schema.as_ref())},
                 "capacity": 1,
@@ -217,30 +220,13 @@ fn pulled_module(arguments: &ManifestsArguments) -> anyhow::Result<(Inspected, S
     };
     let credentials = arguments.registries.credentials()?;
     let scratch = tempfile::tempdir().context("no temporary directory to pull into")?;
-    let images = arguments.registries.images(scratch.path(), None)?;
+    let images = arguments.registries.images(scratch.path(), arguments.image_policy.clone())?;
     let progress = spinner(format!("pulling {}", reference.whole()));
     let pulled = wait(pulled(&images, &reference, &credentials))?;
     progress.finish_and_clear();
-    let (_, file): (_, PathBuf) = pulled?;
-    Ok((Inspected::read(&file)?, reference.whole()))
-}
-
-/// `debugEcho` becomes `debug-echo`.
-fn plain_name(text: &str) -> String {
-    let (mut name, mut is_word) = (String::new(), false);
-    for letter in text.chars().take(40) {
-        if letter.is_ascii_uppercase() && is_word {
-            name.push('-');
-        }
-        is_word = letter.is_ascii_lowercase();
-        match letter.to_ascii_lowercase() {
-            letter if letter.is_ascii_alphanumeric() => name.push(letter),
-            _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
-            _ => {}
-        }
-    }
-    let name = name.trim_end_matches('-');
-    if name.is_empty() { "module".to_owned() } else { name.to_owned() }
+    let (found, file) = pulled?;
+    // What was looked at, whatever the tag is later.
+    Ok((Inspected::read(&file)?, found.id))
 }
 
 fn volume((need, number): (&VolumeNeed, u32)) -> (Value, Value) {
@@ -248,8 +234,14 @@ fn volume((need, number): (&VolumeNeed, u32)) -> (Value, Value) {
     let last = plain_name(path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("root"));
     let name = format!("{}-{number}", &last[..last.len().min(50)]);
     let mount = json!({"name": name, "mountPath": path, "readOnly": !writable});
-    let source = source.as_ref().unwrap_or(path);
-    (mount, json!({"name": name, "hostPath": {"path": source, "type": "DirectoryOrCreate"}}))
+    // A directory of the host is not made because a module says so.
+    let volume = match (source, writable) {
+        (None, true) => json!({"name": name, "emptyDir": {}}),
+        (source, _) => {
+            json!({"name": name, "hostPath": {"path": source.as_ref().unwrap_or(path), "type": "Directory"}})
+        }
+    };
+    (mount, volume)
 }
 
 /// Details to begin with: what the schema asks for, and as comments what may be said besides.
@@ -263,8 +255,8 @@ fn details(schema: Option<&Value>) -> String {
     let mut text = String::new();
     for name in properties.keys().filter(is_required).chain(properties.keys().filter(|name| !is_required(name))) {
         let property = resolved(schema, &properties[name]);
-        for line in property["description"].as_str().into_iter().flat_map(str::lines) {
-            text.push_str(&format!("# {}\n", line.trim()));
+        for line in property["description"].as_str().into_iter().flat_map(|text| text.split(['\n', '\r'])) {
+            text.push_str(&format!("# {}\n", one_line(line.trim(), 200)));
         }
         let value = json!({name: example(schema, property, 0)});
         let written = serde_saphyr::to_string(&value).unwrap_or_default();
@@ -330,9 +322,10 @@ mod tests {
             "$defs": {"item": {"type": "object", "required": ["a"], "properties": {"a": {"enum": ["x", "y"]}}}},
         });
         let text = details(Some(&schema));
-        assert_eq!(text, "list:\n- a: x\n# Where.\n# Not how.\nurl: TEXT\n# every: 10\n");
+        // In the schema's order.
+        assert_eq!(text, "# Where.\n# Not how.\nurl: TEXT\nlist:\n- a: x\n# every: 10\n");
         let read: Value = serde_saphyr::from_str(&text).unwrap();
-        assert_eq!(read, json!({"list": [{"a": "x"}], "url": "TEXT"}));
+        assert_eq!(read, json!({"url": "TEXT", "list": [{"a": "x"}]}));
         assert_eq!(serde_saphyr::from_str::<Value>(&details(None)).unwrap(), json!({}));
         let circular = json!({"properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]});
         assert_eq!(details(Some(&circular)), "a: TEXT\n");

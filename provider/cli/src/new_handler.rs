@@ -12,9 +12,9 @@ pub(crate) struct NewHandlerArguments {
     /// What it is written in
     #[arg(long, value_enum, default_value_t)]
     language: Language,
-    /// How it finds its devices; the project begins with something that works by it
-    #[arg(long, value_enum, default_value_t)]
-    protocol: Protocol,
+    /// How it finds its devices; the project begins with something that works by it [default: file; in JavaScript the details name them]
+    #[arg(long, value_enum)]
+    protocol: Option<Protocol>,
     /// Where to make it [default: NAME, here]
     #[arg(value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -24,12 +24,16 @@ pub(crate) struct NewHandlerArguments {
 enum Language {
     #[default]
     Rust,
+    /// JavaScript; needs npm
+    #[value(alias = "javascript")]
+    Js,
+    /// Python; needs python3
+    Python,
 }
 
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Protocol {
     /// A file of a volume
-    #[default]
     File,
     /// A web server
     Http,
@@ -133,7 +137,7 @@ const RESERVED: [&str; 67] = [
 
 macro_rules! template {
     ($file:literal) => {
-        include_str!(concat!("../../../wasm-handlers/templates/rust/", $file))
+        include_str!(concat!("../../../wasm-handlers/templates/", $file))
     };
 }
 
@@ -189,7 +193,7 @@ impl Protocol {
         match self {
             Self::File => Parts {
                 what: "each line of a file is a device",
-                source: template!("file.rs"),
+                source: template!("rust/file.rs"),
                 annotations: "",
                 has_network: false,
                 mount: Some(("/etc/devices", "../devices")),
@@ -197,7 +201,7 @@ impl Protocol {
             },
             Self::Http => Parts {
                 what: "each line of what a web server answers is a device",
-                source: template!("http.rs"),
+                source: template!("rust/http.rs"),
                 annotations: "    # The servers that Configurations name; narrow it to yours.\n    akri-krustlet/network: http details\n",
                 has_network: true,
                 mount: None,
@@ -205,7 +209,7 @@ impl Protocol {
             },
             Self::Udp => Parts {
                 what: "who answers a datagram is a device",
-                source: template!("udp.rs"),
+                source: template!("rust/udp.rs"),
                 annotations: "    # Where it may ask.\n    akri-krustlet/network: udp 239.255.0.1:4000\n",
                 has_network: true,
                 mount: None,
@@ -213,7 +217,7 @@ impl Protocol {
             },
             Self::Tcp => Parts {
                 what: "a server is asked for a list by a connection",
-                source: template!("tcp.rs"),
+                source: template!("rust/tcp.rs"),
                 annotations: "    # The server; yours will be another one.\n    akri-krustlet/network: tcp plant.example:7000\n",
                 has_network: true,
                 mount: None,
@@ -221,7 +225,7 @@ impl Protocol {
             },
             Self::Uevents => Parts {
                 what: "what a class of the kernel has is a device",
-                source: template!("uevents.rs"),
+                source: template!("rust/uevents.rs"),
                 annotations: "    # Which uevents of the kernel it may follow.\n    akri-krustlet/uevents: tty\n",
                 has_network: false,
                 mount: Some(("/sys", "/sys")),
@@ -231,65 +235,170 @@ impl Protocol {
     }
 }
 
-/// The files of a project: path, and content.
-fn project(name: &str, protocol: Protocol) -> Vec<(String, String)> {
-    let parts = protocol.parts();
-    let file = format!("{}.wasm", name.replace('-', "_"));
-    let words = name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]);
-    // With a word that none of the names has that the templates use.
-    let type_name = words.collect::<String>() + "Handler";
-    let variable = format!("{}_DEVICE", name.replace('-', "_").to_uppercase());
-    let indented = |text: &str| text.lines().map(|line| format!("      {line}\n")).collect::<String>();
-    let annotations = match parts.annotations {
-        "" => String::new(),
-        annotations => format!("  annotations:\n{annotations}"),
-    };
-    let network = if parts.has_network { "  hostNetwork: true\n" } else { "" };
-    // Below the manifest's folder here, which a cluster does not have.
-    let note = match parts.mount {
-        Some((_, path)) if path.starts_with("..") => {
-            "  # For a cluster: an absolute path of its nodes, or a configMap.\n"
-        }
-        _ => "",
-    };
-    let (mounts, volumes) = match parts.mount {
-        Some((mount, path)) => (
-            format!("    volumeMounts:\n    - {{name: devices, mountPath: {mount}, readOnly: true}}\n"),
-            format!("  volumes:\n{note}  - {{name: devices, hostPath: {{path: {path}}}}}"),
-        ),
-        None => (String::new(), String::new()),
-    };
-    let filled = |template: &str| {
+/// What a project in another language than Rust has otherwise.
+struct Other {
+    language: &'static str,
+    parts: Parts,
+    /// Interfaces that its world has besides the handler's.
+    imports: &'static str,
+    files: &'static [(&'static str, &'static str)],
+}
+
+const IN_JAVASCRIPT: Other = Other {
+    language: "JavaScript",
+    parts: Parts {
+        what: "each name in the details is a device",
+        source: template!("javascript/handler.js"),
+        annotations: "",
+        has_network: false,
+        mount: None,
+        details: "names: [one, two]\n",
+    },
+    imports: "",
+    files: &[
+        ("handler.js", template!("javascript/handler.js")),
+        ("devices.js", template!("javascript/devices.js")),
+        ("devices.test.js", template!("javascript/devices.test.js")),
+        ("package.json", template!("javascript/package.json.in")),
+        ("Makefile", template!("javascript/Makefile.in")),
+        (".gitignore", template!("javascript/gitignore")),
+    ],
+};
+
+const IN_PYTHON: Other = Other {
+    language: "Python",
+    parts: Parts {
+        what: "each line of a file is a device",
+        source: template!("python/handler.py"),
+        annotations: "",
+        has_network: false,
+        mount: Some(("/etc/devices", "../devices")),
+        details: "file: devices.txt\n",
+    },
+    imports: "    import akri:host/watch@0.1.0;\n",
+    files: &[
+        ("handler.py", template!("python/handler.py")),
+        ("devices.py", template!("python/devices.py")),
+        ("test_devices.py", template!("python/test_devices.py")),
+        ("requirements.txt", template!("python/requirements.txt")),
+        ("Makefile", template!("python/Makefile.in")),
+        (".gitignore", template!("python/gitignore")),
+    ],
+};
+
+/// What is filled into templates.
+struct Values<'a> {
+    name: &'a str,
+    file: String,
+    /// Of the module, from the project.
+    module: String,
+    memory: &'static str,
+    cpu: &'static str,
+    language: &'static str,
+    imports: &'static str,
+}
+
+impl Values<'_> {
+    /// A template with them, and what a pod and a Configuration have by the parts.
+    fn filled(&self, template: &str, parts: &Parts) -> String {
+        let words = self.name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]);
+        // With a word that none of the names has that the templates use.
+        let type_name = words.collect::<String>() + "Handler";
+        let variable = format!("{}_DEVICE", self.name.replace('-', "_").to_uppercase());
+        let details = parts.details.lines().map(|line| format!("      {line}\n")).collect::<String>();
+        let annotations = match parts.annotations {
+            "" => String::new(),
+            annotations => format!("  annotations:\n{annotations}"),
+        };
+        // Below the manifest's folder here, which a cluster does not have.
+        let note = match parts.mount {
+            Some((_, path)) if path.starts_with("..") => {
+                "  # For a cluster: an absolute path of its nodes, or a configMap.\n"
+            }
+            _ => "",
+        };
+        let (mounts, volumes) = match parts.mount {
+            Some((mount, path)) => (
+                format!("    volumeMounts:\n    - {{name: devices, mountPath: {mount}, readOnly: true}}\n"),
+                format!("  volumes:\n{note}  - {{name: devices, hostPath: {{path: {path}}}}}"),
+            ),
+            None => (String::new(), String::new()),
+        };
         let values = [
-            ("{{name}}", name),
-            ("{{file}}", &file),
+            ("{{name}}", self.name),
+            ("{{file}}", &self.file),
+            ("{{module}}", &self.module),
+            ("{{memory}}", self.memory),
+            ("{{cpu}}", self.cpu),
+            ("{{language}}", self.language),
+            ("{{imports}}", self.imports),
             ("{{what}}", parts.what),
             ("{{Type}}", &type_name),
             ("{{VARIABLE}}", &variable),
             ("{{annotations}}", &annotations),
-            ("{{network}}", network),
+            ("{{network}}", if parts.has_network { "  hostNetwork: true\n" } else { "" }),
             ("{{mounts}}", &mounts),
             ("{{volumes}}", &volumes),
-            ("{{details}}", &indented(parts.details)),
+            ("{{details}}", &details),
         ];
-        values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(key, value)).trim_end().to_owned()
-            + "\n"
-    };
-    let mut files = vec![
-        ("Cargo.toml".to_owned(), filled(template!("Cargo.toml.in"))),
-        ("README.md".to_owned(), filled(template!("README.md.in"))),
-        (".gitignore".to_owned(), filled(template!("gitignore"))),
-        ("src/lib.rs".to_owned(), filled(parts.source)),
-        ("manifests/pod.yaml".to_owned(), filled(template!("pod.yaml.in"))),
-        ("configuration.yaml".to_owned(), filled(template!("configuration.yaml.in"))),
-        ("details.yaml".to_owned(), parts.details.to_owned()),
+        let text = values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(key, value));
+        text.trim_end().to_owned() + "\n"
+    }
+
+    /// What projects of all languages have.
+    fn common(&self, parts: &Parts) -> Vec<(String, String)> {
+        let mut files = vec![
+            ("manifests/pod.yaml".to_owned(), self.filled(template!("pod.yaml.in"), parts)),
+            ("configuration.yaml".to_owned(), self.filled(template!("configuration.yaml.in"), parts)),
+            ("details.yaml".to_owned(), parts.details.to_owned()),
+        ];
+        if parts.mount.is_some_and(|(_, path)| path == "../devices") {
+            files.push(("devices/devices.txt".to_owned(), "one\ntwo\n".to_owned()));
+        }
+        files
+    }
+}
+
+/// The files of a project: path, and content.
+fn project(name: &str, language: Language, protocol: Protocol) -> Vec<(String, String)> {
+    match language {
+        Language::Rust => rust_project(name, &protocol.parts()),
+        Language::Js => other_project(name, &IN_JAVASCRIPT),
+        Language::Python => other_project(name, &IN_PYTHON),
+    }
+}
+
+fn other_project(name: &str, other: &Other) -> Vec<(String, String)> {
+    let file = format!("{}.wasm", name.replace('-', "_"));
+    let module = format!("target/{file}");
+    // An interpreter is in it, and starts with each instance.
+    let (memory, cpu, Other { language, imports, .. }) = ("128Mi", "\"1\"", other);
+    let values = Values { name, file, module, memory, cpu, language, imports };
+    let parts = &other.parts;
+    let mut files = values.common(parts);
+    files.extend(other.files.iter().map(|(path, text)| ((*path).to_owned(), values.filled(text, parts))));
+    files.push(("README.md".to_owned(), values.filled(template!("README-other.md.in"), parts)));
+    files.push(("wit/handler.wit".to_owned(), values.filled(template!("world.wit"), parts)));
+    let [(_, world), (_, host)] = WIT;
+    files.push(("wit/deps/akri-discovery/world.wit".to_owned(), world.to_owned()));
+    files.push(("wit/deps/akri-host/host.wit".to_owned(), host.to_owned()));
+    files
+}
+
+fn rust_project(name: &str, parts: &Parts) -> Vec<(String, String)> {
+    let file = format!("{}.wasm", name.replace('-', "_"));
+    let module = format!("target/wasm32-wasip2/release/{file}");
+    let values = Values { name, file, module, memory: "64Mi", cpu: "200m", language: "Rust", imports: "" };
+    let mut files = values.common(parts);
+    files.extend([
+        ("Cargo.toml".to_owned(), values.filled(template!("rust/Cargo.toml.in"), parts)),
+        ("README.md".to_owned(), values.filled(template!("rust/README.md.in"), parts)),
+        (".gitignore".to_owned(), values.filled(template!("rust/gitignore"), parts)),
+        ("src/lib.rs".to_owned(), values.filled(parts.source, parts)),
         // The versions that this was tried with; cargo drops those of others.
         ("Cargo.lock".to_owned(), include_str!("../../../wasm-handlers/Cargo.lock").to_owned()),
         ("akri-handler/Cargo.toml".to_owned(), sdk_manifest()),
-    ];
-    if matches!(protocol, Protocol::File) {
-        files.push(("devices/devices.txt".to_owned(), "one\ntwo\n".to_owned()));
-    }
+    ]);
     // Beside it, not in the repository that it comes from.
     let sdk = SDK.iter().map(|(path, text)| (*path, text.replace("\"../../proto/wit\"", "\"wit\"")));
     files
@@ -315,7 +424,17 @@ fn sdk_manifest() -> String {
 }
 
 pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()> {
-    let NewHandlerArguments { name, language: Language::Rust, protocol, directory } = arguments;
+    let NewHandlerArguments { name, language, protocol, directory } = arguments;
+    let protocol = match (language, protocol) {
+        (Language::Rust, protocol) => protocol.unwrap_or(Protocol::File),
+        (Language::Python, None | Some(Protocol::File)) | (Language::Js, None) => Protocol::File,
+        (Language::Python, Some(_)) => bail!("a handler in Python begins with --protocol file; the others are in Rust"),
+        (Language::Js, Some(_)) => {
+            bail!(
+                "a handler in JavaScript begins with devices that its details name, without --protocol; the others are in Rust"
+            )
+        }
+    };
     let directory = directory.clone().unwrap_or_else(|| PathBuf::from(name));
     if directory.symlink_metadata().is_ok() {
         bail!("{} is there already and is not touched; name another directory", directory.display());
@@ -324,7 +443,7 @@ pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()>
     let failed = || format!("{} cannot be made", directory.display());
     // In whole, or not at all.
     let staged = tempfile::Builder::new().prefix(".new-handler-").tempdir_in(parent).with_context(failed)?;
-    for (path, content) in project(name, *protocol) {
+    for (path, content) in project(name, *language, protocol) {
         let path = staged.path().join(path);
         let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         written.and_then(|()| std::fs::write(&path, content)).with_context(failed)?;
@@ -334,18 +453,31 @@ pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()>
     std::fs::rename(staged.path(), &directory).with_context(failed)?;
     let _ = staged.keep();
     println!("{} is a handler that works; its README.md says how it is built, tested and run:", directory.display());
-    println!("  cd {} && cargo test && akri-krustlet dev", directory.display());
-    for missing in missing_tools() {
+    let test = if matches!(language, Language::Rust) { "cargo test" } else { "make test" };
+    println!("  cd {} && {test} && akri-krustlet dev", directory.display());
+    for missing in missing_tools(*language) {
         println!("{missing}");
     }
     Ok(())
 }
 
 /// What cannot be built here yet, and the way out.
-fn missing_tools() -> Vec<&'static str> {
+fn missing_tools(language: Language) -> Vec<&'static str> {
     let output = |program: &str, arguments: &[&str]| {
         std::process::Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())
     };
+    let needed = match language {
+        Language::Rust => None,
+        Language::Js => Some([("npm", "npm is missing (Debian: apt-get install npm)"), ("make", "make is missing")]),
+        Language::Python => Some([
+            ("python3", "python3 is missing, or its venv (Debian: apt-get install python3-venv)"),
+            ("make", "make is missing"),
+        ]),
+    };
+    if let Some(needed) = needed {
+        let is_missing = |(program, _): &(&str, &str)| output(program, &["--version"]).is_none();
+        return needed.into_iter().filter(is_missing).map(|(_, words)| words).collect();
+    }
     if output("cargo", &["--version"]).is_none() {
         return vec!["cargo is missing: https://rustup.rs installs it"];
     }
@@ -379,8 +511,10 @@ mod tests {
             }
         }
         assert_eq!(SDK.len(), here);
-        for protocol in Protocol::value_variants() {
-            for (path, content) in project("my-meter", *protocol) {
+        let in_rust = Protocol::value_variants().iter().map(|protocol| (Language::Rust, *protocol));
+        for (language, protocol) in in_rust.chain([(Language::Js, Protocol::File), (Language::Python, Protocol::File)])
+        {
+            for (path, content) in project("my-meter", language, protocol) {
                 let is_ours = !path.starts_with("akri-handler/src");
                 assert!(!is_ours || !content.contains("{{"), "{path}: {content}");
                 assert!(!path.ends_with("Cargo.toml") || !content.contains("workspace = true"), "{path}: {content}");

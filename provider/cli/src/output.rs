@@ -62,3 +62,21 @@ pub(crate) fn plain(path: &Path) -> PathBuf {
     }
     plain
 }
+
+/// A name as objects have it: `debugEcho` becomes `debug-echo`.
+pub(crate) fn plain_name(text: &str) -> String {
+    let (mut name, mut is_word) = (String::new(), false);
+    for letter in text.chars().take(40) {
+        if letter.is_ascii_uppercase() && is_word {
+            name.push('-');
+        }
+        is_word = letter.is_ascii_lowercase();
+        match letter.to_ascii_lowercase() {
+            letter if letter.is_ascii_alphanumeric() => name.push(letter),
+            _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
+            _ => {}
+        }
+    }
+    let name = name.trim_end_matches('-');
+    if name.is_empty() { "module".to_owned() } else { name.to_owned() }
+}

@@ -2,9 +2,10 @@
 
 use crate::DirectoryArguments;
 use crate::output::{age, table, text_of};
+use akri_krustlet_node::container::local_module::REPLACED;
 use akri_krustlet_node::data_directory::StoredPod;
 use akri_krustlet_node::status::DISCOVERY_HEALTHY;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 /// List the pods of the node on this machine, from its data directory: as kubectl would, and below the table what is wrong
 /// with any of them.
@@ -127,11 +128,12 @@ fn container_problem(container: &ContainerStatus) -> Option<String> {
     }
     let last = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
     let ended = state.terminated.as_ref().or(last).filter(|ended| ended.exit_code != 0);
-    // It runs again after the node was away, or was ended by the node: for another image, a new module, a probe.
-    let is_past = |last: &ContainerStateTerminated| {
-        last.exit_code == 255 || (last.exit_code == 137 && last.reason.as_deref() == Some("Error"))
-    };
-    if state.running.is_some() && last.is_none_or(is_past) {
+    // It runs again after the node was away.
+    if state.running.is_some() && last.is_none_or(|last| last.exit_code == 255) {
+        return None;
+    }
+    // It was ended so that it runs the module that was built anew.
+    if ended?.message.as_deref() == Some(REPLACED) {
         return None;
     }
     let message = ended?.message.clone().unwrap_or_else(|| "no message".to_owned());

@@ -265,6 +265,8 @@ pub(crate) fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let images = registries.images(scratch.path(), image_policy.clone())?;
     let progress = spinner(format!("pulling {}", image.whole()));
     let found = wait(async {
+        // By the name that pods have.
+        images.check_name(image).await.with_context(|| format!("image {}", image.whole()))?;
         let (digest, manifest) =
             images.manifest(image, &credentials).await.with_context(|| format!("image {}", image.whole()))?;
         // The same one, whatever the tag is meanwhile.

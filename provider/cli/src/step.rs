@@ -1,6 +1,6 @@
 //! `step`: a handler's module asked once, without a node.
 
-use crate::annotate::volume;
+use crate::annotate::{rule, volume};
 use crate::check::{Inspected, container_of};
 use crate::discover::{Lists, as_json, default_configuration, details_of, request_from};
 use crate::output::{host_name, plain};
@@ -8,14 +8,16 @@ use akri_krustlet_discovery::host_path::AllowList;
 use akri_krustlet_discovery::settings::{ALLOWED_HOST_PATHS, HandlerSettings};
 use akri_krustlet_discovery::trial::{Cost, Stepped, Trial, TrialError};
 use akri_krustlet_discovery::{ContainerSpec, HandlerInfo};
+use akri_krustlet_host::one_line;
 use akri_krustlet_node::grants;
+use akri_krustlet_node::needs::{annotations, pod_lines};
 use akri_krustlet_node::pod::PodObject;
 use akri_krustlet_runtime::events::Uevent;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits, LogOptions, LogPrinter, Logs};
 use akri_krustlet_runtime::needs::VolumeNeed;
 use akri_krustlet_runtime::network::{Denials, NetworkCeiling, NetworkGrant, NetworkRules, NodeNetwork};
 use akri_krustlet_runtime::{ContainerLimits, Counting, Needs, Preopen, RuntimeConfig};
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -26,7 +28,8 @@ use std::time::Duration;
 /// Ask a discovery handler's module without a node: opens a request, asks for a step, prints what it says, what that took and its
 /// log. What it may reach is what the flags give, and nothing else.
 ///
-/// Exit codes: 0 a list came; 1 the module cannot be asked; 2 no list came; 3 the details were refused.
+/// Exit codes: 0 a list came; 1 the module cannot be asked; 2 no list came; 3 the details were refused; 4 a list came, and not all of the
+/// steps.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StepArguments {
     /// The module's file: a component
@@ -37,8 +40,9 @@ pub(crate) struct StepArguments {
     /// A discovery property; may be given several times
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
-    /// Give it all that it says it needs (`describe` shows it)
-    #[arg(long)]
+    /// Give it what it says it needs (`describe` shows it), but for directories that it would write and those of the host's root and the
+    /// user's home: those take a --volume
+    #[arg(long, conflicts_with = "pod")]
     grant_needs: bool,
     /// Give it what the pod of this manifest gives: network, events, hostPath volumes, variables
     #[arg(long, value_name = "FILE")]
@@ -47,7 +51,7 @@ pub(crate) struct StepArguments {
     #[arg(long, value_name = "NAME", requires = "pod")]
     container: Option<String>,
     /// A rule of its network, as `udp 239.255.255.250:3702`; may be given several times
-    #[arg(long = "grant", value_name = "RULE")]
+    #[arg(long = "grant", visible_alias = "network", value_name = "RULE", value_parser = rule)]
     rules: Vec<String>,
     /// Subsystems whose uevents it may follow, or `*`
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
@@ -58,6 +62,9 @@ pub(crate) struct StepArguments {
     /// A directory that it sees, and of which directory of this machine it is; `:rw` if it may write there
     #[arg(long = "volume", value_name = "PATH[=SOURCE][:rw]", value_parser = volume)]
     volumes: Vec<VolumeNeed>,
+    /// Paths of the host that its devices may name
+    #[arg(long = "host-path", value_name = "PATHS", value_delimiter = ',')]
+    host_paths: Vec<String>,
     /// A variable of its environment; may be given several times
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -92,11 +99,17 @@ fn uevent(text: &str) -> Result<Uevent, String> {
     Ok(Uevent { action, devpath, subsystem, properties })
 }
 
+/// Letters of a line that is printed.
+const MOST_LINE: usize = 4000;
+/// Compiled modules that are kept.
+const MOST_KEPT: usize = 64;
+
 /// How it ends.
 enum End {
     Listed,
     NoList(String),
     Refused(String),
+    Early(String),
 }
 
 pub(crate) fn step(arguments: &StepArguments) -> ExitCode {
@@ -104,9 +117,11 @@ pub(crate) fn step(arguments: &StepArguments) -> ExitCode {
         Ok(End::Listed) => return ExitCode::SUCCESS,
         Ok(End::NoList(message)) => (2, message),
         Ok(End::Refused(message)) => (3, message),
+        Ok(End::Early(message)) => (4, message),
         Err(error) => (1, format!("{error:#}")),
     };
-    eprintln!("error: {message}");
+    // Some of it may be a guest's words.
+    eprintln!("error: {}", one_line(&message, MOST_LINE));
     ExitCode::from(code)
 }
 
@@ -116,8 +131,9 @@ fn run(arguments: &StepArguments) -> anyhow::Result<End> {
     let timeout = Duration::try_from_secs_f64(arguments.timeout)
         .with_context(|| format!("--timeout {}: not a number of seconds", arguments.timeout))?;
     // Compiled once for each module, in the user's cache.
-    let mut config = RuntimeConfig::new(cache()?.join("modules"));
-    config.compiler.counting = Counting::Instructions;
+    let cache = cache()?.join("modules");
+    let mut config = RuntimeConfig::new(&cache);
+    config.compiler.counting = Counting::Fuel;
     let module = Inspected::by(&arguments.module, config)?;
     let path = arguments.module.display();
     let info = module.info.clone().with_context(|| {
@@ -128,6 +144,10 @@ fn run(arguments: &StepArguments) -> anyhow::Result<End> {
     })?;
     let scratch = tempfile::tempdir().context("no temporary directory")?;
     let given = arguments.given(&module)?;
+    // Who writes there makes what is executed.
+    if let Some(preopen) = given.preopens.iter().find(|preopen| cache.starts_with(&preopen.host)) {
+        bail!("--volume: {} has the compiled modules in it ({})", preopen.host.display(), cache.display());
+    }
     let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (end, report) = threads.block_on(async {
         let spec = arguments.container(&module, &info, &given, scratch.path(), timeout)?;
@@ -135,8 +155,21 @@ fn run(arguments: &StepArguments) -> anyhow::Result<End> {
         let end = ask(arguments, &module, spec, request, timeout, &mut report).await;
         Ok::<_, anyhow::Error>((end, report))
     })?;
-    report.end()?;
+    report.end(&end)?;
+    forget_old(&cache);
     Ok(end)
+}
+
+/// Keeps the newest compiled modules.
+fn forget_old(cache: &Path) {
+    let entries = std::fs::read_dir(cache).into_iter().flatten().flatten();
+    let age = |path: &PathBuf| std::cmp::Reverse(path.metadata().and_then(|metadata| metadata.modified()).ok());
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "cwasm")).collect();
+    files.sort_by_cached_key(age);
+    for old in files.iter().skip(MOST_KEPT) {
+        let _ = std::fs::remove_file(old);
+    }
 }
 
 fn cache() -> anyhow::Result<PathBuf> {
@@ -165,23 +198,25 @@ async fn ask(
     report.opened(cost);
     let mut events = arguments.events.iter();
     let mut no_list = "the handler has said nothing of devices".to_owned();
-    for number in 1..=arguments.steps.max(1 + u32::try_from(arguments.events.len()).unwrap_or(0)) {
+    let steps = arguments.steps.max(1 + u32::try_from(arguments.events.len()).unwrap_or(0));
+    let early = |report: &Report, why: String| if report.listed { End::Early(why) } else { End::NoList(why) };
+    for number in 1..=steps {
         let (stepped, cost) = match trial.step().await {
             Ok(stepped) => stepped,
             Err(TrialError::InvalidDetails(reason)) => {
                 return End::Refused(format!("the details are refused: {reason}"));
             }
-            Err(error) => return End::NoList(error.to_string()),
+            Err(error) => return early(report, error.to_string()),
         };
         if let Stepped::Unavailable(reason) | Stepped::Internal(reason) | Stepped::Unusable(reason) = &stepped {
             no_list.clone_from(reason);
         }
         report.step(number, &stepped, cost);
-        if number >= arguments.steps && events.len() == 0 {
+        if number == steps {
             break;
         }
         if let Some(event) = events.next() {
-            module.runtime.event_sources().tell_uevent(event.clone());
+            module.runtime.event_sources().inject_uevent(event.clone());
         }
         let pause = match &stepped {
             Stepped::Found { wake_after, .. } => *wake_after,
@@ -193,8 +228,7 @@ async fn ask(
             () = tokio::time::sleep(wait) => pause.is_some_and(|pause| pause <= timeout),
         };
         if !came {
-            report.silent(wait);
-            break;
+            return early(report, format!("after step {number} nothing came within {} ms", wait.as_millis()));
         }
     }
     match report.listed {
@@ -214,9 +248,9 @@ struct Given {
 impl StepArguments {
     /// What the flags name, and with --grant-needs what the module needs.
     fn needs(&self, module: &Inspected) -> anyhow::Result<Needs> {
-        let mut needs = match module.program.said() {
-            Ok(said) if self.grant_needs => said.needs.clone().unwrap_or_default(),
-            Err(error) if self.grant_needs => anyhow::bail!("--grant-needs: {error}"),
+        let mut needs = match &module.program.metadata().needs {
+            Ok(needs) if self.grant_needs => without_risk(needs.clone().unwrap_or_default()),
+            Err(error) if self.grant_needs => bail!("--grant-needs: {error}"),
             _ => Needs::default(),
         };
         if let Some(path) = &self.pod {
@@ -233,7 +267,12 @@ impl StepArguments {
         needs.uevents.extend(self.uevents.iter().cloned());
         needs.links.extend(self.links.iter().cloned());
         needs.volumes.retain(|need| self.volumes.iter().all(|own| own.path != need.path));
-        needs.volumes.extend(self.volumes.iter().cloned());
+        needs.host_paths.extend(self.host_paths.iter().cloned());
+        for need in &self.volumes {
+            let source = need.source.as_ref().map(|source| std::path::absolute(source)).transpose()?;
+            let source = source.map(|source| plain(&source).display().to_string());
+            needs.volumes.push(VolumeNeed { source, ..need.clone() });
+        }
         needs.check()?;
         Ok(needs)
     }
@@ -241,25 +280,22 @@ impl StepArguments {
     /// As a pod would give it, read by what reads pods.
     fn given(&self, module: &Inspected) -> anyhow::Result<Given> {
         let needs = self.needs(module)?;
-        let annotations = [
-            (grants::NETWORK, needs.network.join("\n")),
-            (grants::UEVENTS, needs.uevents.join(",")),
-            (grants::LINKS, needs.links.join(",")),
-            (ALLOWED_HOST_PATHS, needs.host_paths.join(",")),
-        ];
-        let said: serde_json::Map<String, Value> = annotations
-            .into_iter()
-            .filter(|(_, text)| !text.is_empty())
-            .map(|(name, text)| (name.to_owned(), text.into()))
-            .collect();
+        let said: serde_json::Map<_, _> =
+            annotations(&needs).into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect();
         let mounts: Vec<_> = needs.volumes.iter().map(|need| json!({"name": "v", "mountPath": need.path})).collect();
         let spec = json!({"hostNetwork": true, "containers": [{"name": "step", "volumeMounts": mounts}]});
         let pod = json!({"metadata": {"name": "step", "namespace": "default", "uid": "step", "annotations": said}, "spec": spec});
         let pod = PodObject::new(&serde_json::from_value(pod)?, None);
         let container: &Container = &pod.spec().containers[0];
         let missing = module.missing(&pod, container)?;
+        for (number, line) in pod_lines(&needs).iter().enumerate() {
+            eprintln!("{:13} {}", if number == 0 { "given" } else { "" }, one_line(line, MOST_LINE));
+        }
         if !missing.is_empty() {
-            eprintln!("The module needs what it is not given (--grant-needs gives it): {}", missing.join("; "));
+            eprintln!(
+                "The module needs what it is not given (--grant-needs gives it): {}",
+                one_line(&missing.join("; "), MOST_LINE)
+            );
         }
         let preopens = needs.volumes.iter().map(|need| {
             let source = std::path::absolute(need.source.as_ref().unwrap_or(&need.path))?;
@@ -325,8 +361,22 @@ impl StepArguments {
     }
 }
 
+/// What may be given to a module that nobody knows.
+fn without_risk(mut needs: Needs) -> Needs {
+    let home = std::env::home_dir();
+    needs.volumes.retain(|need| {
+        let source = plain(Path::new(need.source.as_ref().unwrap_or(&need.path)));
+        let is_below = |path: &Path| path.starts_with(&source) || source.starts_with(path);
+        !need.writable && source != Path::new("/") && !home.as_deref().is_some_and(is_below)
+    });
+    needs
+}
+
 /// What a pod gives a container of it, but for volumes that are named otherwise.
 fn given_by(pod: &PodObject, container: &Container, named: &[VolumeNeed]) -> anyhow::Result<Needs> {
+    // As the node reads it, which refuses what makes no sense.
+    grants::network_of_handler(pod, container)?;
+    grants::events(pod)?;
     let annotation = |name: &str| {
         let annotations = pod.api.metadata.annotations.as_ref();
         annotations.and_then(|all| all.get(name)).cloned().unwrap_or_default()
@@ -360,8 +410,13 @@ fn given_by(pod: &PodObject, container: &Container, named: &[VolumeNeed]) -> any
         network: rules.filter(|rule| !rule.is_empty()).map(str::to_owned).collect(),
         uevents: names(annotation(grants::UEVENTS)),
         links: names(annotation(grants::LINKS)),
-        host_paths: names(annotation(ALLOWED_HOST_PATHS)),
+        host_paths: annotation(ALLOWED_HOST_PATHS)
+            .split(',')
+            .map(|path| path.trim().to_owned())
+            .filter(|path| !path.is_empty())
+            .collect(),
         volumes,
+        ..Needs::default()
     })
 }
 
@@ -424,7 +479,9 @@ impl Report {
             Stepped::Unavailable(reason) => self.trouble("unavailable", reason, &mut json),
             Stepped::Internal(reason) => self.trouble("internal", reason, &mut json),
         }
-        self.steps.push(json);
+        if self.is_json {
+            self.steps.push(json);
+        }
     }
 
     fn trouble(&self, kind: &str, reason: &str, json: &mut Value) {
@@ -432,18 +489,14 @@ impl Report {
         json["error"] = json!({"kind": kind, "message": reason});
     }
 
-    fn silent(&self, wait: Duration) {
-        self.line("", &format!("nothing came within {} ms", wait.as_millis()));
-    }
-
     fn line(&self, about: &str, what: &str) {
         if !self.is_json {
-            println!("{about:13} {what}");
+            println!("{about:13} {}", one_line(what, MOST_LINE));
         }
     }
 
     /// The log, which is whole now.
-    fn end(self) -> anyhow::Result<()> {
+    fn end(self, end: &End) -> anyhow::Result<()> {
         let mut text = Vec::new();
         let mut printer = LogPrinter::new(false);
         let mut logs = Logs::open(&self.scratch.join("log"), 0, LogOptions::default())?;
@@ -457,9 +510,15 @@ impl Report {
         let text = String::from_utf8_lossy(&text);
         if self.is_json {
             let log: Vec<_> = text.lines().collect();
+            let error = match end {
+                End::Listed => None,
+                End::NoList(message) | End::Refused(message) | End::Early(message) => Some(message),
+            };
             println!(
                 "{}",
-                serde_json::to_string_pretty(&json!({"opened": self.opened, "steps": self.steps, "log": log}))?
+                serde_json::to_string_pretty(
+                    &json!({"opened": self.opened, "steps": self.steps, "log": log, "error": error})
+                )?
             );
         } else {
             text.lines().for_each(|line| self.line("log", line));
@@ -470,13 +529,13 @@ impl Report {
 
 fn cost_json(cost: Cost) -> Value {
     let milliseconds = (cost.time.as_secs_f64() * 1e6).round() / 1e3;
-    json!({"milliseconds": milliseconds, "instructions": cost.instructions, "memoryBytes": cost.memory})
+    json!({"milliseconds": milliseconds, "fuel": cost.fuel, "memoryBytes": cost.memory})
 }
 
 fn cost_text(cost: Cost) -> String {
-    let Cost { time, instructions, memory } = cost;
-    let instructions = instructions.map(|count| format!(", {count} instructions")).unwrap_or_default();
-    format!("{:.3} ms{instructions}, memory {memory} bytes", time.as_secs_f64() * 1e3)
+    let Cost { time, fuel, memory } = cost;
+    let fuel = fuel.map(|count| format!(", {count} units of fuel")).unwrap_or_default();
+    format!("{:.3} ms{fuel}, memory {memory} bytes", time.as_secs_f64() * 1e3)
 }
 
 #[cfg(test)]

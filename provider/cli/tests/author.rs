@@ -7,9 +7,12 @@ use fixture::{HandlerPod, Node, PROGRAM, component, guest, wait_for};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
+/// With a cache of the tests' own, which several commands use at once.
 fn run(arguments: &[&str]) -> Output {
-    fixture::output(Command::new(PROGRAM).args(arguments))
+    static CACHE: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+    fixture::output(Command::new(PROGRAM).args(arguments).env("XDG_CACHE_HOME", CACHE.path()))
 }
 
 fn ok(arguments: &[&str]) -> String {
@@ -37,14 +40,14 @@ fn a_module_is_asked_step_by_step_without_a_node() {
     let step = &answer["steps"][0];
     let ids: Vec<_> = step["devices"].as_array().unwrap().iter().map(|device| device["id"].clone()).collect();
     assert_eq!(ids, ["a", "b"]);
-    assert!(step["instructions"].as_u64().unwrap() > 1000 && step["memoryBytes"].as_u64().unwrap() >= 65_536, "{step}");
+    assert!(step["fuel"].as_u64().unwrap() > 1000 && step["memoryBytes"].as_u64().unwrap() >= 65_536, "{step}");
     assert_eq!(answer["log"], json!(["INFO debugEcho: 2 devices"]));
-    // The same work is the same number of instructions.
+    // The same work is the same fuel.
     let again: Value =
         serde_json::from_str(&ok(&["step", &echo, "--details", "descriptions: [b, a]", "-o", "json"])).unwrap();
-    assert_eq!(again["steps"][0]["instructions"], step["instructions"]);
+    assert_eq!(again["steps"][0]["fuel"], step["fuel"]);
     let text = ok(&["step", &echo, "--details", "descriptions: [a]"]);
-    for part in ["opened", "step 1", "instructions", "1 device(s)", "akri-debug-echo-", "log           INFO"] {
+    for part in ["opened", "step 1", "units of fuel", "1 device(s)", "akri-debug-echo-", "log           INFO"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     for (arguments, code, message) in [
@@ -96,8 +99,7 @@ fn a_step_reaches_what_it_is_given_and_is_told_of_events() {
     assert!(ids(1).contains("/devices/x"), "{answer:#}");
     // Without the grants it says what is missing, and opens nothing.
     let (code, _, error) = said(&["step", &events, "--details", details]);
-    assert!(code == 1 || code == 2, "{code}: {error}");
-    assert!(error.contains("akri-krustlet/uevents"), "{error}");
+    assert!(code == 2 && error.contains("akri-krustlet/uevents"), "{code}: {error}");
     let tries = |rule: &[&str]| {
         let details = json!({"fault": "reach", "tries": ["tcp 127.0.0.1:9"]}).to_string();
         let arguments = [&["step", &misbehave, "--details", &details], rule].concat();
@@ -108,7 +110,45 @@ fn a_step_reaches_what_it_is_given_and_is_told_of_events() {
     let refused = tries(&["--grant", "tcp 127.0.0.1:9"]);
     assert!(!refused.contains("denied"), "{refused}");
     let (code, _, error) = said(&["step", &events, "--grant", "tcp nowhere"]);
-    assert!(code == 1 && error.contains("network, line 1"), "{code}: {error}");
+    assert!(code == 2 && error.contains("network, line 1"), "a flag that makes no sense: {code}: {error}");
+    // A list, and then nothing that it wanted to be asked for.
+    let (code, said, error) = said(&[
+        "step",
+        &path("debug-echo-typed"),
+        "--details",
+        "descriptions: [a]",
+        "--steps",
+        "2",
+        "--timeout",
+        "0.3",
+    ]);
+    assert!(
+        code == 4 && said.contains("1 device(s)") && error.contains("after step 1 nothing came"),
+        "{code}: {error}"
+    );
+    // What is compiled is executed: no guest writes there.
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = Command::new(PROGRAM);
+    let volume = format!("/x={}:rw", cache.path().display());
+    command.args(["step", &path("debug-echo-typed"), "--volume", &volume]).env("XDG_CACHE_HOME", cache.path());
+    let refused = fixture::output(&mut command);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has the compiled modules in it"), "{refused:?}");
+}
+
+#[test]
+fn a_module_that_asks_for_the_disk_does_not_get_it_by_the_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = std::env::home_dir().unwrap().display().to_string();
+    let volumes = ["/a=/:rw".to_owned(), "/b=/".to_owned(), format!("/c={home}/.ssh"), "/d=/sys".to_owned()];
+    let arguments: Vec<_> = volumes.iter().flat_map(|volume| ["--volume", volume.as_str()]).collect();
+    let file = annotated(directory.path(), &component("debug-echo-typed"), &arguments);
+    let (code, _, error) = said(&["step", &file, "--grant-needs", "--details", "descriptions: [a]"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(error.contains("given         a volume mounted at /d, of /sys\n"), "{error}");
+    assert!(
+        error.contains("The module needs what it is not given") && error.contains("mounted at /a, of /, writable"),
+        "{error}"
+    );
 }
 
 /// A module that says something of itself, in a directory.
@@ -156,14 +196,18 @@ fn what_a_module_needs_is_written_into_it_and_told_to_whoever_runs_it() {
     }
     let file = directory.path().join("annotated.wasm").display().to_string();
     let needs = directory.path().join("needs.yaml");
-    for (text, message) in [("netwerk: []", "netwerk"), ("links: [a b]", "is no name"), ("- x", "needs.yaml")] {
+    for (text, message) in [
+        ("netwerk: []", "netwerk"),
+        ("links: [a b]", "is no name"),
+        ("- x", "needs.yaml"),
+        ("network: [tcp x]", "network, line 1"),
+    ] {
         std::fs::write(&needs, text).unwrap();
         let (code, _, error) = said(&["annotate", &file, "--needs", needs.to_str().unwrap()]);
         assert!(code == 1 && error.contains(message), "{text}: {error}");
     }
     for (arguments, message) in [
         (&["annotate", file.as_str()][..], "nothing to write"),
-        (&["annotate", &file, "--network", "tcp x"], "network, line 1"),
         (&["annotate", needs.to_str().unwrap(), "--version", "1"], "not WebAssembly"),
     ] {
         let (code, _, error) = said(arguments);
@@ -237,6 +281,11 @@ async fn manifests_are_made_from_what_a_module_says_and_run_as_they_stand() {
     assert_eq!(template["metadata"]["annotations"]["akri-krustlet/uevents"], "*");
     assert!(all[1]["spec"]["discoveryHandler"]["discoveryDetails"].as_str().unwrap().contains("udevRules:"));
     // A pod of it, and the details of its Configuration, as they are.
+    let named = documents(&[&udev, "--name", "mine"]);
+    assert_eq!(
+        (named[0]["metadata"]["name"].as_str(), named[1]["metadata"]["name"].as_str()),
+        (Some("mine"), Some("mine"))
+    );
     let mut node = Node::prepare();
     node.arguments.extend(["--allowed-host-paths", "/dev"]);
     node.write_manifest("udev.yaml", &ok(&["manifests", &udev, "--kind", "pod"]));

@@ -3,8 +3,9 @@
 
 mod fixture;
 
-use fixture::{HandlerPod, Node, next_ids};
-use std::path::PathBuf;
+use fixture::{DEADLINE, HandlerPod, Node, PROGRAM, lines_of, next_ids};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// The example in a language, if it was built.
 fn example(variable: &str) -> Option<PathBuf> {
@@ -49,4 +50,63 @@ async fn a_handler_in_python_answers_by_the_contract() {
 async fn a_handler_in_javascript_answers_by_the_contract() {
     let Some(path) = example("HANDLER_IN_JAVASCRIPT") else { return };
     finds_words("javascript", path).await;
+}
+
+/// A project of `new-handler`, built, tested, run and asked by the commands of its README. Needs what brings the language's packages.
+fn new_project_works(language: &str, first: &str) {
+    if std::env::var_os("HANDLER_IN_PYTHON").is_none() {
+        println!("skipped: make interop does it");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let project = directory.path().join("meter");
+    let run = |program: &str, arguments: &[&str], at: &Path| {
+        let output =
+            Command::new(program).args(arguments).current_dir(at).env("AKRI_KRUSTLET", PROGRAM).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+        said
+    };
+    run(PROGRAM, &["new-handler", "meter", "--language", language], directory.path());
+    run("make", &["--silent", "test"], &project);
+    run("make", &["--silent"], &project);
+    let pod = ["--pod", "manifests/pod.yaml", "--details", "@details.yaml"];
+    let said = run(PROGRAM, &[&["step", "target/meter.wasm"], &pod[..]].concat(), &project);
+    assert!(said.contains("METER_DEVICE=one") && said.contains("2 device(s)"), "{said}");
+    // `dev` finds the Makefile, and takes what is saved.
+    let mut command = Command::new(PROGRAM);
+    command.arg("dev").arg(&project).env("AKRI_KRUSTLET", PROGRAM).stdout(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let lines = lines_of(&mut process);
+    let mut said = Vec::new();
+    let mut wait = |text: &str| loop {
+        let Ok(line) = lines.recv_timeout(5 * DEADLINE) else { panic!("{text}: {said:#?}") };
+        said.push(line.clone());
+        if line.contains(text) {
+            return;
+        }
+    };
+    wait("METER_DEVICE=two");
+    let source = project.join(first);
+    let text = std::fs::read_to_string(&source).unwrap();
+    std::fs::write(
+        &source,
+        text.replace("line.strip()", "line.strip().upper()")
+            .replace("map(String)", "map((name) => String(name).toUpperCase())"),
+    )
+    .unwrap();
+    wait("METER_DEVICE=TWO");
+    let pid = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(process.wait().unwrap().success());
+}
+
+#[test]
+fn a_new_handler_in_python_works_as_it_stands() {
+    new_project_works("python", "devices.py");
+}
+
+#[test]
+fn a_new_handler_in_javascript_works_as_it_stands() {
+    new_project_works("js", "devices.js");
 }

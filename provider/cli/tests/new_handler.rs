@@ -82,7 +82,7 @@ impl Dev {
 
     fn wait(&mut self, is_right: impl Fn(&str) -> bool) -> String {
         loop {
-            let Ok(line) = self.lines.recv_timeout(5 * DEADLINE) else { panic!("it said: {:#?}", self.said) };
+            let Ok(line) = self.lines.recv_timeout(2 * DEADLINE) else { panic!("it said: {:#?}", self.said) };
             self.said.push(line.clone());
             if is_right(&line) {
                 return line;
@@ -139,9 +139,14 @@ fn work_on(project: &Path, scratch: &Path) {
     std::fs::write(project.join("details.yaml"), "file: devices.txt\n").unwrap();
     // What it needs and its pod does not give is offered.
     edit(&source, "volumes: [", "links: [\"cam*\"], volumes: [");
+    std::fs::write(project.join("details.yaml"), "file: other.txt\n").unwrap();
+    std::fs::write(project.join("devices/other.txt"), "six\n").unwrap();
+    // Both were saved.
+    dev.wait(|line| line.contains("MY_FILE_DEVICE=six"));
     dev.wait_for("grant", "add to");
     dev.wait(|line| line.trim() == "annotation akri-krustlet/links: cam*");
     dev.wait_for("log", "its module needs what its pod does not give");
+    std::fs::write(project.join("details.yaml"), "file: devices.txt\n").unwrap();
     dev.end();
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "nothing is left behind");
     let said = |arguments: &[&str]| {
@@ -155,7 +160,7 @@ fn work_on(project: &Path, scratch: &Path) {
     std::fs::create_dir(temporary.join("manifests")).unwrap();
     assert!(said(&[&empty]).contains("there is no manifest in it"));
     std::fs::copy(project.join("manifests/pod.yaml"), temporary.join("manifests/pod.yaml")).unwrap();
-    assert!(said(&[&empty]).contains("there is no Cargo.toml; say with --build"));
+    assert!(said(&[&empty]).contains("there is neither a Cargo.toml nor a Makefile; say with --build"));
     // Whatever builds it, in whatever language.
     let module = project.join("target/wasm32-wasip2/release/my_file.wasm");
     let copy =
@@ -165,6 +170,9 @@ fn work_on(project: &Path, scratch: &Path) {
     let details = project.join("details.yaml").display().to_string();
     let mut dev = Dev::start(&temporary, scratch, &["--build", &copy, "--details", &details]);
     dev.wait(|line| line.contains("MY_FILE_DEVICE=five"));
+    std::fs::write(temporary.join("devices/devices.txt"), "seven\n").unwrap();
+    dev.wait(|line| line.contains("MY_FILE_DEVICE=seven"));
+    assert_eq!(dev.said.iter().filter(|line| line.starts_with("build")).count(), 1, "{:#?}", dev.said);
     dev.end();
 }
 
@@ -175,7 +183,8 @@ fn what_is_there_is_not_touched_and_nothing_is_left_of_what_failed() {
     for (arguments, message) in [
         (&["meter"][..], "is not touched"),
         (&["Meter"], "lower-case"),
-        (&["other", "--language", "cobol"], "possible values: rust"),
+        (&["other", "--language", "cobol"], "possible values: rust, js, python"),
+        (&["other", "--language", "python", "--protocol", "udp"], "begins with --protocol file"),
         (&["other", "missing/other"], "cannot be made"),
     ] {
         let refused = new_handler(directory.path(), arguments);

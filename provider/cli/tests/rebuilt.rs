@@ -79,13 +79,16 @@ async fn a_module_that_is_built_anew_is_taken_while_its_streams_stay_open() {
 
     // What cannot be run is told, and changes nothing.
     replace(&module, &new[..new.len() / 2]);
-    node.wait_for_log("container main goes on with the module that it has");
+    node.wait_for_log("what runs goes on with the module from before");
     replace(&module, b"no module");
     node.wait_for_log("not WebAssembly: it begins with");
     assert_eq!(restarts(&node.wait_for_running("echo")), 1);
     // Nor does the same module, written again: the next one is the second start.
+    let tried = node.log().matches("goes on with the module").count();
     replace(&module, &new);
-    replace(&module, &new);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(restarts(&node.wait_for_running("echo")), 1);
+    assert_eq!(node.log().matches("goes on with the module").count(), tried);
     // Whoever builds all anew removes the directory.
     std::fs::rename(node.path("built"), node.path("away")).unwrap();
     std::fs::create_dir(node.path("built")).unwrap();
@@ -114,9 +117,12 @@ async fn a_module_that_did_not_run_is_tried_again_when_it_is_built() {
         state["reason"] == "ImagePullBackOff"
     };
     node.wait_for_pod("echo", "waiting", waits);
+    let started = std::time::Instant::now();
     replace(&module, &std::fs::read(component("debug-echo-typed")).unwrap());
     let (_stream, ids) = node.first_list("debugEcho", "descriptions: [a]").await;
     assert_eq!(ids, ["a"]);
+    // Its pause is 10 s, and nothing but the file ends it.
+    assert!(started.elapsed() < std::time::Duration::from_secs(8), "{:?}", started.elapsed());
     // A module behind a link, as volumes of a cluster have their files.
     std::fs::create_dir(node.path("other")).unwrap();
     let other = component_with("debug-echo-typed", "DEBUG_ECHO_DESCRIPTION", "DEBUG_ECHO_INSCRIPTION");
@@ -127,4 +133,39 @@ async fn a_module_that_did_not_run_is_tried_again_when_it_is_built() {
     wait_for_property(&mut stream, "DEBUG_ECHO_INSCRIPTION").await;
     std::fs::copy(component("debug-echo-typed"), node.path("other/echo.wasm")).unwrap();
     wait_for_property(&mut stream, "DEBUG_ECHO_DESCRIPTION").await;
+    // And one whose directory is a link that is changed, as deployments do it.
+    let new = component_with("debug-echo-typed", "DEBUG_ECHO_DESCRIPTION", "DEBUG_ECHO_INSCRIPTION");
+    std::fs::create_dir(node.path("release")).unwrap();
+    std::fs::write(node.path("release/echo.wasm"), new).unwrap();
+    std::fs::rename(node.path("built"), node.path("built.old")).unwrap();
+    std::os::unix::fs::symlink(node.path("release"), node.path("built")).unwrap();
+    wait_for_property(&mut stream, "DEBUG_ECHO_INSCRIPTION").await;
+    std::os::unix::fs::symlink(node.path("built.old"), node.path("next")).unwrap();
+    std::fs::rename(node.path("next"), node.path("built")).unwrap();
+    wait_for_property(&mut stream, "DEBUG_ECHO_DESCRIPTION").await;
+}
+
+/// A guest that may write its module's directory does not say what the node runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_a_guest_could_write_is_taken_by_the_next_start_only() {
+    let mut node = Node::prepare();
+    std::fs::create_dir(node.path("built")).unwrap();
+    let module = node.path("built/echo.wasm");
+    replace(&module, &std::fs::read(component("debug-echo-typed")).unwrap());
+    let mut pod: Value = serde_json::from_str(&echo(&node, "built").manifest()).unwrap();
+    pod["spec"]["volumes"] = serde_json::json!([{"name": "own", "hostPath": {"path": node.path("built")}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = serde_json::json!([{"name": "own", "mountPath": "/own"}]);
+    node.write_manifest("echo.json", &pod.to_string());
+    node.run();
+    let (stream, _) = node.first_list("debugEcho", "descriptions: [a]").await;
+    replace(&module, &component_with("debug-echo-typed", "DEBUG_ECHO_DESCRIPTION", "DEBUG_ECHO_INSCRIPTION"));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(restarts(&node.wait_for_running("echo")), 0);
+    drop(stream);
+    node.kill();
+    node.run();
+    let mut stream = node.first_list("debugEcho", "descriptions: [a]").await.0;
+    drop(tokio::time::timeout(std::time::Duration::from_millis(200), stream.message()).await);
+    let mut stream = node.discover("debugEcho", "descriptions: [b]").await.unwrap();
+    wait_for_property(&mut stream, "DEBUG_ECHO_INSCRIPTION").await;
 }

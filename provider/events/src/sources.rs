@@ -51,8 +51,8 @@ impl EventSources {
     }
 
     /// Tells all who follow uevents of one that the kernel has not sent, for whoever tries out a guest.
-    pub fn tell_uevent(&self, uevent: Uevent) {
-        self.uevents.tell(uevent);
+    pub fn inject_uevent(&self, uevent: Uevent) {
+        self.uevents.inject(uevent);
     }
 
     /// Listens to a multicast group, on the links of these names that carry it, those that come later included.

@@ -145,7 +145,7 @@ impl Uevents {
 
 impl Uevents {
     /// Tells all who follow its subsystem of an event that the kernel has not sent.
-    pub(crate) fn tell(&self, uevent: Uevent) {
+    pub(crate) fn inject(&self, uevent: Uevent) {
         let monitors = self.monitors().unwrap_or_default();
         let uevent = Arc::new(uevent);
         for monitor in monitors.iter().filter(|monitor| monitor.subsystems.contain(&uevent.subsystem)) {

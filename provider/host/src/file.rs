@@ -117,6 +117,13 @@ impl ReadFiles {
         Self { files: files.collect(), at: SystemTime::now() }
     }
 
+    /// With more of them, which are not read yet.
+    #[must_use]
+    pub fn and(mut self, paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.files.extend(Self::new(paths).files);
+        self
+    }
+
     /// Whether one of them is another one now, has come or gone. Blocks as long as what they are on does.
     pub fn are_changed(&self) -> bool {
         self.files.iter().any(|(path, was)| {

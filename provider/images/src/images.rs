@@ -219,6 +219,11 @@ impl Images {
         credentials.of(reference).iter().filter_map(fingerprint).any(|holder| holders.contains(&holder))
     }
 
+    /// Whether the policy says at once that an image of this name is not run.
+    pub async fn check_name(&self, reference: &Reference) -> Result<(), PolicyError> {
+        self.config.policy.check_name(reference).await
+    }
+
     /// Whether the node's operator lets an image run that is here, without the registry being asked.
     pub async fn is_permitted(&self, image: &Image, reference: &Reference) -> Result<bool, PolicyError> {
         self.config.policy.permits(reference, image).await

@@ -22,6 +22,7 @@ pub mod eviction;
 pub mod fields;
 pub mod grants;
 pub mod loaded_image;
+pub mod local_modules;
 pub mod local_storage;
 pub mod manifest;
 pub mod memory_directory;

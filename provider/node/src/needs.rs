@@ -25,11 +25,13 @@ pub fn missing(pod: &PodObject, container: &Container, needs: &Needs) -> Needs {
         texts.iter().filter(|text| !is_given(text)).cloned().collect()
     };
     let asked = needs.rules().unwrap_or_default();
-    let network = needs.network.iter().zip(&asked.0).filter(|(_, asked)| !rules.give_some_of(asked));
+    let network = needs.network.iter().zip(&asked).filter(|(_, asked)| !rules.give_some_of(asked));
     let mounts = || container.volume_mounts.iter().flatten();
     let is_mounted = |volume: &&VolumeNeed| mounts().any(|mount| is_below(&volume.path, &mount.mount_path));
     Needs {
         network: network.map(|(text, _)| text.clone()).collect(),
+        optional_network: Vec::new(),
+        optional_volumes: Vec::new(),
         uevents: without(&needs.uevents, &|name| match &events.uevents {
             None => false,
             Some(Subsystems::All) => true,
@@ -52,7 +54,7 @@ fn is_below(path: &str, directory: &str) -> bool {
 
 /// What a pod has to say so that a container of it has that, a line each.
 pub fn pod_lines(needs: &Needs) -> Vec<String> {
-    let Needs { network, uevents, links, volumes, host_paths } = needs;
+    let Needs { network, uevents, links, volumes, host_paths, optional_network: _, optional_volumes: _ } = needs;
     let mut lines = Vec::new();
     if !network.is_empty() {
         lines.push("spec.hostNetwork: true".to_owned());
@@ -70,28 +72,49 @@ pub fn pod_lines(needs: &Needs) -> Vec<String> {
     lines
 }
 
+/// The annotations of a pod that gives all of that, what can be done without included.
+pub fn annotations(needs: &Needs) -> Vec<(&'static str, String)> {
+    let Needs { network, optional_network, uevents, links, host_paths, .. } = needs;
+    let rules = network.iter().chain(optional_network).map(|rule| format!("{rule}\n")).collect();
+    let all = [
+        (NETWORK, rules),
+        (UEVENTS, uevents.join(", ")),
+        (LINKS, links.join(", ")),
+        (ALLOWED_HOST_PATHS, host_paths.join(",")),
+    ];
+    all.into_iter().filter(|(_, text): &(_, String)| !text.is_empty()).collect()
+}
+
 /// Tells in a container's log, and by an event, what its program needs and does not get.
-pub fn tell_missing(
+pub fn warn_of_missing(
     context: &PodContext,
     kind: ContainerKind,
     container: &Container,
     image: &LoadedImage,
     log: &ContainerLog,
 ) {
-    let missing = match image.program.said() {
-        Ok(said) => said.needs.as_ref().map(|needs| missing(&context.latest(), container, needs)),
-        Err(error) => return tell(context, kind, container, &error.to_string(), log),
+    let missing = match &image.program.metadata().needs {
+        Ok(needs) => needs.as_ref().map(|needs| missing(&context.latest(), container, needs)),
+        Err(error) => return warn(context, kind, container, "MalformedNeeds", &error.to_string(), log),
     };
     if let Some(missing) = missing.filter(|missing| !missing.is_empty()) {
         let lines = pod_lines(&missing).join("; ");
-        tell(context, kind, container, &format!("its module needs what its pod does not give: {lines}"), log);
+        let what = format!("its module needs what its pod does not give: {lines}");
+        warn(context, kind, container, "GrantsMissing", &what, log);
     }
 }
 
-fn tell(context: &PodContext, kind: ContainerKind, container: &Container, what: &str, log: &ContainerLog) {
+fn warn(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    reason: &'static str,
+    what: &str,
+    log: &ContainerLog,
+) {
     log.note(&format!("[akri-krustlet] {what}"));
     tracing::warn!(pod = context.pod.key(), container = container.name, "{what}");
-    context.event(kind, &container.name, EventType::Warning, "GrantsMissing", format!("{}: {what}", container.name));
+    context.event(kind, &container.name, EventType::Warning, reason, format!("{}: {what}", container.name));
 }
 
 #[cfg(test)]
@@ -108,9 +131,11 @@ mod tests {
     fn needs() -> Needs {
         serde_json::from_value(json!({
             "network": ["udp 239.255.255.250:3702", "http details", "tcp 10.0.0.0/8:80"],
+            "optional-network": ["dns *"],
             "uevents": ["usb", "net"],
             "links": ["cam*"],
             "volumes": [{"path": "/sys/class", "source": "/sys/class"}, {"path": "/data", "writable": true}],
+            "optional-volumes": ["/more"],
             "host-paths": ["/dev/video0"],
         }))
         .unwrap()
@@ -119,7 +144,8 @@ mod tests {
     #[test]
     fn what_is_given_in_part_is_not_missing() {
         let nothing = pod(json!({}), json!([]));
-        assert_eq!(missing(&nothing, &nothing.spec().containers[0], &needs()), needs());
+        let asked = Needs { optional_network: Vec::new(), optional_volumes: Vec::new(), ..needs() };
+        assert_eq!(missing(&nothing, &nothing.spec().containers[0], &needs()), asked);
         let all = pod(
             json!({
                 NETWORK: "udp 239.0.0.0/8:3702\nhttp https://cameras.example/onvif/*\ntcp 10.1.0.0/16:80,443",

@@ -6,6 +6,7 @@ use crate::data_directory::DataDirectory;
 use crate::eviction::PressureWatch;
 use crate::fields::NodeFacts;
 use crate::loaded_image::LoadedImages;
+use crate::local_modules::LocalModules;
 use crate::memory_directory::MemoryDirectory;
 use crate::objects::Objects;
 use crate::placement::Admitted;
@@ -28,6 +29,8 @@ pub struct Services {
     pub runtime: Arc<Runtime>,
     /// The modules that are in use.
     pub images: LoadedImages,
+    /// The files among them, as long as they are followed.
+    pub local_modules: LocalModules,
     /// The pods, for whoever tells of them.
     pub pods: KnownPods,
     /// What they say of the handlers in them.

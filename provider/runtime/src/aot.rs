@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use wasmtime::Engine;
 
 /// Why the store cannot be used.
@@ -38,6 +39,9 @@ pub enum AotStoreError {
         user: u32,
     },
 }
+
+/// A staged file that is older was left by a process that is gone: no compilation takes so long.
+const STAGED: Duration = Duration::from_secs(600);
 
 /// A directory of compiled modules.
 #[derive(Debug)]
@@ -103,8 +107,18 @@ impl AotStore {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             let foreign = name.ends_with(".cwasm") && !name.starts_with(&self.engine);
-            if foreign || name.starts_with(".staging-") {
-                std::fs::remove_file(entry.path())?;
+            // Another process may be at work in the same store.
+            let is_left = || {
+                entry
+                    .metadata()
+                    .and_then(|metadata| metadata.modified())
+                    .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > STAGED))
+            };
+            if foreign || (name.starts_with(".staging-") && is_left()) {
+                match std::fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
         }
         Ok(())

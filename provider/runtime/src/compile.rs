@@ -14,8 +14,8 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 
-/// The child's last argument, if the code is to count instructions.
-const COUNT: &str = "count-instructions";
+/// The child's last argument, if the code is to count what it does.
+const COUNT: &str = "count-fuel";
 
 /// What compiling one module may use.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +123,7 @@ impl Compiler {
             .arg(output)
             .arg(self.limits.memory.to_string())
             .arg(self.limits.cpu_seconds.to_string())
-            .args((self.counting == Counting::Instructions).then_some(COUNT))
+            .args((self.counting == Counting::Fuel).then_some(COUNT))
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -180,7 +180,7 @@ fn compile_from_stdin(arguments: &[OsString]) -> Result<(), (i32, String)> {
     let invalid = |message: String| (EXIT_INVALID, message);
     let (output, memory, seconds, counting) = match arguments {
         [output, memory, seconds] => (output, memory, seconds, Counting::No),
-        [output, memory, seconds, count] if count == COUNT => (output, memory, seconds, Counting::Instructions),
+        [output, memory, seconds, count] if count == COUNT => (output, memory, seconds, Counting::Fuel),
         _ => {
             return Err(host(format!("usage: compile-module OUTPUT MEMORY-BYTES CPU-SECONDS [{COUNT}] < module")));
         }

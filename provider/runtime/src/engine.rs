@@ -18,14 +18,14 @@ pub fn new() -> wasmtime::Result<Engine> {
     of(Counting::No)
 }
 
-/// Whether guests' instructions are counted, which makes them slower and their AOT files others.
+/// Whether what guests do is counted, which makes them slower and their AOT files others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Counting {
     /// Nobody counts.
     #[default]
     No,
-    /// Each instruction is one unit of fuel.
-    Instructions,
+    /// In fuel: about a unit for each instruction, nothing for those that only give the code its form.
+    Fuel,
 }
 
 /// The same, for whoever wants to know what a guest does.
@@ -33,7 +33,7 @@ pub fn of(counting: Counting) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
-        .consume_fuel(counting == Counting::Instructions)
+        .consume_fuel(counting == Counting::Fuel)
         .concurrency_support(false)
         .memory_reservation(64 << 20)
         .memory_guard_size(64 << 10)

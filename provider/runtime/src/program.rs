@@ -4,7 +4,7 @@ use crate::compile::CompileError;
 use crate::component::link::{Item, LinkedComponent};
 use crate::limits::InitialSizes;
 use crate::module::{Digest, ModuleKind};
-use crate::needs::{NeedsError, Said};
+use crate::needs::Metadata;
 use crate::wasi::GuestState;
 use std::path::Path;
 use wasmtime::component::Component;
@@ -54,7 +54,7 @@ pub enum LoadError {
 pub struct Program {
     digest: Digest,
     code: Code,
-    said: Result<Said, NeedsError>,
+    metadata: Metadata,
 }
 
 enum Code {
@@ -86,12 +86,12 @@ impl Program {
                 Code::Component(LinkedComponent::new(load_component(engine, compiled).map_err(unusable)?))
             }
         };
-        Ok(Self { digest, code, said: Said::read(module) })
+        Ok(Self { digest, code, metadata: Metadata::read(module) })
     }
 
     /// What its author says of it.
-    pub fn said(&self) -> Result<&Said, &NeedsError> {
-        self.said.as_ref()
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     /// The digest of the module it was made from.

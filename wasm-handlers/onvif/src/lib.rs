@@ -115,7 +115,7 @@ akri_handler::needs! {
         "udp 239.255.255.250:3702",
         "join 239.255.255.250:3702",
         "http http://[0.0.0.0/0]:1-65535/onvif/*",
-        "http https://[0.0.0.0/0]:1-65535/onvif/* any-certificate",
     ],
+    optional_network: ["http https://[0.0.0.0/0]:1-65535/onvif/* any-certificate"],
     links: ["*"],
 }

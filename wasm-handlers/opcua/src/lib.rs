@@ -297,5 +297,7 @@ impl Opcua {
 
 handler!(Opcua);
 akri_handler::needs! {
-    network: ["tcp details", "dns *"],
+    network: ["tcp details"],
+    // Whether servers' names lead anywhere decides their ids, unless the details say otherwise.
+    optional_network: ["dns *"],
 }

@@ -259,18 +259,25 @@ pub fn as_outcome(step: Step) -> types::Outcome {
 /// ```
 /// akri_handler::needs! {
 ///     network: ["udp 239.255.255.250:3702", "http details"],
+///     optional_network: ["dns *"],
 ///     uevents: ["usb"],
 ///     links: ["*"],
 ///     volumes: ["/sys"],
+///     optional_volumes: ["/run/udev/data"],
 ///     host_paths: ["/dev"],
 /// }
 /// ```
 ///
-/// Each kind may be left out. `network` has rules as a pod's annotation `akri-krustlet/network` has them, `volumes` paths at which
-/// directories of the host are mounted, `host_paths` what the `mounts` and `device_specs` of its devices name.
+/// Each kind may be left out, and `needs!` stands once in a component. `network` has rules as a pod's annotation `akri-krustlet/network`
+/// has them, `volumes` paths at which directories of the host are mounted, `host_paths` what the `mounts` and `device_specs` of its devices
+/// name; `optional_network` and `optional_volumes` what it can do without. The texts are plain ones, without backslashes.
 #[macro_export]
 macro_rules! needs {
     ($($kind:ident: [$first:literal $(, $rest:literal)* $(,)?]),+ $(,)?) => {
+        const _: () = assert!(
+            $crate::is_plain(concat!("{", $crate::needs!(@kinds $($kind [$first $(, $rest)*])+), "}")),
+            "needs! takes plain texts, without backslashes"
+        );
         $crate::section!("akri:needs", concat!("{", $crate::needs!(@kinds $($kind [$first $(, $rest)*])+), "}"));
     };
     (@kinds $kind:ident [$($text:literal),+]) => { $crate::needs!(@$kind $($text),+) };
@@ -278,6 +285,9 @@ macro_rules! needs {
         concat!($crate::needs!(@$kind $($text),+), ",", $crate::needs!(@kinds $($more)+))
     };
     (@network $($text:literal),+) => { concat!("\"network\":", $crate::needs!(@list $($text),+)) };
+    (@optional_network $($text:literal),+) => {
+        concat!("\"optional-network\":", $crate::needs!(@list $($text),+))
+    };
     (@uevents $($text:literal),+) => { concat!("\"uevents\":", $crate::needs!(@list $($text),+)) };
     (@links $($text:literal),+) => { concat!("\"links\":", $crate::needs!(@list $($text),+)) };
     (@host_paths $($text:literal),+) => { concat!("\"host-paths\":", $crate::needs!(@list $($text),+)) };
@@ -287,6 +297,9 @@ macro_rules! needs {
             $(",{\"path\":", stringify!($rest), "}",)*
             "]"
         )
+    };
+    (@optional_volumes $($text:literal),+) => {
+        concat!("\"optional-volumes\":", $crate::needs!(@list $($text),+))
     };
     (@list $first:literal $(, $rest:literal)*) => { concat!("[", stringify!($first), $(",", stringify!($rest),)* "]") };
 }
@@ -306,6 +319,31 @@ macro_rules! section {
     };
 }
 
+/// Whether a JSON text of `needs!` is one: what `stringify!` makes of a raw or escaped literal is none.
+#[doc(hidden)]
+pub const fn is_plain(text: &str) -> bool {
+    let (text, mut at, mut in_text) = (text.as_bytes(), 0, false);
+    while at < text.len() {
+        match text[at] {
+            b'"' => in_text = !in_text,
+            b'\\' | 0..=31 => return false,
+            b'{' | b'}' | b'[' | b']' | b':' | b',' => {}
+            _ if in_text => {}
+            _ => return false,
+        }
+        at += 1;
+    }
+    !in_text
+}
+
+#[doc(hidden)]
+pub const fn or_nothing(text: Option<&'static str>) -> &'static str {
+    match text {
+        Some(text) => text,
+        None => "",
+    }
+}
+
 #[doc(hidden)]
 pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     let (mut bytes, mut at) = ([0; N], 0);
@@ -321,10 +359,10 @@ pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
 #[macro_export]
 macro_rules! handler {
     ($handler:ty) => {
-        $crate::section!("description", env!("CARGO_PKG_DESCRIPTION"));
-        $crate::section!("version", env!("CARGO_PKG_VERSION"));
-        $crate::section!("licenses", env!("CARGO_PKG_LICENSE"));
-        $crate::section!("source", env!("CARGO_PKG_REPOSITORY"));
+        $crate::section!("description", $crate::or_nothing(option_env!("CARGO_PKG_DESCRIPTION")));
+        $crate::section!("version", $crate::or_nothing(option_env!("CARGO_PKG_VERSION")));
+        $crate::section!("licenses", $crate::or_nothing(option_env!("CARGO_PKG_LICENSE")));
+        $crate::section!("source", $crate::or_nothing(option_env!("CARGO_PKG_REPOSITORY")));
 
         const _: () = {
             use $crate::bindings::akri::discovery::types;

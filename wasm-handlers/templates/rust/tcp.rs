@@ -89,7 +89,8 @@ handler!({{Type}});
 
 // What its pod has to give it: akri-krustlet tells whoever runs it without.
 needs! {
-    network: ["tcp plant.example:7000"],
+    // Yours will be another one.
+    optional_network: ["tcp plant.example:7000"],
 }
 
 #[cfg(test)]

@@ -59,7 +59,8 @@ handler!({{Type}});
 
 // What its pod has to give it: akri-krustlet tells whoever runs it without.
 needs! {
-    network: ["udp 239.255.0.1:4000"],
+    // Yours will be another one.
+    optional_network: ["udp 239.255.0.1:4000"],
 }
 
 #[cfg(test)]

@@ -222,7 +222,9 @@ fn grouping(details: &Details, properties: &Properties) -> Result<group::Groupin
 handler!(Udev);
 akri_handler::needs! {
     uevents: ["*"],
-    volumes: ["/sys", "/run/udev/data"],
+    volumes: ["/sys"],
+    // For rules with ENV and TAG.
+    optional_volumes: ["/run/udev/data"],
     host_paths: ["/dev"],
 }
 

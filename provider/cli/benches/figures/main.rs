@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a figure that cannot be taken ends the run")]
 
 mod akri;
+mod authors;
 mod cluster;
 mod devices;
 mod discovery;
@@ -64,7 +65,7 @@ struct Part {
     measure: fn(&tokio::runtime::Runtime) -> Vec<Row>,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part {
         name: "discovery",
         title: "Handlers by the contract of 2021",
@@ -76,6 +77,7 @@ const PARTS: [Part; 8] = [
         measure: |runtime| runtime.block_on(typed::measure()),
     },
     Part { name: "protocols", title: "Handlers for real devices", measure: |_| protocols::measure_inside() },
+    Part { name: "authors", title: "For authors of handlers", measure: |_| authors::measure() },
     Part { name: "cluster", title: "The node in a cluster", measure: |runtime| runtime.block_on(cluster::measure()) },
     Part { name: "pods", title: "Pods", measure: |runtime| runtime.block_on(pods::measure()) },
     Part { name: "devices", title: "Device plugins", measure: |runtime| vec![runtime.block_on(devices::measure())] },

@@ -13,14 +13,16 @@ use crate::discover::{Lists, default_configuration, request_from};
 use crate::output::host_name;
 use akri_krustlet_discovery::agent::{self, RegistrationSocket};
 use akri_krustlet_discovery::settings;
+use akri_krustlet_host::one_line;
 use akri_krustlet_node::grants::NETWORK;
 use akri_krustlet_node::needs::{missing, pod_lines};
 use akri_krustlet_runtime::Digest;
-use akri_krustlet_runtime::needs::Said;
+use akri_krustlet_runtime::needs::Metadata;
+use akri_krustlet_runtime::network::NetworkRules;
 use akri_proto::v0::DiscoverResponse;
 use anyhow::Context as _;
 use build::{Built, build};
-use node::{DevNode, Subject, Told};
+use node::{DevNode, PodChange, PodName};
 use project::{Project, Saved, Sources};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -57,6 +59,8 @@ pub(crate) struct DevArguments {
     handler: Option<String>,
 }
 
+/// Letters of a line.
+const MOST_LINE: usize = 4000;
 /// Pause before a handler that could not be asked is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// A list that comes so soon after a module was built is its first one.
@@ -91,8 +95,8 @@ struct Dev<'a> {
     /// Until the node has it.
     directory: Option<tempfile::TempDir>,
     node: Option<DevNode>,
-    told: mpsc::UnboundedReceiver<Told>,
-    tell: mpsc::UnboundedSender<Told>,
+    told: mpsc::UnboundedReceiver<PodChange>,
+    tell: mpsc::UnboundedSender<PodChange>,
     registration: RegistrationSocket,
     /// Where the handler is asked.
     socket: Option<PathBuf>,
@@ -131,7 +135,7 @@ enum Next {
     Registered(PathBuf, bool, String),
     Asked(Asked),
     List(Result<Option<DiscoverResponse>, Status>),
-    Told(Told),
+    PodChange(PodChange),
     NodeEnded(String),
 }
 
@@ -166,7 +170,7 @@ impl<'a> Dev<'a> {
     }
 
     async fn run(&mut self) -> anyhow::Result<()> {
-        say("project", &self.project.directory.display().to_string());
+        print_line("project", &self.project.directory.display().to_string());
         let project = self.project;
         let mut building: Pending<'_, anyhow::Result<Built>> = Some(Box::pin(build(project)));
         let mut again = false;
@@ -174,15 +178,19 @@ impl<'a> Dev<'a> {
         let mut stream: Option<Streaming<DiscoverResponse>> = None;
         loop {
             match self.next(&mut building, &mut asking, &mut stream).await {
-                Next::Saved(Saved::Sources) if building.is_some() => again = true,
-                Next::Saved(Saved::Sources) => {
-                    self.saved = Saving::now();
-                    building = Some(Box::pin(build(project)));
-                }
-                Next::Saved(Saved::Details) => {
-                    say("details", &format!("{} was saved: the handler is asked anew", self.project.details.display()));
-                    stream = None;
-                    asking = self.ask(Duration::ZERO);
+                Next::Saved(Saved { sources, details }) => {
+                    if sources && building.is_some() {
+                        again = true;
+                    } else if sources {
+                        self.saved = Saving::now();
+                        building = Some(Box::pin(build(project)));
+                    }
+                    if details {
+                        let what = format!("{} was saved: the handler is asked anew", self.project.details.display());
+                        print_line("details", &what);
+                        stream = None;
+                        asking = self.ask(Duration::ZERO);
+                    }
                 }
                 Next::Built(built) => {
                     building = None;
@@ -194,7 +202,7 @@ impl<'a> Dev<'a> {
                 }
                 Next::Registered(socket, shared, name) => {
                     if self.socket.as_ref() != Some(&socket) {
-                        say("handler", &format!("{name} has registered"));
+                        print_line("handler", &format!("{name} has registered"));
                         stream = None;
                     }
                     self.socket = Some(socket);
@@ -208,7 +216,7 @@ impl<'a> Dev<'a> {
                     stream = Some(opened);
                 }
                 Next::Asked(Err(status)) => {
-                    say("handler", &format!("it refused: {:?}: {}", status.code(), status.message()));
+                    print_line("handler", &format!("it refused: {:?}: {}", status.code(), status.message()));
                     // Details are not right by waiting.
                     asking = match status.code() {
                         tonic::Code::InvalidArgument => None,
@@ -218,14 +226,16 @@ impl<'a> Dev<'a> {
                 Next::List(Ok(Some(list))) => self.list(list)?,
                 Next::List(Ok(None) | Err(_)) => {
                     stream = None;
-                    say("handler", "its stream has ended");
+                    print_line("handler", "its stream has ended");
                     asking = self.ask(ASK_AGAIN);
                 }
-                Next::Told(Told::Printed(text)) => self.printed(&text),
-                Next::Told(Told::Trouble(trouble)) => trouble.iter().for_each(|trouble| say("pod", trouble)),
-                Next::Told(Told::Runs) => {
+                Next::PodChange(PodChange::Printed(text)) => self.printed(&text),
+                Next::PodChange(PodChange::Trouble(trouble)) => {
+                    trouble.iter().for_each(|trouble| print_line("pod", trouble))
+                }
+                Next::PodChange(PodChange::Runs) => {
                     let after = self.awaited.as_ref().map(|(saved, _)| format!(", {}", saved.ago()));
-                    say("pod", &format!("the module runs{}", after.unwrap_or_default()));
+                    print_line("pod", &format!("the module runs{}", after.unwrap_or_default()));
                     if stream.is_none() && asking.is_none() {
                         asking = self.ask(Duration::ZERO);
                     }
@@ -247,7 +257,7 @@ impl<'a> Dev<'a> {
                 built = some(building) => return Next::Built(built),
                 asked = some(asking) => return Next::Asked(asked),
                 list = message(stream) => return Next::List(list),
-                Some(told) = self.told.recv() => return Next::Told(told),
+                Some(told) = self.told.recv() => return Next::PodChange(told),
                 words = ended(&mut self.node) => return Next::NodeEnded(words),
                 Some(handler) = self.registration.next() => {
                     if self.name.as_ref().is_none_or(|name| *name == handler.name) {
@@ -267,7 +277,7 @@ impl<'a> Dev<'a> {
         let request = match request {
             Ok(request) => request,
             Err(error) => {
-                say("details", &format!("{error:#}"));
+                print_line("details", &format!("{error:#}"));
                 return None;
             }
         };
@@ -282,7 +292,7 @@ impl<'a> Dev<'a> {
             Built::Yes(took) => took,
             Built::No(text) => {
                 println!("{text}");
-                say("build", "it failed; the next save tries again");
+                print_line("build", "it failed; the next save tries again");
                 return Ok(());
             }
         };
@@ -291,14 +301,14 @@ impl<'a> Dev<'a> {
         // What was saved may have nothing to do with it.
         if self.digest.replace(digest) != Some(digest) {
             self.awaited = Some((self.saved, Instant::now()));
-            say("build", &format!("{}; the module has {} bytes", seconds(took), module.len()));
+            print_line("build", &format!("{}; the module has {} bytes", seconds(took), module.len()));
             self.tell_missing(&module);
         }
         if self.node.is_none()
             && let Some(directory) = self.directory.take()
         {
             let node = DevNode::start(self.project, directory)?;
-            let subject = Subject {
+            let subject = PodName {
                 namespace: self.project.pod.namespace().to_owned(),
                 pod: self.project.pod.name().to_owned(),
                 container: self.project.container.name.clone(),
@@ -312,16 +322,19 @@ impl<'a> Dev<'a> {
     /// What the module needs, and the pod as it is now does not give.
     fn tell_missing(&self, module: &[u8]) {
         let manifest = &self.project.manifest;
-        let needs = match Said::read(module) {
-            Ok(said) => said.needs,
-            Err(error) => return say("grant", &error.to_string()),
+        let needs = match Metadata::read(module).needs {
+            Ok(needs) => needs,
+            Err(error) => return print_line("grant", &error.to_string()),
         };
         let pod = container_of(manifest, Some(&self.project.container.name));
         let (Some(needs), Ok((pod, container))) = (needs, pod) else { return };
         let missing = missing(&pod, &container, &needs);
         if !missing.is_empty() {
-            say("grant", &format!("the module needs what its pod does not give; add to {}:", manifest.display()));
-            pod_lines(&missing).iter().for_each(|line| say("", line));
+            print_line(
+                "grant",
+                &format!("the module needs what its pod does not give; add to {}:", manifest.display()),
+            );
+            pod_lines(&missing).iter().for_each(|line| print_line("", line));
         }
     }
 
@@ -330,7 +343,7 @@ impl<'a> Dev<'a> {
             return Ok(());
         }
         if let Some((saved, _)) = self.awaited.take().filter(|(_, built)| built.elapsed() < FIRST_LIST) {
-            say("list", &saved.ago());
+            print_line("list", &saved.ago());
         }
         Ok(())
     }
@@ -338,10 +351,10 @@ impl<'a> Dev<'a> {
     /// Shows what the container has printed, and which rule would give what was denied.
     fn printed(&mut self, text: &[u8]) {
         for line in String::from_utf8_lossy(text).lines() {
-            say("log", line);
+            print_line("log", line);
             if let Some(rule) = rule_for(line).filter(|rule| self.offered.insert(rule.clone())) {
                 let manifest = self.project.manifest.display();
-                say("grant", &format!("to allow it, add to the annotation {NETWORK} in {manifest}: {rule}"));
+                print_line("grant", &format!("to allow it, add to the annotation {NETWORK} in {manifest}: {rule}"));
             }
         }
     }
@@ -380,10 +393,11 @@ async fn ended(node: &mut Option<DevNode>) -> String {
 }
 
 /// A line of this program's own, beside the lists.
-fn say(about: &str, what: &str) {
+fn print_line(about: &str, what: &str) {
     use std::io::Write as _;
     // Whoever does not read on ends it by the next list.
-    let _ = writeln!(std::io::stdout(), "{about:9} {what}");
+    // Much of it is a guest's words.
+    let _ = writeln!(std::io::stdout(), "{about:9} {}", one_line(what, MOST_LINE));
 }
 
 fn seconds(time: Duration) -> String {
@@ -406,7 +420,10 @@ fn rule_for(line: &str) -> Option<String> {
     ];
     let (start, rule) = rules.iter().find(|(start, _)| what.starts_with(start))?;
     let place = what[start.len()..].split_whitespace().next()?.trim_matches('"');
-    Some(format!("{rule}{place}"))
+    let rule = format!("{rule}{place}");
+    // A guest can print such a line, too: only one place and one port is ever offered.
+    let is_narrow = !place.contains(['*', ',']) && !place.contains("/0") && !place.rsplit(':').next()?.contains('-');
+    (is_narrow && rule.parse::<NetworkRules>().is_ok()).then_some(rule)
 }
 
 #[cfg(test)]
@@ -422,6 +439,9 @@ mod tests {
         assert_eq!(of("request to http://a.example:8080/list").as_deref(), Some("http http://a.example:8080/list"));
         assert_eq!(of("multicast group 239.255.255.250:3703").as_deref(), Some("join 239.255.255.250:3703"));
         assert_eq!(of("a socket"), None);
+        for wide in ["tcp connection to 0.0.0.0/0:80", "tcp connection to 10.0.0.1:1-65535", "look-up of \"*\""] {
+            assert_eq!(of(wide), None, "{wide}");
+        }
         assert_eq!(rule_for("INFO 3 devices"), None);
     }
 }

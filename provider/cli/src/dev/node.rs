@@ -9,6 +9,7 @@ use akri_krustlet_node::container_log::{ContainerLogReader, LogRequest};
 use akri_krustlet_node::data_directory::StoredPod;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use anyhow::Context as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -30,7 +31,10 @@ pub(super) struct DevNode {
 
 impl DevNode {
     pub(super) fn directory() -> anyhow::Result<tempfile::TempDir> {
-        let directory = tempfile::Builder::new().prefix("akri-krustlet-dev-").tempdir()?;
+        let directory = tempfile::Builder::new()
+            .prefix("akri-krustlet-dev-")
+            .permissions(std::fs::Permissions::from_mode(0o700))
+            .tempdir()?;
         std::fs::create_dir(directory.path().join("handlers"))?;
         Ok(directory)
     }
@@ -95,7 +99,7 @@ impl DevNode {
 
 /// Something that the node tells of the project's pod.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(super) enum PodChange {
     /// Lines of its container's log.
     Printed(Vec<u8>),
     /// It has this trouble now, or none.
@@ -105,23 +109,21 @@ pub(super) enum Told {
 }
 
 /// Follows the pod until nobody listens.
-pub(super) async fn follow(data: DataDirectory, pod: Subject, told: mpsc::UnboundedSender<Told>) {
+pub(super) async fn follow(data: DataDirectory, pod: PodName, told: mpsc::UnboundedSender<PodChange>) {
     let log = tokio::spawn(follow_log(data.clone(), pod.clone(), told.clone()));
     let (mut trouble, mut runs) = (Vec::new(), -1);
     while !told.is_closed() {
         if let Some(StoredPod { status, .. }) = pod.stored(&data) {
-            // It ends the old module's container itself, for the new one.
-            let is_swap = |trouble: &String| trouble.contains("ended with code 137 (Error)");
-            let now: Vec<_> = problems_of(&status).into_iter().filter(|trouble| !is_swap(trouble)).collect();
+            let now = problems_of(&status);
             if now != trouble {
                 trouble.clone_from(&now);
-                let _ = told.send(Told::Trouble(now));
+                let _ = told.send(PodChange::Trouble(now));
             }
             let container = status.container_statuses.iter().flatten().find(|one| one.name == pod.container);
             let running = container.filter(|one| one.state.as_ref().is_some_and(|state| state.running.is_some()));
             if let Some(restarts) = running.map(|one| one.restart_count).filter(|restarts| *restarts != runs) {
                 runs = restarts;
-                let _ = told.send(Told::Runs);
+                let _ = told.send(PodChange::Runs);
             }
         }
         tokio::time::sleep(LOOK).await;
@@ -131,13 +133,13 @@ pub(super) async fn follow(data: DataDirectory, pod: Subject, told: mpsc::Unboun
 
 /// Whose log and status is followed.
 #[derive(Clone, Debug)]
-pub(super) struct Subject {
+pub(super) struct PodName {
     pub namespace: String,
     pub pod: String,
     pub container: String,
 }
 
-impl Subject {
+impl PodName {
     /// The newest of its pods: an edited manifest makes another one.
     fn stored(&self, data: &DataDirectory) -> Option<StoredPod> {
         let of_name = |stored: &StoredPod| {
@@ -149,7 +151,7 @@ impl Subject {
 }
 
 /// Each life of the container, from its beginning.
-async fn follow_log(data: DataDirectory, pod: Subject, told: mpsc::UnboundedSender<Told>) -> anyhow::Result<()> {
+async fn follow_log(data: DataDirectory, pod: PodName, told: mpsc::UnboundedSender<PodChange>) -> anyhow::Result<()> {
     let watcher = DirectoryWatcher::start()?;
     let mut seen = None;
     loop {
@@ -168,7 +170,7 @@ async fn follow_log(data: DataDirectory, pod: Subject, told: mpsc::UnboundedSend
                 while let Ok(Some(parts)) = reader.next().await {
                     let mut text = Vec::new();
                     parts.iter().for_each(|part| printer.print(part, &mut text));
-                    if told.send(Told::Printed(text)).is_err() {
+                    if told.send(PodChange::Printed(text)).is_err() {
                         return Ok(());
                     }
                 }

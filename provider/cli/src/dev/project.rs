@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use futures::future::{pending, select_all};
 use k8s_openapi::api::core::v1::Container;
 use std::collections::BTreeMap;
+use std::hash::{Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const NO_SOURCES: [&str; 5] = ["target", "node_modules", "__pycache__", "dist", 
 /// Most directories that are followed, and files that are looked at.
 const MOST_DIRECTORIES: usize = 2000;
 const MOST_FILES: usize = 20_000;
+/// Largest file that is read to see whether it is another one, in bytes.
+const MOST_READ: u64 = 1 << 20;
 /// Editors write a file in several steps.
 const EDITOR: Duration = Duration::from_millis(30);
 
@@ -63,6 +66,13 @@ impl Project {
         Ok(Self { directory, manifests, manifest, pod, container, module, details, build })
     }
 
+    /// What of its directory is no source.
+    fn others(&self) -> Vec<PathBuf> {
+        let volumes = self.pod.spec().volumes.iter().flatten().filter_map(|volume| volume.host_path.as_ref());
+        let mounted = volumes.map(|volume| plain(&self.pod.resolve(&volume.path)));
+        [self.manifests.clone(), self.module.clone()].into_iter().chain(mounted).collect()
+    }
+
     /// The details as they are now.
     pub(super) fn read_details(&self) -> anyhow::Result<String> {
         match std::fs::read_to_string(&self.details) {
@@ -104,7 +114,15 @@ fn pod_in(manifests: &Path, name: Option<&str>) -> anyhow::Result<(PathBuf, PodO
 /// How cargo builds a module at this path: `TARGET-DIR/TARGET/PROFILE/NAME.wasm`.
 fn cargo_build(directory: &Path, module: &Path) -> anyhow::Result<Vec<String>> {
     if !directory.join("Cargo.toml").exists() {
-        bail!("{}: there is no Cargo.toml; say with --build what builds {}", directory.display(), module.display());
+        // Projects in other languages, as `new-handler` makes them.
+        if directory.join("Makefile").exists() {
+            return Ok(["make", "--silent"].map(str::to_owned).to_vec());
+        }
+        bail!(
+            "{}: there is neither a Cargo.toml nor a Makefile; say with --build what builds {}",
+            directory.display(),
+            module.display()
+        );
     }
     let mut above = module.ancestors().skip(1).filter_map(|path| Some((path, path.file_name()?.to_str()?)));
     let (profile, target) = (above.next(), above.next());
@@ -125,17 +143,25 @@ fn cargo_build(directory: &Path, module: &Path) -> anyhow::Result<Vec<String>> {
 pub(super) struct Sources {
     directory: PathBuf,
     details: PathBuf,
-    manifests: PathBuf,
+    /// What is no source: the manifests, which the node reads, the module, and what the pod mounts.
+    others: Vec<PathBuf>,
     watcher: DirectoryWatcher,
     changes: Vec<tokio::sync::watch::Receiver<()>>,
-    seen: BTreeMap<PathBuf, FileStamp>,
+    seen: BTreeMap<PathBuf, Seen>,
 }
 
 /// What was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Saved {
-    Sources,
-    Details,
+pub(super) struct Saved {
+    pub sources: bool,
+    pub details: bool,
+}
+
+/// What a file was when it was looked at. One that is written again as it was is the same.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    stamp: FileStamp,
+    content: u64,
 }
 
 impl Sources {
@@ -143,7 +169,7 @@ impl Sources {
         let mut sources = Self {
             directory: project.directory.clone(),
             details: project.details.clone(),
-            manifests: project.manifests.clone(),
+            others: project.others(),
             watcher: DirectoryWatcher::start().context("files cannot be followed")?,
             changes: Vec::new(),
             seen: BTreeMap::new(),
@@ -162,20 +188,22 @@ impl Sources {
             let _ = select_all(changed).await;
             tokio::time::sleep(EDITOR).await;
             let now = self.look();
-            let differs = |path: &&PathBuf| now.get(*path) != self.seen.get(*path);
+            let content = |files: &BTreeMap<PathBuf, Seen>, path: &PathBuf| files.get(path).map(|seen| seen.content);
+            let differs = |path: &&PathBuf| content(&now, path) != content(&self.seen, path);
             let changed: Vec<_> = now.keys().chain(self.seen.keys()).filter(differs).cloned().collect();
             self.seen = now;
-            if changed.iter().any(|path| *path != self.details) {
-                return Saved::Sources;
-            }
-            if !changed.is_empty() {
-                return Saved::Details;
+            let saved = Saved {
+                sources: changed.iter().any(|path| *path != self.details),
+                details: changed.contains(&self.details),
+            };
+            if saved.sources || saved.details {
+                return saved;
             }
         }
     }
 
     /// What the files are, and from now on what happens in their directories.
-    fn look(&mut self) -> BTreeMap<PathBuf, FileStamp> {
+    fn look(&mut self) -> BTreeMap<PathBuf, Seen> {
         let mut directories = vec![self.directory.clone()];
         let mut files = BTreeMap::new();
         let (mut next, mut changes) = (0, Vec::new());
@@ -190,18 +218,19 @@ impl Sources {
                     continue;
                 }
                 if metadata.is_dir() {
-                    let is_other = NO_SOURCES.contains(&name.as_str()) || path == self.manifests;
-                    if !is_other && directories.len() < MOST_DIRECTORIES {
+                    let is_source = !NO_SOURCES.contains(&name.as_str()) && !self.others.contains(&path);
+                    if is_source && directories.len() < MOST_DIRECTORIES {
                         directories.push(path);
                     }
-                } else if metadata.is_file() && files.len() < MOST_FILES {
-                    files.insert(path, FileStamp::of(&metadata));
+                } else if metadata.is_file() && files.len() < MOST_FILES && !self.others.contains(&path) {
+                    let seen = self.seen(&path, &metadata);
+                    files.insert(path, seen);
                 }
             }
         }
         // A file elsewhere is followed as well.
         if let Ok(metadata) = std::fs::metadata(&self.details) {
-            files.insert(self.details.clone(), FileStamp::of(&metadata));
+            files.insert(self.details.clone(), self.seen(&self.details, &metadata));
         }
         if let Some(directory) =
             self.details.parent().filter(|directory| !directories.contains(&directory.to_path_buf()))
@@ -211,6 +240,25 @@ impl Sources {
         self.changes = changes;
         files
     }
+
+    /// Reads what may have changed.
+    fn seen(&self, path: &Path, metadata: &std::fs::Metadata) -> Seen {
+        let stamp = FileStamp::of(metadata);
+        match self.seen.get(path) {
+            Some(seen) if seen.stamp == stamp && stamp.is_settled(std::time::SystemTime::now()) => *seen,
+            _ => Seen { stamp, content: content(path, metadata) },
+        }
+    }
+}
+
+/// Tells contents apart; of a large file, versions.
+fn content(path: &Path, metadata: &std::fs::Metadata) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    match std::fs::read(path) {
+        Ok(content) if metadata.len() <= MOST_READ => content.hash(&mut hasher),
+        _ => (metadata.len(), metadata.modified().ok()).hash(&mut hasher),
+    }
+    hasher.finish()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Public keys, as cosign and OpenSSL write them.
 
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey,
-    VerificationAlgorithm,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519, ParsedPublicKey,
+    RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -10,16 +10,21 @@ use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The kinds of keys, by their object identifiers (DER), and what is verified with them.
-const KINDS: [(&[u8], &dyn VerificationAlgorithm); 4] = [
+type Algorithms = &'static [&'static dyn VerificationAlgorithm];
+
+/// The kinds of keys, by their object identifiers (DER), and what is verified with them. cosign before 2.6 hashes for P-384 by SHA-256.
+const KINDS: [(&[u8], Algorithms); 4] = [
     // id-ecPublicKey, prime256v1.
-    (b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07", &ECDSA_P256_SHA256_ASN1),
+    (b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07", &[&ECDSA_P256_SHA256_ASN1]),
     // id-ecPublicKey, secp384r1.
-    (b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22", &ECDSA_P384_SHA384_ASN1),
+    (
+        b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22",
+        &[&ECDSA_P384_SHA384_ASN1, &ECDSA_P384_SHA256_ASN1],
+    ),
     // id-Ed25519.
-    (b"\x06\x03\x2b\x65\x70", &ED25519),
+    (b"\x06\x03\x2b\x65\x70", &[&ED25519]),
     // rsaEncryption.
-    (b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01", &RSA_PKCS1_2048_8192_SHA256),
+    (b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01", &[&RSA_PKCS1_2048_8192_SHA256]),
 ];
 /// The identifiers are in the first bytes: a sequence, in it a sequence.
 const HEAD: usize = 32;
@@ -27,7 +32,7 @@ const HEAD: usize = 32;
 /// A key of the policy.
 pub(super) struct PublicKey {
     path: PathBuf,
-    algorithm: &'static dyn VerificationAlgorithm,
+    algorithms: Algorithms,
     key: SubjectPublicKeyInfoDer<'static>,
     fingerprint: String,
 }
@@ -44,19 +49,18 @@ impl PublicKey {
             .map_err(|_| "it has no public key (-----BEGIN PUBLIC KEY-----), as cosign.pub has".to_owned())?;
         let head = &key[..key.len().min(HEAD)];
         let kind = KINDS.iter().find(|(identifier, _)| head.windows(identifier.len()).any(|part| part == *identifier));
-        let (_, algorithm) = kind.ok_or("its key is of no kind that is known: ECDSA P-256 or P-384, Ed25519, RSA")?;
-        aws_lc_rs::signature::ParsedPublicKey::new(*algorithm, &*key).map_err(|_| "its key is malformed".to_owned())?;
+        let (_, algorithms) = kind.ok_or("its key is of no kind that is known: ECDSA P-256 or P-384, Ed25519, RSA")?;
+        let parsed = |algorithm: &&'static dyn VerificationAlgorithm| ParsedPublicKey::new(*algorithm, &*key).is_ok();
+        if !algorithms.iter().all(parsed) {
+            return Err("its key is malformed".to_owned());
+        }
         let fingerprint = crate::digest::hex(&Sha256::digest(&*key));
-        Ok(Self { path: path.to_owned(), algorithm: *algorithm, key, fingerprint })
+        Ok(Self { path: path.to_owned(), algorithms, key, fingerprint })
     }
 
     /// The file's name, for messages.
     pub(super) fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// SHA-256 of the key, in hexadecimal digits.
@@ -65,7 +69,10 @@ impl PublicKey {
     }
 
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(self.algorithm, &*self.key).verify(message, signature).is_ok()
+        let verifies = |algorithm: &&'static dyn VerificationAlgorithm| {
+            UnparsedPublicKey::new(*algorithm, &*self.key).verify(message, signature).is_ok()
+        };
+        self.algorithms.iter().any(verifies)
     }
 }
 

@@ -28,11 +28,14 @@ use signature::Signature;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Semaphore;
 
 /// Largest policy, and largest file of a key, in bytes.
 const MOST_FILE: u64 = 1 << 20;
 /// Signatures of one image that are looked at.
 const MOST_SIGNATURES: usize = 32;
+/// Images whose signatures are looked at, at a time.
+static VERIFYING: Semaphore = Semaphore::const_new(2);
 
 /// The policy of a node; without one every image is run.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +46,10 @@ pub struct ImagePolicy {
 #[derive(Debug)]
 struct PolicyFile {
     path: PathBuf,
-    current: Mutex<(Arc<Policy>, ReadFiles)>,
+    /// What counts.
+    current: Mutex<Arc<Policy>>,
+    /// What was read last, well or not. Its lock may be held for as long as the files' system takes.
+    read: Mutex<ReadFiles>,
 }
 
 /// What a file says.
@@ -128,9 +134,9 @@ struct EntryContent {
 impl ImagePolicy {
     /// That of a file. Blocks.
     pub fn of_file(path: PathBuf) -> Result<Self, PolicyFileError> {
-        let (policy, files) = Policy::read(&path)?;
-        let current = Mutex::new((Arc::new(policy), files));
-        Ok(Self { file: Some(Arc::new(PolicyFile { path, current })) })
+        let (policy, read) = Policy::read(&path);
+        let (current, read) = (Mutex::new(Arc::new(policy?)), Mutex::new(read));
+        Ok(Self { file: Some(Arc::new(PolicyFile { path, current, read })) })
     }
 
     /// As it is now.
@@ -139,7 +145,7 @@ impl ImagePolicy {
         let of_thread = file.clone();
         // It reads, or leaves everything as it is.
         let _ = tokio::task::spawn_blocking(move || of_thread.look()).await;
-        Some(file.current.lock().unwrap_or_else(PoisonError::into_inner).0.clone())
+        Some(file.current.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// What can be said without asking a registry.
@@ -167,6 +173,8 @@ impl ImagePolicy {
         let Some(policy) = self.current().await else { return Ok(BTreeSet::new()) };
         let entry = policy.entry(reference)?;
         let Some(keys) = &entry.keys else { return Ok(BTreeSet::new()) };
+        // What a registry answers takes memory: a few at a time.
+        let _turn = VERIFYING.acquire().await.map_err(std::io::Error::other)?;
         let signatures = signature::of_image(registry, digest, MOST_SIGNATURES).await?;
         let mut signers = BTreeSet::new();
         let mut wrong = Vec::new();
@@ -197,52 +205,54 @@ impl ImagePolicy {
 
 impl PolicyFile {
     fn look(&self) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if !current.1.are_changed() {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if !read.are_changed() {
             return;
         }
-        match Policy::read(&self.path) {
-            Ok((policy, files)) => {
+        let (policy, files) = Policy::read(&self.path);
+        *read = files;
+        match policy {
+            Ok(policy) => {
                 tracing::info!(path = %self.path.display(), "the image policy was read again");
-                *current = (Arc::new(policy), files);
+                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
             }
             Err(error) => {
                 tracing::error!("the image policy cannot be read again: {error}; what it said before counts on");
-                // Not told again until it changes again.
-                current.1 = ReadFiles::new(files_of(&self.path, &current.0));
             }
         }
     }
 }
 
-fn files_of(path: &Path, policy: &Policy) -> Vec<PathBuf> {
-    let keys = policy.entries.iter().flat_map(|entry| entry.keys.iter().flatten());
-    [path.to_owned()].into_iter().chain(keys.map(|key| key.path().to_owned())).collect()
-}
-
 impl Policy {
-    fn read(path: &Path) -> Result<(Self, ReadFiles), PolicyFileError> {
+    /// What a file says, and the files that this depends on: also those that are missing, as they may come.
+    fn read(path: &Path) -> (Result<Self, PolicyFileError>, ReadFiles) {
         let failed = |message: String| PolicyFileError { path: path.to_owned(), message };
-        // Before they are read: one that changes meanwhile is another one.
+        // Before it is read: one that changes meanwhile is another one.
         let itself = ReadFiles::new([path.to_owned()]);
-        let text = read(path).map_err(|error| failed(error.to_string()))?;
-        let content: Content =
-            serde_saphyr::from_slice(&text).map_err(|error| failed(error.without_snippet().to_string()))?;
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let key_files: Vec<_> =
-            content.images.iter().flat_map(|entry| &entry.keys).map(|key| directory.join(key)).collect();
-        let files = match key_files.is_empty() {
-            true => itself,
-            false => ReadFiles::new([path.to_owned()].into_iter().chain(key_files)),
+        let content = match read(path) {
+            Ok(text) => serde_saphyr::from_slice::<Content>(&text).map_err(|error| error.without_snippet().to_string()),
+            Err(error) => Err(error.to_string()),
         };
+        let content = match content {
+            Ok(content) => content,
+            Err(message) => return (Err(failed(message)), itself),
+        };
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let keys =
+            content.images.iter().flat_map(|entry| &entry.keys).map(|key| directory.join(key)).collect::<Vec<_>>();
+        let files = itself.and(keys);
         let entries = content.images.into_iter().zip(1..).map(|(entry, number)| {
             Entry::read(entry, directory).map_err(|message| failed(format!("entry {number}: {message}")))
         });
-        Ok((Self { path: path.to_owned(), entries: entries.collect::<Result<_, _>>()? }, files))
+        let entries = entries.collect::<Result<_, _>>();
+        (entries.map(|entries| Self { path: path.to_owned(), entries }), files)
     }
 
     fn entry(&self, reference: &Reference) -> Result<&Entry, PolicyError> {
-        let name = format!("{}/{}", reference.registry(), reference.repository());
+        // Hosts are the same in any letters, and 443 is what they have without a port.
+        let registry = reference.registry().to_ascii_lowercase();
+        let registry = registry.strip_suffix(":443").unwrap_or(&registry);
+        let name = format!("{registry}/{}", reference.repository());
         let policy = || self.path.clone();
         let entry = self.entries.iter().find(|entry| entry.is_about(&name));
         let entry = entry.ok_or_else(|| PolicyError::NotNamed { policy: policy() })?;
@@ -304,7 +314,7 @@ impl Signature {
     /// The key that has made it of this image, or why none counts.
     fn signed_by<'a>(&self, keys: &'a [PublicKey], digest: &str) -> Result<&'a PublicKey, String> {
         // First whether anybody vouches for what it says.
-        let key = keys.iter().find(|key| key.verifies(&self.message, &self.signature));
+        let key = keys.iter().find(|key| key.verifies(&self.message(), &self.signature));
         let key = key.ok_or("made by another key")?;
         match self.is_of(digest) {
             Ok(()) => Ok(key),
@@ -336,7 +346,23 @@ mod tests {
         std::fs::write(directory.path().join("bad.pub"), "no key").unwrap();
         let path = directory.path().join("policy.yaml");
         std::fs::write(&path, text).unwrap();
-        Policy::read(&path).map(|(policy, _)| policy).map_err(|error| error.to_string())
+        Policy::read(&path).0.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_waits_for_its_keys_counts_when_they_come() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.yaml");
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        let image = crate::reference::parse("r.example/a").unwrap();
+        write("images:\n- names: r.example/*\n  anything: true\n");
+        let policy = ImagePolicy::of_file(path.clone()).unwrap();
+        let asks_for_a_key = async || policy.current().await.unwrap().entry(&image).unwrap().keys.is_some();
+        assert!(!asks_for_a_key().await);
+        write("images:\n- names: r.example/*\n  keys: [late.pub]\n");
+        assert!(!asks_for_a_key().await, "what was known counts on");
+        std::fs::write(directory.path().join("late.pub"), KEY).unwrap();
+        assert!(asks_for_a_key().await);
     }
 
     #[test]
@@ -354,6 +380,7 @@ mod tests {
         };
         assert_eq!(of("r.example/a/b:v1"), Ok("r.example/a/b".to_owned()));
         assert_eq!(of("localhost:5000/x"), Ok("localhost:5000/*".to_owned()));
+        assert_eq!(of("R.Example:443/a/b:v1"), Ok("r.example/a/b".to_owned()));
         assert!(of("r.example/a/c:v1").unwrap_err().contains("wants r.example/a/* by digest"));
         assert!(of(&format!("r.example/a/c@sha256:{}", "0".repeat(64))).is_ok());
         assert!(of("r.example/abc").unwrap_err().contains("names no such image"));

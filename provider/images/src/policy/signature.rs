@@ -7,11 +7,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
+use std::borrow::Cow;
 
 /// Of the layers of a signature under a tag.
 const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-/// The annotation with the signature itself.
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// What a signature of that kind says of itself.
 const COSIGN: &str = "cosign container image signature";
 /// Of a bundle among the referrers.
@@ -19,14 +18,14 @@ const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.";
 /// What the statement in a bundle is about, if it is a signature.
 const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
 const STATEMENT: &str = "application/vnd.in-toto+json";
-/// Largest payload, and largest bundle, in bytes.
-const MOST_PAYLOAD: usize = 1 << 20;
+/// Largest payload, and largest bundle, in bytes: those of cosign have a few thousand.
+const MOST_PAYLOAD: usize = 64 << 10;
+/// Largest list of them, in bytes.
+const MOST_LIST: usize = 256 << 10;
 
 /// One signature that a registry has of an image.
 #[derive(Debug)]
 pub(super) struct Signature {
-    /// What was signed.
-    pub message: Vec<u8>,
     pub signature: Vec<u8>,
     /// What it says.
     says: Says,
@@ -36,48 +35,82 @@ pub(super) struct Signature {
 enum Says {
     /// A payload of cosign.
     Payload(Vec<u8>),
-    /// A statement of in-toto.
+    /// A statement of in-toto, in an envelope (DSSE).
     Statement(Vec<u8>),
 }
 
-/// All that the registry has; what cannot be read is none.
+/// What matters of a manifest with signatures.
+#[derive(Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    layers: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Layer {
+    media_type: String,
+    digest: String,
+    #[serde(default)]
+    annotations: Annotations,
+}
+
+#[derive(Default, Deserialize)]
+struct Annotations {
+    #[serde(rename = "dev.cosignproject.cosign/signature")]
+    signature: Option<String>,
+}
+
+/// What matters of a list of referrers.
+#[derive(Deserialize)]
+struct Referrers {
+    #[serde(default)]
+    manifests: Vec<Referrer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer {
+    digest: String,
+    #[serde(default)]
+    artifact_type: String,
+}
+
+/// The first ones that the registry has; what cannot be read is none.
 pub(super) async fn of_image(registry: &Registry, digest: &str, most: usize) -> Result<Vec<Signature>, PullError> {
     let Some(digits) = sha256(digest) else { return Ok(Vec::new()) };
     let mut signatures = Vec::new();
-    if let Some(manifest) = registry.json(&format!("manifests/sha256-{digits}.sig")).await? {
-        for layer in list(&manifest["layers"]).iter().take(most) {
-            if layer["mediaType"] == SIMPLE_SIGNING
-                && let Some(signature) = layer["annotations"][SIGNATURE].as_str()
-                && let Ok(signature) = STANDARD.decode(signature)
-                && let Some(payload) = registry.small_blob(text(&layer["digest"]), MOST_PAYLOAD).await?
-            {
-                signatures.push(Signature { message: payload.clone(), signature, says: Says::Payload(payload) });
-            }
+    let under_tag = registry.json::<Manifest>(&format!("manifests/sha256-{digits}.sig"), MOST_LIST).await?;
+    for layer in under_tag.map(|manifest| manifest.layers).unwrap_or_default().iter().take(most) {
+        if layer.media_type == SIMPLE_SIGNING
+            && let Some(signature) = layer.annotations.signature.as_deref().and_then(decoded)
+            && let Some(payload) = registry.small_blob(&layer.digest, MOST_PAYLOAD).await?
+        {
+            signatures.push(Signature { signature, says: Says::Payload(payload) });
         }
     }
     // Registries that do not know referrers have them in an index under a tag.
-    let referrers = match registry.json(&format!("referrers/{digest}")).await? {
+    let referrers = match registry.json::<Referrers>(&format!("referrers/{digest}"), MOST_LIST).await? {
         Some(index) => Some(index),
-        None => registry.json(&format!("manifests/sha256-{digits}")).await?,
+        None => registry.json::<Referrers>(&format!("manifests/sha256-{digits}"), MOST_LIST).await?,
     };
-    let referrers = referrers.unwrap_or_default();
-    let is_bundle = |of: &&Value| text(&of["artifactType"]).starts_with(BUNDLE);
-    for referrer in list(&referrers["manifests"]).iter().filter(is_bundle).take(most) {
-        let Some(manifest) = registry.json(&format!("manifests/{}", text(&referrer["digest"]))).await? else {
-            continue;
-        };
-        let is_bundle = |layer: &&Value| text(&layer["mediaType"]).starts_with(BUNDLE);
-        if let Some(layer) = list(&manifest["layers"]).iter().find(is_bundle)
-            && let Some(bundle) = registry.small_blob(text(&layer["digest"]), MOST_PAYLOAD).await?
+    let referrers = referrers.map(|index| index.manifests).unwrap_or_default();
+    for referrer in referrers.iter().filter(|of| of.artifact_type.starts_with(BUNDLE)).take(most) {
+        let manifest = registry.json::<Manifest>(&format!("manifests/{}", referrer.digest), MOST_LIST).await?;
+        let layers = manifest.map(|manifest| manifest.layers).unwrap_or_default();
+        if let Some(layer) = layers.iter().find(|layer| layer.media_type.starts_with(BUNDLE))
+            && let Some(bundle) = registry.small_blob(&layer.digest, MOST_PAYLOAD).await?
         {
             signatures.extend(Signature::of_bundle(&bundle));
         }
     }
+    signatures.truncate(most);
     Ok(signatures)
 }
 
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
+/// Base64; nothing is no signature.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text).ok().filter(|bytes| !bytes.is_empty())
 }
 
 fn text(value: &Value) -> &str {
@@ -104,20 +137,25 @@ struct EnvelopeSignature {
 }
 
 impl Signature {
-    /// Those of a bundle.
-    fn of_bundle(bundle: &[u8]) -> Vec<Self> {
-        let envelope = serde_json::from_slice(bundle).ok().and_then(|bundle: Bundle| bundle.dsse_envelope);
-        let Some(Envelope { payload, payload_type, signatures }) = envelope else { return Vec::new() };
-        let Ok(payload) = STANDARD.decode(payload) else { return Vec::new() };
-        if payload_type != STATEMENT {
-            return Vec::new();
+    /// That of a bundle: cosign makes one.
+    fn of_bundle(bundle: &[u8]) -> Option<Self> {
+        let bundle: Bundle = serde_json::from_slice(bundle).ok()?;
+        let Envelope { payload, payload_type, signatures } = bundle.dsse_envelope?;
+        let payload = decoded(&payload).filter(|_| payload_type == STATEMENT)?;
+        let [EnvelopeSignature { sig }] = &signatures[..] else { return None };
+        Some(Self { signature: decoded(sig)?, says: Says::Statement(payload) })
+    }
+
+    /// What was signed.
+    pub(super) fn message(&self) -> Cow<'_, [u8]> {
+        match &self.says {
+            Says::Payload(payload) => Cow::Borrowed(payload),
+            // The type and the payload, with their lengths.
+            Says::Statement(payload) => {
+                let head = format!("DSSEv1 {} {STATEMENT} {} ", STATEMENT.len(), payload.len());
+                Cow::Owned([head.as_bytes(), payload].concat())
+            }
         }
-        // What DSSE signs: the type and the payload with their lengths.
-        let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
-        let message = [head.as_bytes(), &payload].concat();
-        let decoded = signatures.iter().filter_map(|signature| STANDARD.decode(&signature.sig).ok());
-        let signed = |signature| Self { message: message.clone(), signature, says: Says::Statement(payload.clone()) };
-        decoded.map(signed).collect()
     }
 
     /// Whether it says that this image is signed; if not, what it says.
@@ -142,7 +180,7 @@ impl Signature {
                 }
                 let digits = sha256(digest);
                 let is_subject = |subject: &Value| digits.is_some_and(|digits| subject["digest"]["sha256"] == digits);
-                match list(&statement["subject"]).iter().any(is_subject) {
+                match statement["subject"].as_array().is_some_and(|subjects| subjects.iter().any(is_subject)) {
                     true => Ok(()),
                     false => Err("of another image".to_owned()),
                 }
@@ -163,7 +201,7 @@ mod tests {
         let digest = format!("sha256:{DIGITS}");
         let payload = |kind: &str, digest: &str| {
             let text = json!({"critical": {"type": kind, "image": {"docker-manifest-digest": digest}}}).to_string();
-            Signature { message: Vec::new(), signature: Vec::new(), says: Says::Payload(text.into_bytes()) }
+            Signature { signature: Vec::new(), says: Says::Payload(text.into_bytes()) }
         };
         assert_eq!(payload(COSIGN, &digest).is_of(&digest), Ok(()));
         assert!(payload(COSIGN, "sha256:other").is_of(&digest).unwrap_err().contains("another image"));
@@ -185,12 +223,16 @@ mod tests {
             Signature::of_bundle(json!({"mediaType": "x", "dsseEnvelope": envelope}).to_string().as_bytes())
         };
         let signed = bundle(SIGNED, STATEMENT);
-        assert_eq!((signed.len(), signed[0].is_of(&digest)), (1, Ok(())));
-        assert!(signed[0].message.starts_with(b"DSSEv1 28 application/vnd.in-toto+json "));
-        assert!(signed[0].is_of("sha256:0").is_err());
-        let attested = bundle("https://spdx.dev/Document", STATEMENT);
-        assert!(attested[0].is_of(&digest).unwrap_err().contains("spdx.dev"));
-        assert!(bundle(SIGNED, "text/plain").is_empty());
-        assert!(Signature::of_bundle(b"{}").is_empty() && Signature::of_bundle(b"nonsense").is_empty());
+        let signed = signed.unwrap();
+        assert_eq!(signed.is_of(&digest), Ok(()));
+        assert!(signed.message().starts_with(b"DSSEv1 28 application/vnd.in-toto+json "));
+        assert!(signed.is_of("sha256:0").is_err());
+        let attested = bundle("https://spdx.dev/Document", STATEMENT).unwrap();
+        assert!(attested.is_of(&digest).unwrap_err().contains("spdx.dev"));
+        assert!(bundle(SIGNED, "text/plain").is_none());
+        assert!(Signature::of_bundle(b"{}").is_none() && Signature::of_bundle(b"nonsense").is_none());
+        // Thousands of signatures of one payload are none of cosign's.
+        let many = json!({"dsseEnvelope": {"payload": STANDARD.encode("x"), "payloadType": STATEMENT, "signatures": vec![json!({"sig": ""}); 1000]}});
+        assert!(Signature::of_bundle(many.to_string().as_bytes()).is_none());
     }
 }

@@ -9,10 +9,12 @@ use crate::layout::{self, Layout};
 use crate::pull_error::PullError;
 use crate::session::Session;
 use crate::store::{ImageStore, Launch};
+use akri_krustlet_host::one_line;
 use download::{PAUSES, size_of};
 use oci_client::Reference;
 use oci_client::manifest::{OciDescriptor, OciImageManifest, OciManifest};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -136,6 +138,14 @@ impl Registry {
             let platform = entry.platform.as_ref().map(|of| (of.os.to_string(), of.architecture.to_string()));
             let says_so = layout::is_annotated(&entry.annotations)
                 || platform.as_ref().is_some_and(|(os, architecture)| layout::is_wasm(os, architecture));
+            if digest::parts(&entry.digest).is_none() {
+                // A name in its place would be whatever it is by then.
+                let what = format!(
+                    "an index with the entry {:?}, which is no digest that can be checked",
+                    one_line(&entry.digest, 200)
+                );
+                return Err(self.session.protocol(what));
+            }
             let (manifest, digest) = self.manifest(&entry.digest).await?;
             let found = Box::pin(self.image_of(manifest, digest, is_wasm || says_so, depth - 1, left)).await;
             match (found, platform) {
@@ -157,9 +167,9 @@ impl Registry {
         Err(refused.unwrap_or_else(|| layout::platforms(std::iter::empty())).into())
     }
 
-    /// A short answer that is JSON; none if there is no such thing, or it is none. One that is asked for by its digest has it.
-    pub(crate) async fn json(&self, path: &str) -> Result<Option<serde_json::Value>, PullError> {
-        let body = self.found(path, MOST_MANIFEST).await?;
+    /// A short answer that is JSON; none if there is no such thing, or it is another one. One that is asked for by its digest has it.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str, most: usize) -> Result<Option<T>, PullError> {
+        let body = self.found(path, most).await?;
         Ok(body.and_then(|body| serde_json::from_slice(&body).ok()))
     }
 

@@ -24,9 +24,9 @@ pub async fn run_command(
     let outcome = guest.outcome();
     tokio::pin!(outcome);
     let listening = stdin.as_ref().map(|_| context.services.shutdown.enter());
-    let EndWanted { deadline, is_replaced } = tokio::select! {
+    let EndWanted { deadline, replaced } = tokio::select! {
         biased;
-        outcome = &mut outcome => return Ok(End { outcome, is_replaced: false }),
+        outcome = &mut outcome => return Ok(End { outcome, replaced: None }),
         wanted = end_wanted(context, kind, container, image) => wanted,
         () = context.services.shutdown.requested(), if stdin.is_some() => {
             stdin.iter().for_each(Stdin::close);
@@ -37,7 +37,7 @@ pub async fn run_command(
         }
     };
     tokio::select! {
-        outcome = &mut outcome => return Ok(End { outcome, is_replaced }),
+        outcome = &mut outcome => return Ok(End { outcome, replaced }),
         () = pre_stop(context, container, deadline) => {}
     }
     // All that a guest can notice of its pod's end.
@@ -45,12 +45,12 @@ pub async fn run_command(
         stdin.close();
     }
     tokio::select! {
-        outcome = &mut outcome => return Ok(End { outcome, is_replaced }),
+        outcome = &mut outcome => return Ok(End { outcome, replaced }),
         () = tokio::time::sleep_until(deadline) => {}
         () = context.termination.expired() => {}
     }
     guest.interrupt();
-    Ok(End { outcome: outcome.await, is_replaced })
+    Ok(End { outcome: outcome.await, replaced })
 }
 
 /// The container's variables, and those of its image that it does not set itself.

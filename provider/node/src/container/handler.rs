@@ -42,7 +42,7 @@ pub async fn run_handler(
     let end_wanted = async {
         let wanted = end_wanted(context, kind, container, image).await;
         pre_stop(context, container, wanted.deadline).await;
-        wanted.is_replaced
+        wanted.replaced
     };
     tokio::pin!(run, end_wanted);
     loop {
@@ -51,11 +51,11 @@ pub async fn run_handler(
             complaints.changed().await
         };
         tokio::select! {
-            outcome = &mut run => return Ok(End { outcome, is_replaced: false }),
+            outcome = &mut run => return Ok(End { outcome, replaced: None }),
             // There is nothing that its guests could bring to an end: a stream's last good list outlives them.
-            is_replaced = &mut end_wanted => {
+            replaced = &mut end_wanted => {
                 handler.stop();
-                return Ok(End { outcome: run.await, is_replaced });
+                return Ok(End { outcome: run.await, replaced });
             }
             Ok(()) = changed => {
                 conditions.spend(1.0);

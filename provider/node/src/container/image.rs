@@ -1,19 +1,23 @@
 //! Images: where a container's module comes from, a file (`fs://`) or a registry.
 
-use super::local_module;
+use super::local_module::Before;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::loaded_image::LoadedImage;
+use crate::local_modules::TriedModule;
 use crate::pod::PodObject;
 use crate::services::Services;
 use crate::status::{ContainerKind, waiting};
 use akri_krustlet_discovery::HandlerInfo;
 use akri_krustlet_host::file::FileStamp;
+use akri_krustlet_host::patience::patiently;
 use akri_krustlet_images::{Credentials, Launch, PolicyError, PullError, Reference};
 use akri_krustlet_runtime::{Item, LoadError, ModuleKind, Program};
 use k8s_openapi::api::core::v1::{Container, Secret};
 use kube::api::Api;
+use rustix::fs::{FileType, Mode, OFlags};
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,6 +124,18 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Whether the module itself is at fault, and will be tomorrow; if not, it may work later.
+    pub fn is_of_module(&self) -> bool {
+        use akri_krustlet_runtime::CompileError;
+        match self {
+            Self::Load { source: LoadError::Store(_) | LoadError::Unusable(_), .. } | Self::Read { .. } => false,
+            Self::Load { source: LoadError::Compile(error), .. } => {
+                !matches!(error, CompileError::Host(_) | CompileError::Spawn { .. } | CompileError::Limit(_))
+            }
+            _ => true,
+        }
+    }
+
     /// The reason that a kubelet's container status would give.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -159,11 +175,11 @@ impl ImageFailure {
     }
 
     /// Waits until the image should be tried again, or is another one; true if it is.
-    pub async fn wait(&self, context: &PodContext, pause: Duration) -> bool {
+    pub async fn wait(&self, context: &PodContext, pause: Duration, before: &Before) -> bool {
         tokio::select! {
             () = self.back_off(context, pause) => false,
             () = context.image_changed(self.kind, &self.container) => true,
-            () = local_module::written(context, &self.container) => true,
+            () = before.another_runs() => true,
         }
     }
 
@@ -201,7 +217,7 @@ pub async fn load(
     }
     if is_file(&image) {
         let path = file_of(services, pod, &image)?;
-        let program = load_file(services, pod, &image, path).await?;
+        let program = load_file(services, &pod.key(), &image, path).await?;
         return Ok(LoadedImage {
             info: describe(services, &image, &program).await?,
             id: program.digest().to_string(),
@@ -214,9 +230,17 @@ pub async fn load(
     let reference = akri_krustlet_images::reference::parse(&image)
         .map_err(|error| ImageError::Name { image: image.clone(), what: error.to_string() })?;
     let (found, path) = available(services, pod, (kind, container), &image, &reference).await?;
-    let program = load_file(services, pod, &image, path).await?;
+    let program = load_file(services, &pod.key(), &image, path).await?;
     let info = describe(services, &image, &program).await?;
     Ok(LoadedImage { name: image, program, info, id: found.id, reference: Some(found.reference), launch: found.launch })
+}
+
+/// Makes a program of a file, and asks it what it is.
+pub async fn load_local(services: &Services, path: &Path) -> Result<TriedModule, ImageError> {
+    let image = format!("fs://{}", path.display());
+    let program = load_file(services, "", &image, path.to_owned()).await?;
+    let info = describe(services, &image, &program).await?;
+    Ok(TriedModule { program, info })
 }
 
 /// What an image says of the discovery handler in it.
@@ -357,31 +381,29 @@ async fn pull_credentials(services: &Services, pod: &PodObject) -> Credentials {
     credentials
 }
 
-async fn load_file(
-    services: &Services,
-    pod: &PodObject,
-    image: &str,
-    path: PathBuf,
-) -> Result<Arc<Program>, ImageError> {
+async fn load_file(services: &Services, pod: &str, image: &str, path: PathBuf) -> Result<Arc<Program>, ImageError> {
     let runtime = &services.runtime;
     let image = image.to_owned();
     // A thousand pods that start at once do not hold their image a thousand times.
     let _turn = services.images.turns.take(path.clone()).await;
     // Before reading: a file that changes meanwhile is another one.
-    let stamp = std::fs::metadata(&path).ok().and_then(|metadata| FileStamp::settled(&metadata));
+    let (looking, owner) = (path.clone(), path.display().to_string());
+    let stamp =
+        patiently(&owner, move || std::fs::metadata(looking).ok().and_then(|metadata| FileStamp::settled(&metadata)));
+    let stamp = stamp.await.ok().flatten();
     if let Some(program) = services.images.find(&path, stamp) {
         return Ok(program);
     }
     let limit = runtime.module_size_limit();
     let reading = path.clone();
-    let module = tokio::task::spawn_blocking(move || read_at_most(&reading, limit)).await;
+    let module = patiently(&owner, move || read_at_most(&reading, limit)).await;
     let module = match module {
         Ok(Ok(module)) => module,
         Ok(Err(source)) => return Err(ImageError::Read { image, path, source }),
         Err(error) => return Err(ImageError::Read { image, path, source: std::io::Error::other(error) }),
     };
     if !runtime.is_compiled(&module) {
-        tracing::info!(pod = pod.key(), image, bytes = module.len(), "compiling the module");
+        tracing::info!(pod, image, bytes = module.len(), "compiling the module");
     }
     let program = runtime.load(&module).await.map_err(|source| ImageError::Load { image, source })?;
     services.images.remember(path, stamp, &program);
@@ -400,12 +422,20 @@ pub fn file_of(services: &Services, pod: &PodObject, image: &str) -> Result<Path
     Ok(pod.resolve(path))
 }
 
-/// Reads a regular file; one byte more than `limit` if it has that, so that the compiler says that it is too large.
+/// Systems of files that the kernel makes up: opening and reading some of those does things, or waits for ever.
+const OF_KERNEL: [i64; 6] = [0x9fa0, 0x6265_6572, 0x7472_6163, 0x6462_6720, 0x0027_e0eb, 0x6367_7270];
+
+/// Reads a regular file; one byte more than `limit` if it has that, so that the compiler says that it is too large. What the path leads
+/// to is looked at before it is opened.
 fn read_at_most(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    let file = std::fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let is_file = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == FileType::RegularFile;
+    #[allow(clippy::unnecessary_cast, reason = "of another type on other machines")]
+    let system = rustix::fs::fstatfs(&found)?.f_type as i64;
+    if !is_file || OF_KERNEL.contains(&system) {
         return Err(std::io::Error::other("not a regular file"));
     }
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
     let mut module = Vec::new();
     file.take(limit + 1).read_to_end(&mut module)?;
     Ok(module)

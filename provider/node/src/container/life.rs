@@ -93,7 +93,7 @@ async fn prepare(
         };
         created.map_err(|hangs| failed(&hangs))?.map_err(|error| failed(&error))?
     };
-    needs::tell_missing(context, kind, container, image, &log);
+    needs::warn_of_missing(context, kind, container, image, &log);
     let exchange_directory = handler.as_ref().map(|(_, settings)| settings.exchange_directory.as_str());
     let of_container = |of_pod: PathBuf| of_pod.join("files").join(&container.name);
     let has_memory = mounted.values().any(|volume| volume.in_memory);

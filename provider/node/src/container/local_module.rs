@@ -1,134 +1,103 @@
-//! Modules that are files of a folder's pods (`fs://`): their authors build them anew while a container of theirs runs.
-//!
-//! A new module is tried before the container ends for it: one that cannot be run is told of, and the old one goes on.
+//! Containers whose module is a file of a folder's pods ([`crate::local_modules`]).
 
 use super::image;
 use crate::cluster::events::EventType;
 use crate::context::PodContext;
 use crate::loaded_image::LoadedImage;
+use crate::local_modules::LocalModule;
 use crate::status::ContainerKind;
-use akri_krustlet_host::DirectoryWatcher;
-use akri_krustlet_host::file::{CLOCK_STEP, FileStamp};
-use akri_krustlet_host::patience::patiently;
-use akri_krustlet_runtime::Program;
-use futures::future::{pending, select_all};
+use futures::future::pending;
 use k8s_openapi::api::core::v1::Container;
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
 
-/// Pause before a directory that is not there is looked for again: whoever builds all anew removes it first.
-const DIRECTORY_RETRY: Duration = Duration::from_secs(1);
+/// What the status of a container says that was ended for another module of its file.
+pub const REPLACED: &str = "ended for the module that was built anew";
 
-/// Resolves when the file of the container's module holds another one than `image`, which can be run. Never for an image that is
-/// no file, and for the pods of a cluster: what they run is what the cluster says.
-pub async fn rebuilt(context: &PodContext, kind: ContainerKind, container: &Container, image: &LoadedImage) {
-    let Some(path) = path(context, container) else { return pending().await };
+/// Resolves when the file of the container's module holds another one than `image`, with that. Never for an image that is no file, and
+/// for the pods of a cluster: what they run is what the cluster says.
+pub async fn rebuilt(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    image: &LoadedImage,
+) -> Box<LoadedImage> {
+    let Some(module) = follow(context, container) else { return pending().await };
     // Apart: most containers have no such file, and need no room for following it.
-    Box::pin(follow(context, kind, container, image, &path)).await
+    Box::pin(newer(context, kind, container, image, module)).await
 }
 
-/// Resolves when the file of the container's module is written anew.
-pub async fn written(context: &PodContext, container: &Container) {
-    let Some(path) = path(context, container) else { return pending().await };
-    Box::pin(async move {
-        let mut file = File::new(&context.services.watcher, &path);
-        let before = file.settled(context).await;
-        loop {
-            file.changed().await;
-            if file.settled(context).await != before {
-                return;
+async fn newer(
+    context: &PodContext,
+    kind: ContainerKind,
+    container: &Container,
+    image: &LoadedImage,
+    module: Arc<LocalModule>,
+) -> Box<LoadedImage> {
+    let mut tried = module.tried();
+    let mut told: Option<Arc<str>> = None;
+    loop {
+        let newest = tried.borrow_and_update().result.clone();
+        match newest {
+            Some(Ok(new)) if new.program.digest() != image.program.digest() => {
+                let id = new.program.digest().to_string();
+                return Box::new(LoadedImage { program: new.program, info: new.info, id, ..image.clone() });
             }
+            Some(Ok(_)) | None => told = None,
+            Some(Err(message)) if told.as_ref() != Some(&message) => {
+                context.event(kind, &container.name, EventType::Warning, "Failed", message.to_string());
+                told = Some(message);
+            }
+            Some(Err(_)) => {}
         }
-    })
-    .await
+        if tried.changed().await.is_err() {
+            return pending().await;
+        }
+    }
 }
 
-fn path(context: &PodContext, container: &Container) -> Option<PathBuf> {
+/// What was tried of a container's file before it is loaded.
+pub struct Before(Option<(Arc<LocalModule>, u64)>);
+
+impl Before {
+    /// Now.
+    pub fn of(context: &PodContext, container: &Container) -> Self {
+        Self(follow(context, container).map(|module| {
+            let number = module.tried().borrow().number;
+            (module, number)
+        }))
+    }
+
+    /// Resolves when another module was tried since, and can be run.
+    pub async fn another_runs(&self) {
+        match &self.0 {
+            Some((module, number)) => module.runs_after(*number).await,
+            None => pending().await,
+        }
+    }
+}
+
+/// The container's file, unless a guest of its pod could write it: guests do not say what the node runs.
+fn follow(context: &PodContext, container: &Container) -> Option<Arc<LocalModule>> {
     let image = container.image.as_deref().filter(|image| image::is_file(image))?;
     context.pod.folder.as_ref()?;
-    image::file_of(&context.services, &context.pod, image).ok()
+    let path = image::file_of(&context.services, &context.pod, image).ok()?;
+    if is_writable(context, &path) {
+        return None;
+    }
+    Some(context.services.local_modules.follow(&context.services, &path))
 }
 
-async fn follow(context: &PodContext, kind: ContainerKind, container: &Container, image: &LoadedImage, path: &Path) {
-    let mut file = File::new(&context.services.watcher, path);
-    let mut looked_at = None;
-    let mut told = String::new();
-    loop {
-        let stamp = file.settled(context).await;
-        let is_known = |program: Arc<Program>| program.digest() == image.program.digest();
-        let known = context.services.images.find(path, stamp);
-        if stamp.is_some() && stamp != looked_at && !known.is_some_and(is_known) {
-            looked_at = stamp;
-            // Apart, as what takes long only now and then.
-            match Box::pin(image::load(&context.services, &context.latest(), kind, container)).await {
-                Ok(new) if new.program.digest() == image.program.digest() => told.clear(),
-                Ok(_) => return,
-                Err(error) => {
-                    let message = format!("{error}; container {} goes on with the module that it has", container.name);
-                    if message != told {
-                        tracing::warn!(pod = context.pod.key(), container = container.name, "{message}");
-                        context.event(kind, &container.name, EventType::Warning, "Failed", message.clone());
-                        told = message;
-                    }
-                }
-            }
-        }
-        file.changed().await;
-    }
-}
-
-/// A file that is followed, by the directories that it is reached through.
-struct File<'a> {
-    watcher: &'a DirectoryWatcher,
-    path: &'a Path,
-    changes: Vec<watch::Receiver<()>>,
-}
-
-impl<'a> File<'a> {
-    fn new(watcher: &'a DirectoryWatcher, path: &'a Path) -> Self {
-        let mut file = Self { watcher, path, changes: Vec::new() };
-        file.watch();
-        file
-    }
-
-    /// The directory of its name, and that of what the name leads to.
-    fn watch(&mut self) {
-        let target = self.path.canonicalize().ok();
-        let files = [Some(self.path), target.as_deref()];
-        let directories: BTreeSet<_> = files.iter().flatten().filter_map(|file| file.parent()).collect();
-        let watched: Result<Vec<_>, _> = directories.iter().map(|directory| self.watcher.watch(directory)).collect();
-        self.changes = watched.unwrap_or_default();
-    }
-
-    /// Resolves when something has changed around it.
-    async fn changed(&mut self) {
-        if self.changes.is_empty() {
-            tokio::time::sleep(DIRECTORY_RETRY).await;
-            return self.watch();
-        }
-        let is_there = {
-            let changed = self.changes.iter_mut().map(|changes| Box::pin(changes.changed()));
-            select_all(changed).await.0.is_ok()
-        };
-        // A link may lead elsewhere now.
-        if !is_there || self.path.is_symlink() {
-            self.watch();
-        }
-    }
-
-    /// What the file is when nobody writes to it; none if it is not there.
-    async fn settled(&self, context: &PodContext) -> Option<FileStamp> {
-        loop {
-            let path = self.path.to_owned();
-            let metadata = patiently(context.pod.uid(), move || std::fs::metadata(path)).await;
-            let metadata = metadata.ok()?.ok()?;
-            match FileStamp::settled(&metadata) {
-                Some(stamp) => return Some(stamp),
-                None => tokio::time::sleep(CLOCK_STEP).await,
-            }
-        }
-    }
+fn is_writable(context: &PodContext, path: &Path) -> bool {
+    let pod = &context.pod;
+    let containers = || pod.init_containers().iter().chain(&pod.spec().containers);
+    let is_written = |volume: &str| {
+        let mut mounts = containers().flat_map(|container| container.volume_mounts.iter().flatten());
+        mounts.any(|mount| mount.name == volume && mount.read_only != Some(true))
+    };
+    let mut volumes = pod.spec().volumes.iter().flatten();
+    volumes.any(|volume| {
+        let directory = volume.host_path.as_ref().map(|host_path| pod.resolve(&host_path.path));
+        directory.is_some_and(|directory| path.starts_with(directory)) && is_written(&volume.name)
+    })
 }

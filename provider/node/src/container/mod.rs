@@ -5,7 +5,7 @@ mod config;
 mod handler;
 pub mod image;
 mod life;
-mod local_module;
+pub mod local_module;
 mod network;
 pub mod probe;
 mod progress;
@@ -26,7 +26,8 @@ use config::{CONFIG_RETRY, obtain_sources, renew_claim, tell_config_error};
 use image::ImageFailure;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus};
 use life::{Life, last_words, run_once};
-use progress::{End, log_end};
+use local_module::{Before, REPLACED};
+use progress::{End, Replaced, log_end};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 use tokio::time::Instant;
@@ -62,9 +63,14 @@ pub async fn supervise(
     let mut claim = None;
     let _ = renew_claim(context, kind, &container, None, Scope::OfPod, &mut claim);
     let (mut back_off, mut told) = (BackOff::default(), String::new());
+    // The module of its file that was tried already.
+    let mut tried: Option<Box<LoadedImage>> = None;
     loop {
         // Apart, so that what they need is not kept for as long as the container runs.
-        let image = Box::pin(obtain_image(context, kind, &mut container)).await;
+        let image = match tried.take() {
+            Some(image) => *image,
+            None => Box::pin(obtain_image(context, kind, &mut container)).await,
+        };
         let mut sources = Box::pin(obtain_sources(context, kind, &container)).await;
         // That may have taken long, and a pod that has its image already was not looked at.
         container.renew(context);
@@ -78,7 +84,7 @@ pub async fn supervise(
                 tokio::select! {
                     () = sources.changed() => {}
                     () = context.image_changed(kind, &container) => {}
-                    () = local_module::rebuilt(context, kind, &container, &image) => {}
+                    new = local_module::rebuilt(context, kind, &container, &image) => tried = Some(new),
                     () = tokio::time::sleep(CONFIG_RETRY) => {}
                 }
                 container.renew(context);
@@ -90,12 +96,14 @@ pub async fn supervise(
         let running = context.termination.enter(place(context, kind, name));
         let life = Life { restart, sources: &sources, handler: claim.as_ref().zip(settings) };
         let run = run_once(context, volumes, kind, &container, &image, life);
-        let (succeeded, is_replaced) = match run.await {
-            Ok(End { outcome, is_replaced }) => {
+        let (succeeded, replaced) = match run.await {
+            Ok(End { outcome, replaced }) => {
                 let message = last_words(context, &container, restart, &outcome).await;
+                let is_rebuilt = matches!(replaced, Some(Replaced::By(_)));
+                let message = message.or_else(|| is_rebuilt.then(|| REPLACED.to_owned()));
                 context.reporter.update_container(kind, name, |status| status::terminated(status, &outcome, message));
                 log_end(context, name, &outcome);
-                (outcome == Outcome::Exited(0), is_replaced)
+                (outcome == Outcome::Exited(0), replaced)
             }
             Err(message) => {
                 tracing::error!(pod = context.pod.key(), container = name, "{message}");
@@ -105,14 +113,18 @@ pub async fn supervise(
                     status.restart_count = i32::try_from(restart).unwrap_or(i32::MAX);
                     status::failed_start(status, &message);
                 });
-                (false, false)
+                (false, None)
             }
         };
         drop(running);
         let latest = CurrentContainer::new(context, kind, name);
         // Also when it ended by itself before it was asked to.
         let is_other = latest.image != container.image || resize::must_restart(&container, &latest);
-        if (is_replaced || is_other) && !context.termination.is_over() {
+        if (replaced.is_some() || is_other) && !context.termination.is_over() {
+            if let Some(Replaced::By(image)) = replaced {
+                context.keep_image(name, (*image).clone());
+                tried = Some(image);
+            }
             container = latest;
             restart += 1;
             back_off = BackOff::default();
@@ -134,7 +146,10 @@ pub async fn supervise(
                 () = tokio::time::sleep(pause) => {}
                 // Whoever corrects the image does not wait for the old one's pause.
                 () = context.image_changed(kind, &container) => back_off = BackOff::default(),
-                () = local_module::rebuilt(context, kind, &container, &image) => back_off = BackOff::default(),
+                new = local_module::rebuilt(context, kind, &container, &image) => {
+                    tried = Some(new);
+                    back_off = BackOff::default();
+                }
             }
             container.renew(context);
         }
@@ -192,6 +207,7 @@ async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut
         }
         container.renew(context);
         let started = Instant::now();
+        let before = Before::of(context, container);
         match image::load(&context.services, &container.pod, kind, container).await {
             Ok(image) => {
                 context.keep_image(&container.name, image.clone());
@@ -200,7 +216,7 @@ async fn obtain_image(context: &PodContext, kind: ContainerKind, container: &mut
             Err(error) => {
                 let pause = back_off.next(started).max(back_off::FIRST);
                 let failure = ImageFailure::of(context, kind, container, &error);
-                if failure.wait(context, pause).await {
+                if failure.wait(context, pause, &before).await {
                     back_off = BackOff::default();
                 }
             }

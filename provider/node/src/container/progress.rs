@@ -47,17 +47,26 @@ fn probes(context: &PodContext, container: &Container) -> (Probes, Arc<NetworkRu
 #[derive(Debug)]
 pub struct End {
     pub outcome: Outcome,
-    /// It was ended so that it begins anew as its pod has it now, whatever the restart policy says.
-    pub is_replaced: bool,
+    /// It was ended so that it begins anew, whatever the restart policy says.
+    pub replaced: Option<Replaced>,
+}
+
+/// What a container begins anew with.
+#[derive(Debug)]
+pub enum Replaced {
+    /// What its pod says now.
+    AsItsPod,
+    /// This module of its file.
+    By(Box<LoadedImage>),
 }
 
 /// That a container is to end while it runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct EndWanted {
     /// The time that it has for that.
     pub deadline: Instant,
-    /// See [`End::is_replaced`].
-    pub is_replaced: bool,
+    /// See [`End::replaced`].
+    pub replaced: Option<Replaced>,
 }
 
 /// Resolves when the container is to end, with its pod, for another image or because its probes say so, and tells so.
@@ -77,28 +86,31 @@ pub async fn end_wanted(
         }
     };
     let soon = || Instant::now() + context.latest().grace_period();
-    let (message, deadline, is_replaced) = tokio::select! {
+    let (message, deadline, replaced) = tokio::select! {
         deadline = context.termination.asked(place(context, kind, name)) => {
-            (format!("Stopping container {name}"), deadline, false)
+            (format!("Stopping container {name}"), deadline, None)
         }
         () = context.image_changed(kind, container) => {
-            (format!("Container {name} definition changed, will be restarted"), soon(), true)
+            (format!("Container {name} definition changed, will be restarted"), soon(), Some(Replaced::AsItsPod))
         }
-        () = local_module::rebuilt(context, kind, container, image) => {
-            (format!("Container {name} has a new module in {}, will be restarted", image.name), soon(), true)
+        new = local_module::rebuilt(context, kind, container, image) => {
+            // Without an input a guest does not notice that it is to end, and its author waits for the new one.
+            let deadline = if container.stdin == Some(true) { soon() } else { Instant::now() };
+            let message = format!("Container {name} has a new module in {}, will be restarted", image.name);
+            (message, deadline, Some(Replaced::By(new)))
         }
         () = resize::restart_wanted(context, kind, container) => {
-            (format!("Container {name} resize requires restart"), soon(), true)
+            (format!("Container {name} resize requires restart"), soon(), Some(Replaced::AsItsPod))
         }
         unhealthy = asked => {
             let grace_period = unhealthy.grace_period.unwrap_or_else(|| context.latest().grace_period());
             let probe = unhealthy.probe.to_lowercase();
             tracing::warn!(pod = context.pod.key(), container = name, probe, "the container is ended, as its probe says");
-            (format!("Container {name} failed {probe} probe, will be restarted"), Instant::now() + grace_period, false)
+            (format!("Container {name} failed {probe} probe, will be restarted"), Instant::now() + grace_period, None)
         }
     };
     context.event(kind, name, EventType::Normal, "Killing", message);
-    EndWanted { deadline, is_replaced }
+    EndWanted { deadline, replaced }
 }
 
 /// Init containers that run to their end are not.

@@ -127,6 +127,7 @@ impl Node {
             events: events.unwrap_or_default(),
             cluster,
             images: crate::loaded_image::LoadedImages::default(),
+            local_modules: crate::local_modules::LocalModules::default(),
             pods: crate::services::KnownPods::default(),
             descriptions: Descriptions::default(),
             handlers,

@@ -33,8 +33,8 @@ impl fmt::Debug for Trial {
 pub struct Cost {
     /// From the call to its end.
     pub time: Duration,
-    /// Instructions that the guest ran, as the engine counts them; a runtime that does not count has none.
-    pub instructions: Option<u64>,
+    /// What the guest did, in the engine's fuel; a runtime that does not count has none.
+    pub fuel: Option<u64>,
     /// What the guest has now, in bytes.
     pub memory: usize,
 }
@@ -172,7 +172,7 @@ impl Component {
         let after = store.get_fuel().ok();
         Cost {
             time: started.elapsed(),
-            instructions: before.zip(after).map(|(before, after)| before.saturating_sub(after)),
+            fuel: before.zip(after).map(|(before, after)| before.saturating_sub(after)),
             memory: self.spec.limits.memory_in_use(),
         }
     }
