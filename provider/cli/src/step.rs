@@ -269,7 +269,7 @@ impl StepArguments {
         needs.volumes.retain(|need| self.volumes.iter().all(|own| own.path != need.path));
         needs.host_paths.extend(self.host_paths.iter().cloned());
         for need in &self.volumes {
-            let source = need.source.as_ref().map(|source| std::path::absolute(source)).transpose()?;
+            let source = need.source.as_ref().map(std::path::absolute).transpose()?;
             let source = source.map(|source| plain(&source).display().to_string());
             needs.volumes.push(VolumeNeed { source, ..need.clone() });
         }
