@@ -116,7 +116,13 @@ fn a_node_that_is_killed_at_any_moment_repeats_and_loses_nothing() {
     namespace.kubectl_ok(&["delete", "pods", "--all", "--wait=false"]);
     let pods = || namespace.kubectl_ok(&["get", "pods", "-o", "name"]);
     assert!(wait_for(|| pods().is_empty()), "{}; log:\n{}", pods(), node.log());
-    assert!(wait_for(|| entries(node.path("data/pods")) == 0), "files of pods are left");
+    let left = || {
+        let pods = std::fs::read_dir(node.path("data/pods")).unwrap().flatten();
+        let files = |pod: std::path::PathBuf| std::fs::read_dir(pod).into_iter().flatten().flatten();
+        pods.map(|pod| (pod.file_name(), files(pod.path()).map(|file| file.file_name()).collect::<Vec<_>>()))
+            .collect::<Vec<_>>()
+    };
+    assert!(wait_for(|| left().is_empty()), "files of pods are left: {:?}; log:\n{}", left(), node.log());
     assert!(wait_for(|| entries(node.path("data/logs")) == 0), "logs of pods are left");
     assert_eq!(entries(node.path("data/modules")), modules, "compiled modules are left");
 }

@@ -219,3 +219,20 @@ async fn a_guest_with_a_standard_input_sees_its_end_when_the_node_ends() {
     node.wait_for_pod("polite", "running again", again);
     assert_eq!(node.wait_for_running("polite")["status"]["phase"], "Running");
 }
+
+/// A node that is killed while it takes up a pod leaves a directory without the pod, which may be gone when the node is back.
+#[test]
+fn what_is_left_of_a_pod_that_was_not_remembered_yet_is_removed() {
+    let mut node = Node::prepare();
+    node.add(&HandlerPod::new("witness", "debugEcho", "debug-echo"));
+    let left = ["0a1b2c", "3d4e5f"].map(|uid| node.path("data/pods").join(uid));
+    for directory in &left {
+        std::fs::create_dir_all(directory.join("volumes/v")).unwrap();
+        std::fs::write(directory.join("pod.json.0.new"), "{").unwrap();
+    }
+    node.run();
+    node.wait_for_running("witness");
+    assert!(wait_for(|| left.iter().all(|directory| !directory.exists())), "{}", node.log());
+    let entries = std::fs::read_dir(node.path("data/pods")).unwrap().count();
+    assert_eq!(entries, 1, "that of the pod that runs");
+}

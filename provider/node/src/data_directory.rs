@@ -248,6 +248,23 @@ impl DataDirectory {
         Ok(std::fs::read_dir(self.data.join("pods"))?.filter_map(stored))
     }
 
+    /// Directories of pods that were not remembered yet when the node ended: names, and where they are.
+    pub fn unfinished(&self) -> Vec<(String, PathBuf)> {
+        let entries =
+            std::fs::read_dir(self.data.join("pods")).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_missing = |path: &PathBuf| {
+            let pod = path.join("pod.json").symlink_metadata();
+            pod.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        let unfinished = entries.filter(|path| !is_aside(path) && is_missing(path));
+        unfinished.filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path))).collect()
+    }
+
+    /// Moves a directory of [`DataDirectory::unfinished`] aside; where it is now.
+    pub fn set_unfinished_aside(&self, directory: &Path) -> std::io::Result<Option<PathBuf>> {
+        move_aside(directory, &self.data.join("pods"))
+    }
+
     /// Forgets a pod: its directory and its logs are moved aside, to be removed by whoever has the time. A name of the same pod
     /// is free at once.
     pub fn set_aside(&self, pod: &Pod) -> std::io::Result<Vec<PathBuf>> {

@@ -1,7 +1,7 @@
 //! What a node has of its pods on the disk: written when they change, removed when they are gone.
 
 use super::Node;
-use crate::data_directory::DataDirectory;
+use crate::data_directory::{DataDirectory, file_name};
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use akri_krustlet_host::file::remove_tree;
 use std::collections::HashSet;
@@ -60,6 +60,16 @@ impl Node {
             }
             if !self.pods.contains_key(uid) {
                 self.remove_files(&stored.pod);
+            }
+        }
+        // Before a pod is remembered, it has a directory and nothing else.
+        for (name, directory) in self.services.data.unfinished() {
+            if self.pods.keys().any(|uid| file_name(uid) == name) {
+                continue;
+            }
+            match self.services.data.set_unfinished_aside(&directory) {
+                Ok(aside) => self.remove_directories(name, aside.into_iter().collect()),
+                Err(error) => tracing::warn!(uid = name, %error, "cannot remove the files of a pod that is gone"),
             }
         }
         if let Some(devices) = &self.services.devices {
