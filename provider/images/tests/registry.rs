@@ -413,3 +413,58 @@ async fn a_digest_alone_gives_no_right_to_what_another_repository_has() {
     let error = images.pull(&of(&evil.address), &Credentials::default()).await.unwrap_err().to_string();
     assert!(error.contains("has no such image"), "{error}");
 }
+
+#[tokio::test]
+async fn an_index_leads_by_digests_only() {
+    let mut repository = of_artifact();
+    let entry = repository.image("moving", (ARTIFACT.0, MODULE), (ARTIFACT.1, &json!({"other": 1})));
+    for (tag, name) in [("by-tag", "moving"), ("by-path", "../../other/manifests/x"), ("by-nothing", "")] {
+        let mut entry = entry.clone();
+        entry["digest"] = json!(name);
+        repository.index(tag, &[(&entry, Some(("wasip1", "wasm")))]);
+        let registry = Registry::start(repository.0.clone(), open_to_all());
+        let error = pull(&registry, &format!("app:{tag}"), &Credentials::default()).await.unwrap_err().to_string();
+        assert!(error.contains("which is no digest that can be checked"), "{tag}: {error}");
+        assert!(registry.seen().iter().all(|seen| !seen.request.contains(name) || name.is_empty()), "{tag}");
+    }
+}
+
+/// Whoever may push to a repository may put there what they like beside an image.
+#[tokio::test]
+async fn signatures_without_end_cost_a_few_requests() {
+    const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEfs7pAkKyIvHXwUiE2nkYKvOkIp/G\nMLkdiCEB9Ksp2BkNy9yedDulSE3hE/g4bAAE0TU5PLSvfmIWnSgBHt41ng==\n-----END PUBLIC KEY-----\n";
+    let mut repository = of_artifact();
+    let digest = sha256(&repository.0["/v2/app/manifests/v1"]);
+    let hex = digest.strip_prefix("sha256:").unwrap().to_owned();
+    let mut layer = repository.blob("application/vnd.dev.cosign.simplesigning.v1+json", b"{}", &sha256(b"{}"));
+    layer["annotations"] = json!({"dev.cosignproject.cosign/signature": "QQ=="});
+    repository.manifest(&format!("sha256-{hex}.sig"), &json!({"schemaVersion": 2, "layers": vec![layer.clone(); 600]}));
+    // A bundle with more signatures than anybody makes, and a list of it many times over.
+    let kind = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let envelope = json!({"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": vec![json!({"sig": "QQ=="}); 4000]});
+    let bundle = json!({"dsseEnvelope": envelope}).to_string();
+    let bundle = repository.blob(kind, bundle.as_bytes(), &sha256(bundle.as_bytes()));
+    let mut entry = repository.manifest("bundle", &json!({"schemaVersion": 2, "layers": [bundle]}));
+    entry["artifactType"] = json!(kind);
+    let list = json!({"schemaVersion": 2, "manifests": vec![entry.clone(); 600]});
+    repository.0.insert(format!("/v2/app/referrers/{digest}"), list.to_string().into_bytes());
+    let registry = Registry::start(repository.0, open_to_all());
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("cosign.pub"), KEY).unwrap();
+    let policy = format!("images:\n- names: {}/*\n  keys: [cosign.pub]\n", registry.address);
+    std::fs::write(directory.path().join("policy.yaml"), policy).unwrap();
+    let config = ImagesConfig {
+        directory: directory.path().join("images"),
+        insecure_registries: Vec::new(),
+        credentials: NodeCredentials::default(),
+        module_size_limit: 1 << 20,
+        garbage_collection: GarbageCollection::default(),
+        policy: ImagePolicy::of_file(directory.path().join("policy.yaml")).unwrap(),
+    };
+    let images = Images::open(config).unwrap();
+    let reference = reference::parse(&format!("{}/app:v1", registry.address)).unwrap();
+    let error = images.pull(&reference, &Credentials::default()).await.unwrap_err().to_string();
+    assert!(error.contains("has none that counts, of 32: made by another key"), "{error}");
+    let asked = registry.seen().len();
+    assert!(asked < 110, "{asked} requests");
+}
