@@ -141,6 +141,9 @@ impl Follower {
                 self.discard(&mut replaced);
             } else if places.changes.is_empty() {
                 again = Some(RETRY);
+            } else if look.stamp.is_none() {
+                // A file's system that did not answer tells of no change.
+                again = Some(RETRY_TRY);
             }
             let again = again.map(|pause| Instant::now() + pause);
             tokio::select! {
