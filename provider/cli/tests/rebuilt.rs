@@ -110,7 +110,10 @@ async fn a_module_that_did_not_run_is_tried_again_when_it_is_built() {
     let module = node.path("built/echo.wasm");
     replace(&module, b"no module");
     node.add(&echo(&node, "built"));
+    // With it the right one is compiled already.
+    node.add(&HandlerPod::typed("other", "otherEcho", "debug-echo-typed"));
     node.run();
+    node.wait_for_socket("otherEcho");
     // Long enough for a pause that nobody would wait for.
     let waits = |pod: &Value| {
         let state = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
