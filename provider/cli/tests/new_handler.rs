@@ -106,6 +106,14 @@ impl Dev {
     }
 }
 
+/// Also when a test fails; its node ends with it.
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn edit(file: &Path, old: &str, new: &str) {
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text.contains(old), "{old}: {text}");
