@@ -169,13 +169,17 @@ pub(crate) fn details_of(details: &str) -> Result<String, String> {
 /// A request with these details and properties (`NAME=VALUE`).
 pub(crate) fn request_from(discovery_details: String, properties: &[String]) -> Result<DiscoverRequest, String> {
     let mut discovery_properties = BTreeMap::new();
-    for property in properties {
-        let Some((name, value)) = property.split_once('=') else {
-            return Err(format!("--property {property}: expected NAME=VALUE"));
-        };
-        discovery_properties.insert(name.to_owned(), ByteData { vec: Some(value.as_bytes().to_vec()) });
+    for text in properties {
+        let (name, value) = property(text)?;
+        discovery_properties.insert(name, ByteData { vec: Some(value) });
     }
     Ok(DiscoverRequest { discovery_details, discovery_properties })
+}
+
+/// One value of `--property`.
+pub(crate) fn property(text: &str) -> Result<(String, Vec<u8>), String> {
+    let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+    pair.ok_or_else(|| format!("--property {text}: expected NAME=VALUE"))
 }
 
 async fn await_registration(

@@ -148,11 +148,12 @@ macro_rules! sdk {
     };
 }
 
-const SDK: [(&str, &str); 18] = sdk![
+const SDK: [(&str, &str); 19] = sdk![
     "details.rs",
     "device.rs",
     "fake/mod.rs",
     "fake/network.rs",
+    "fake/replay.rs",
     "filter.rs",
     "fs.rs",
     "http.rs",
@@ -174,6 +175,16 @@ const WIT: [(&str, &str); 2] = [
     ("akri-handler/wit/deps/akri-host/host.wit", include_str!("../../../proto/wit/deps/akri-host/host.wit")),
 ];
 
+/// Files of the library that it replays with.
+macro_rules! recording {
+    ($($file:literal),* $(,)?) => {
+        [$((concat!("akri-handler/recording/src/", $file), include_str!(concat!("../../../wasm-handlers/recording/src/", $file)))),*]
+    };
+}
+
+const RECORDING: [(&str, &str); 6] = recording!["lib.rs", "read.rs", "script.rs", "secrets.rs", "tests.rs", "write.rs"];
+
+const RECORDING_MANIFEST: &str = include_str!("../../../wasm-handlers/recording/Cargo.toml");
 const SDK_MANIFEST: &str = include_str!("../../../wasm-handlers/sdk/Cargo.toml");
 
 /// What the protocols' projects have otherwise: what the handler does, the pod's annotations and parts of its specification, and
@@ -181,6 +192,8 @@ const SDK_MANIFEST: &str = include_str!("../../../wasm-handlers/sdk/Cargo.toml")
 struct Parts {
     what: &'static str,
     source: &'static str,
+    /// What it saw and said once; in Rust.
+    recording: &'static str,
     annotations: &'static str,
     has_network: bool,
     /// Where a volume is mounted, and of which directory.
@@ -194,6 +207,7 @@ impl Protocol {
             Self::File => Parts {
                 what: "each line of a file is a device",
                 source: template!("rust/file.rs"),
+                recording: template!("rust/file.rec"),
                 annotations: "",
                 has_network: false,
                 mount: Some(("/etc/devices", "../devices")),
@@ -202,6 +216,7 @@ impl Protocol {
             Self::Http => Parts {
                 what: "each line of what a web server answers is a device",
                 source: template!("rust/http.rs"),
+                recording: template!("rust/http.rec"),
                 annotations: "    # The servers that Configurations name; narrow it to yours.\n    akri-krustlet/network: http details\n",
                 has_network: true,
                 mount: None,
@@ -210,6 +225,7 @@ impl Protocol {
             Self::Udp => Parts {
                 what: "who answers a datagram is a device",
                 source: template!("rust/udp.rs"),
+                recording: template!("rust/udp.rec"),
                 annotations: "    # Where it may ask.\n    akri-krustlet/network: udp 239.255.0.1:4000\n",
                 has_network: true,
                 mount: None,
@@ -218,6 +234,7 @@ impl Protocol {
             Self::Tcp => Parts {
                 what: "a server is asked for a list by a connection",
                 source: template!("rust/tcp.rs"),
+                recording: template!("rust/tcp.rec"),
                 annotations: "    # The server; yours will be another one.\n    akri-krustlet/network: tcp plant.example:7000\n",
                 has_network: true,
                 mount: None,
@@ -226,6 +243,7 @@ impl Protocol {
             Self::Uevents => Parts {
                 what: "what a class of the kernel has is a device",
                 source: template!("rust/uevents.rs"),
+                recording: template!("rust/uevents.rec"),
                 annotations: "    # Which uevents of the kernel it may follow.\n    akri-krustlet/uevents: tty\n",
                 has_network: false,
                 mount: Some(("/sys", "/sys")),
@@ -249,6 +267,7 @@ const IN_JAVASCRIPT: Other = Other {
     parts: Parts {
         what: "each name in the details is a device",
         source: template!("javascript/handler.js"),
+        recording: "",
         annotations: "",
         has_network: false,
         mount: None,
@@ -270,6 +289,7 @@ const IN_PYTHON: Other = Other {
     parts: Parts {
         what: "each line of a file is a device",
         source: template!("python/handler.py"),
+        recording: "",
         annotations: "",
         has_network: false,
         mount: Some(("/etc/devices", "../devices")),
@@ -397,23 +417,26 @@ fn rust_project(name: &str, parts: &Parts) -> Vec<(String, String)> {
         ("src/lib.rs".to_owned(), values.filled(parts.source, parts)),
         // The versions that this was tried with; cargo drops those of others.
         ("Cargo.lock".to_owned(), include_str!("../../../wasm-handlers/Cargo.lock").to_owned()),
-        ("akri-handler/Cargo.toml".to_owned(), sdk_manifest()),
+        ("akri-handler/Cargo.toml".to_owned(), own_manifest(SDK_MANIFEST)),
+        ("akri-handler/recording/Cargo.toml".to_owned(), own_manifest(RECORDING_MANIFEST)),
+        ("tests/first.rec".to_owned(), values.filled(parts.recording, parts)),
     ]);
     // Beside it, not in the repository that it comes from.
-    let sdk = SDK.iter().map(|(path, text)| (*path, text.replace("\"../../proto/wit\"", "\"wit\"")));
+    let sdk = SDK.iter().chain(&RECORDING).map(|(path, text)| (*path, text.replace("\"../../proto/wit\"", "\"wit\"")));
     files
         .extend(sdk.chain(WIT.map(|(path, text)| (path, text.to_owned()))).map(|(path, text)| (path.to_owned(), text)));
     files
 }
 
-/// That of the SDK without the workspace that it is of.
-fn sdk_manifest() -> String {
-    SDK_MANIFEST
+/// A manifest of the SDK without the workspace that it is of.
+fn own_manifest(of: &str) -> String {
+    of
         .replace("rust-version.workspace = true", "rust-version = \"1.95\"")
         .replace("version.workspace = true", concat!("version = \"", env!("CARGO_PKG_VERSION"), "\""))
         .replace("edition.workspace = true", "edition = \"2024\"")
         .replace("license.workspace = true", "license = \"Apache-2.0\"")
         .replace("publish.workspace = true", "publish = false")
+        .replace("akri-recording.workspace = true", "akri-recording = { path = \"recording\" }")
         .replace("log.workspace = true", "log = \"0.4\"")
         .replace(
             "schemars = { workspace = true, optional = true }",
@@ -511,11 +534,13 @@ mod tests {
             }
         }
         assert_eq!(SDK.len(), here);
+        let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-handlers/recording/src");
+        assert_eq!(RECORDING.len(), std::fs::read_dir(recording).unwrap().count());
         let in_rust = Protocol::value_variants().iter().map(|protocol| (Language::Rust, *protocol));
         for (language, protocol) in in_rust.chain([(Language::Js, Protocol::File), (Language::Python, Protocol::File)])
         {
             for (path, content) in project("my-meter", language, protocol) {
-                let is_ours = !path.starts_with("akri-handler/src");
+                let is_ours = !path.starts_with("akri-handler/");
                 assert!(!is_ours || !content.contains("{{"), "{path}: {content}");
                 assert!(!path.ends_with("Cargo.toml") || !content.contains("workspace = true"), "{path}: {content}");
             }

@@ -24,7 +24,8 @@ fn cargo(project: &Path, target: &Path, arguments: &[&str]) {
         }
     }
     let output = command.current_dir(project).args(arguments).env("CARGO_TARGET_DIR", target).output().unwrap();
-    assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "cargo {arguments:?}: {}{}", said(&output.stdout), said(&output.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +125,8 @@ fn work_on(project: &Path, scratch: &Path) {
     let temporary = scratch.join("temporary");
     std::fs::create_dir(&temporary).unwrap();
     let source = project.join("src/lib.rs");
-    let mut dev = Dev::start(project, &temporary, &[]);
+    let recording = project.join("tests/second.rec");
+    let mut dev = Dev::start(project, &temporary, &["--record", &recording.display().to_string()]);
     dev.wait_for("build", "the module has");
     dev.wait_for("handler", "my-file has registered");
     dev.wait(|line| line.contains("MY_FILE_DEVICE=three"));
@@ -155,7 +157,33 @@ fn work_on(project: &Path, scratch: &Path) {
     dev.wait(|line| line.trim() == "annotation akri-krustlet/links: cam*");
     dev.wait_for("log", "its module needs what its pod does not give");
     std::fs::write(project.join("details.yaml"), "file: devices.txt\n").unwrap();
+    dev.wait(|line| line.contains("MY_FILE_DEVICE=four"));
+    std::fs::write(project.join("devices/devices.txt"), "four\nfive\n").unwrap();
+    dev.wait(|line| line.contains("MY_FILE_DEVICE=five"));
     dev.end();
+    // What it saw since it was asked last is a test from now on.
+    let recorded = std::fs::read_to_string(&recording).unwrap();
+    for part in ["handler my-file", "changed /etc/devices devices.txt", "MY_FILE_DEVICE=\"five\""] {
+        assert!(recorded.contains(part), "{part}: {recorded}");
+    }
+    let test = |is_right: bool| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args(["test", "--quiet"]).current_dir(project).env("CARGO_TARGET_DIR", scratch.join("target"));
+        let output = command.env_remove("RUSTFLAGS").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.success(), is_right, "{said}");
+        said
+    };
+    test(true);
+    std::fs::write(&recording, recorded.replace("MY_FILE_DEVICE=\"five\"", "MY_FILE_DEVICE=\"FIVE\"")).unwrap();
+    let said = test(false);
+    assert!(said.contains("tests/second.rec: what the handler says is not what it said"), "{said}");
+    std::fs::write(&recording, recorded).unwrap();
+    let mut step = Command::new(PROGRAM);
+    step.args(["step", "target/wasm32-wasip2/release/my_file.wasm", "--replay", "tests/second.rec"]);
+    let step = fixture::output(step.current_dir(project));
+    assert!(step.status.success(), "{}", String::from_utf8_lossy(&step.stderr));
     assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "nothing is left behind");
     let said = |arguments: &[&str]| {
         let output = Command::new(PROGRAM).arg("dev").args(arguments).output().unwrap();

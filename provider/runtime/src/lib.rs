@@ -44,6 +44,7 @@ mod runtime;
 mod start;
 pub mod stdin;
 pub mod wasi;
+pub mod world;
 
 /// What happens on the machine, for guests that may follow it.
 pub use akri_krustlet_events as events;
@@ -59,3 +60,4 @@ pub use outcome::Outcome;
 pub use preopen::{Preopen, PreopenError};
 pub use program::{LoadError, Program};
 pub use runtime::{Runtime, RuntimeConfig, RuntimeError};
+pub use world::World;

@@ -8,6 +8,7 @@ use crate::cpu::GuestThreads;
 use crate::module::{Digest, ModuleKind};
 use crate::program::{LoadError, Program};
 use crate::wasi::{self, GuestState};
+use crate::world::RecordTo;
 use akri_krustlet_events::EventSources;
 use akri_krustlet_metrics::counted;
 use std::collections::{HashMap, HashSet};
@@ -25,13 +26,18 @@ pub struct RuntimeConfig {
     pub modules: PathBuf,
     /// How to run the compile child. Default: this program with the argument `compile-module`.
     pub compiler: Compiler,
+    /// Where what handlers see is written down, for their author; nowhere by default.
+    pub record: Option<RecordTo>,
+    /// Guests see no machine, but a recording. The thread that asks them has its time.
+    pub replays: bool,
 }
 
 impl RuntimeConfig {
     /// The defaults, with the AOT store in `modules`.
     pub fn new(modules: impl Into<PathBuf>) -> Self {
         // This program, though its file may have been replaced by a newer one meanwhile.
-        Self { modules: modules.into(), compiler: Compiler::new("/proc/self/exe", ["compile-module"]) }
+        let compiler = Compiler::new("/proc/self/exe", ["compile-module"]);
+        Self { modules: modules.into(), compiler, record: None, replays: false }
     }
 }
 
@@ -99,6 +105,8 @@ pub struct Runtime {
     /// Modules that were not compiled, and why: a container that is started again and again has each compiled once.
     refused: Mutex<HashMap<Digest, Refusal>>,
     compiled: AtomicU64,
+    record: Option<RecordTo>,
+    replays: bool,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -114,7 +122,10 @@ impl Runtime {
             crate::engine::of(config.compiler.counting).map_err(|error| RuntimeError::Engine(format!("{error:#}")))?;
         let failed = |error: wasmtime::Error| RuntimeError::Engine(format!("{error:#}"));
         let linker = wasi::linker(&engine).map_err(failed)?;
-        let component_linker = crate::component::linker(&engine).map_err(failed)?;
+        let mut component_linker = crate::component::linker(&engine).map_err(failed)?;
+        if config.replays {
+            crate::world::add_to_linker(&mut component_linker).map_err(failed)?;
+        }
         let store = AotStore::open(&config.modules, &engine)?;
         let threads = GuestThreads::start(&engine).map_err(RuntimeError::Threads)?;
         let mut ordinary = config.compiler.clone();
@@ -132,6 +143,8 @@ impl Runtime {
             programs: Mutex::default(),
             refused: Mutex::default(),
             compiled: AtomicU64::new(0),
+            record: config.record,
+            replays: config.replays,
         }))
     }
 
@@ -141,6 +154,16 @@ impl Runtime {
 
     pub(crate) fn threads(&self) -> &GuestThreads {
         &self.threads
+    }
+
+    /// Where what handlers see is written down.
+    pub fn record(&self) -> Option<&RecordTo> {
+        self.record.as_ref()
+    }
+
+    /// Whether guests see a recording in place of the machine.
+    pub fn replays(&self) -> bool {
+        self.replays
     }
 
     /// What happens on the machine, for guests that may follow it.

@@ -7,6 +7,7 @@ use crate::outcome::{Outcome, classify, unless_host_panics};
 use crate::program::Program;
 use crate::runtime::Runtime;
 use crate::wasi::Signals;
+use crate::world::World;
 use futures::FutureExt as _;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -63,7 +64,7 @@ impl Runtime {
             stdin: spec.stdin.clone(),
             limits: spec.limits.clone(),
         };
-        let mut store = self.component_store(&component, spec.network.clone())?;
+        let mut store = self.component_store(&component, spec.network.clone(), World::Machine)?;
         Ok(async move {
             let result = async {
                 let command = command.instantiate_async(&mut store).await?;

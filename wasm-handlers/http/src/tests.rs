@@ -222,3 +222,9 @@ fn a_day_of_requests_leaves_nothing_behind() {
         assert!(day.count_total > 8640 && day.bytes_current < 16_384, "{details}: {day:?}");
     }
 }
+
+/// Of real programs; each file says which.
+#[test]
+fn what_was_recorded_is_said_again() {
+    akri_handler::fake::replay_all::<crate::Http>("tests");
+}

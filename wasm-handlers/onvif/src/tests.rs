@@ -480,3 +480,9 @@ fn a_day_of_probes_leaves_nothing_behind() {
     assert!(found >= 8740, "{found}");
     assert!(day.count_total > 8640 && day.bytes_current < 16_384, "{day:?}");
 }
+
+/// Of real programs; each file says which.
+#[test]
+fn what_was_recorded_is_said_again() {
+    akri_handler::fake::replay_all::<crate::Onvif>("tests");
+}

@@ -273,3 +273,9 @@ fn a_day_of_polls_leaves_nothing_behind() {
     assert_eq!(polls.get(), 8740);
     assert!(day.count_total > 8640 && day.bytes_current < 4096, "{day:?}");
 }
+
+/// Of real programs; each file says which.
+#[test]
+fn what_was_recorded_is_said_again() {
+    akri_handler::fake::replay_all::<crate::Opcua>("tests");
+}

@@ -77,4 +77,10 @@ mod tests {
         let devices = handler.step().unwrap().devices.unwrap();
         assert_eq!(devices, ["back", "front"].map(|line| Device::new(line).property(DEVICE, line)));
     }
+
+    /// What `akri-krustlet dev --record tests/NAME.rec` writes down is a test.
+    #[test]
+    fn what_was_recorded_is_said_again() {
+        akri_handler::fake::replay_all::<{{Type}}>("tests");
+    }
 }

@@ -88,4 +88,10 @@ mod tests {
         let step = handler.step().unwrap();
         assert!(step.devices.is_none() && step.note.unwrap().contains("503"));
     }
+
+    /// What `akri-krustlet dev --record tests/NAME.rec` writes down is a test.
+    #[test]
+    fn what_was_recorded_is_said_again() {
+        akri_handler::fake::replay_all::<{{Type}}>("tests");
+    }
 }

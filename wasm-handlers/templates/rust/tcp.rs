@@ -111,4 +111,10 @@ mod tests {
         let step = nobody.step().unwrap();
         assert!(step.devices.is_none() && step.note.is_some());
     }
+
+    /// What `akri-krustlet dev --record tests/NAME.rec` writes down is a test.
+    #[test]
+    fn what_was_recorded_is_said_again() {
+        akri_handler::fake::replay_all::<{{Type}}>("tests");
+    }
 }

@@ -83,4 +83,10 @@ mod tests {
         let Err(Error::InvalidDetails(what)) = world.open::<{{Type}}>(r#"{"ask": "nobody"}"#) else { panic!() };
         assert!(what.contains("ADDRESS:PORT"), "{what}");
     }
+
+    /// What `akri-krustlet dev --record tests/NAME.rec` writes down is a test.
+    #[test]
+    fn what_was_recorded_is_said_again() {
+        akri_handler::fake::replay_all::<{{Type}}>("tests");
+    }
 }

@@ -77,4 +77,10 @@ mod tests {
         assert!(world.wants_step());
         assert_eq!(ids(handler.step().unwrap()), ["ttyS0", "ttyUSB0"]);
     }
+
+    /// What `akri-krustlet dev --record tests/NAME.rec` writes down is a test.
+    #[test]
+    fn what_was_recorded_is_said_again() {
+        akri_handler::fake::replay_all::<{{Type}}>("tests");
+    }
 }

@@ -287,3 +287,9 @@ fn a_day_of_plugging_leaves_nothing_behind() {
     assert!(found > 1050, "{found}");
     assert!(many.count_total > 1000 && many.bytes_current < 16_384, "{many:?}");
 }
+
+/// Of real programs; each file says which.
+#[test]
+fn what_was_recorded_is_said_again() {
+    akri_handler::fake::replay_all::<crate::Udev>("tests");
+}

@@ -54,6 +54,13 @@ pub(crate) struct DevArguments {
     /// A discovery property; may be given several times
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
+    /// Write down what the handler sees and says since it was asked last, for `step --replay` and for tests; a recording that is there is
+    /// written over
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// With the values of --property, and headers with credentials, in the recording
+    #[arg(long, requires = "record")]
+    record_secrets: bool,
     /// The handler that is asked, if the pods are several
     #[arg(long, value_name = "NAME")]
     handler: Option<String>,
@@ -307,7 +314,7 @@ impl<'a> Dev<'a> {
         if self.node.is_none()
             && let Some(directory) = self.directory.take()
         {
-            let node = DevNode::start(self.project, directory)?;
+            let node = DevNode::start(self.project, directory, self.arguments)?;
             let subject = PodName {
                 namespace: self.project.pod.namespace().to_owned(),
                 pod: self.project.pod.name().to_owned(),
@@ -362,6 +369,12 @@ impl<'a> Dev<'a> {
     async fn end(self) {
         if let Some(node) = self.node {
             node.end().await;
+        }
+        if let Some(path) = self.arguments.record.as_ref().filter(|path| path.is_file()) {
+            print_line(
+                "recorded",
+                &format!("{}; akri-krustlet step {} --replay {0}", path.display(), self.project.module.display()),
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A node of its own for the project: this program, in a directory that goes with it.
 
+use super::DevArguments;
 use super::project::Project;
 use crate::pods::problems_of;
 use akri_krustlet_discovery::settings::ALLOWED_HOST_PATHS;
@@ -9,6 +10,7 @@ use akri_krustlet_node::container_log::{ContainerLogReader, LogRequest};
 use akri_krustlet_node::data_directory::StoredPod;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use anyhow::Context as _;
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -39,7 +41,12 @@ impl DevNode {
         Ok(directory)
     }
 
-    pub(super) fn start(project: &Project, directory: tempfile::TempDir) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        project: &Project,
+        directory: tempfile::TempDir,
+        arguments: &DevArguments,
+    ) -> anyhow::Result<Self> {
+        let record = arguments.record.as_ref().map(std::path::absolute).transpose()?;
         let path = |name: &str| directory.path().join(name);
         let log = std::fs::File::create(path("node.log"))?;
         let annotations = project.pod.api.metadata.annotations.as_ref();
@@ -57,6 +64,8 @@ impl DevNode {
             .arg("--device-plugins-directory")
             .arg(path("plugins"))
             .args(["--allowed-host-paths", &allowed])
+            .args(record.iter().flat_map(|path| [OsStr::new("--record"), path.as_os_str()]))
+            .args(arguments.record_secrets.then_some("--record-secrets"))
             // However full the machine is.
             .args(["--eviction-hard", "memory.available<0,nodefs.available<0%,nodefs.inodesFree<0%,pid.available<0%"])
             .env_remove("AKRI_KRUSTLET_CONFIG")

@@ -18,6 +18,7 @@ use akri_krustlet_node::metrics::{MetricsAddress, MetricsServer};
 use akri_krustlet_node::{DataDirectory, DevicePlugins, Node, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
 use akri_krustlet_runtime::network::{NetworkCeiling, NodeNetwork};
+use akri_krustlet_runtime::world::RecordTo;
 use anyhow::{Context as _, bail};
 use log::{LogFormat, LogLevel, log_level};
 use service::Service;
@@ -146,6 +147,12 @@ pub(crate) struct RunArguments {
     /// End as by a signal when the standard input ends: with whoever has started this
     #[arg(long, hide = true)]
     until_input_ends: bool,
+    /// Write down what the newest stream's handler sees and says
+    #[arg(long, value_name = "FILE", hide = true)]
+    record: Option<PathBuf>,
+    /// With what is secret
+    #[arg(long, requires = "record", hide = true)]
+    record_secrets: bool,
     #[command(flatten, next_help_heading = "In a cluster")]
     cluster: cluster::ClusterArguments,
 }
@@ -233,6 +240,7 @@ fn node_config(
         Some(path) => ImagePolicy::of_file(std::path::absolute(path)?).context("--image-policy")?,
         None => ImagePolicy::default(),
     };
+    let record = arguments.record.clone().map(|path| RecordTo { path, secrets: arguments.record_secrets });
     Ok(NodeConfig {
         image_policy,
         facts: NodeFacts {
@@ -240,7 +248,7 @@ fn node_config(
             addresses: addresses.iter().map(IpAddr::to_string).collect(),
             allocatable: Capacity::read(data.path()).unwrap_or_default(),
         },
-        runtime: RuntimeConfig::new(data.modules()),
+        runtime: RuntimeConfig { record, ..RuntimeConfig::new(data.modules()) },
         data: data.clone(),
         handlers: HandlersConfig {
             grace_period: Duration::from_secs(arguments.handler_grace_period),

@@ -6,6 +6,7 @@ use crate::network::NetworkAccess;
 use crate::outcome::{Outcome, catch_host_panic, classify};
 use crate::preopen::PreopenError;
 use crate::runtime::Runtime;
+use crate::world::World;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,13 +37,14 @@ impl fmt::Display for CallError {
 static INLINE: Semaphore = Semaphore::const_new(1);
 
 impl Runtime {
-    /// A store for one instance of a component, which may reach so much; nothing by default.
+    /// A store for one instance of a component, which may reach so much, nothing by default, and sees this of the world.
     pub fn component_store(
         &self,
         spec: &ComponentSpec,
         network: Option<Arc<NetworkAccess>>,
+        world: World,
     ) -> Result<Store<ComponentState>, PreopenError> {
-        super::store(self.engine(), self.event_sources(), spec, network)
+        super::store(self.engine(), self.event_sources(), spec, network, world)
     }
 
     /// Runs `work`, calls of an instance whose store it owns, on the guest threads, at most for `deadline`. With `inline` it begins
@@ -64,6 +66,9 @@ impl Runtime {
                 Err(error) => Err(classify(Err(error), &store.data().limiter)),
             }
         }));
+        if self.replays() {
+            return self.call_in_replay(deadline, work).await;
+        }
         // A guest that does not yield holds the thread for an epoch, or for a copy of all its memory: one thread at most.
         let begun = match (inline, INLINE.try_acquire()) {
             (Some(time), Ok(_only)) => tokio::time::timeout(time, &mut work).await.ok(),
@@ -82,6 +87,22 @@ impl Runtime {
                     Err(_) => return Err(CallError::Ended(Outcome::Interrupted)),
                 }
             }
+        };
+        done.unwrap_or_else(Err).map_err(CallError::Ended)
+    }
+
+    /// On the thread that asks, whose time is the recording's; the deadline is one of this machine's time, too.
+    async fn call_in_replay<T>(
+        &self,
+        deadline: Duration,
+        work: impl Future<Output = Result<Result<T, Outcome>, Outcome>>,
+    ) -> Result<T, CallError> {
+        // Made there: a timer is of the runtime that it is made in.
+        let late = self.threads().spawn(async move { tokio::time::sleep(deadline).await });
+        let late = AbortOnDropHandle::new(late);
+        let done = tokio::select! {
+            done = tokio::time::timeout(deadline, work) => done.map_err(|_| CallError::Deadline(deadline))?,
+            _ = late => return Err(CallError::Deadline(deadline)),
         };
         done.unwrap_or_else(Err).map_err(CallError::Ended)
     }

@@ -9,6 +9,7 @@ use crate::wasi::PaidCall;
 use akri_krustlet_events::{
     DirectoryChanges, EventSources, Inbox, LinkNames, MulticastError, MulticastListener, Subsystems, UeventMonitor,
 };
+use akri_recording::Event;
 use rustix::io::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -75,17 +76,39 @@ fn plain(path: &Path) -> Option<PathBuf> {
 
 /// A subscription to uevents, as a guest holds it.
 #[derive(Debug)]
-pub struct Monitor(Arc<UeventMonitor>);
+pub enum Monitor {
+    /// Of the machine.
+    Of(Arc<UeventMonitor>),
+    /// Of a recording.
+    Replayed(u32),
+}
 
 /// A group that a guest listens to.
 #[derive(Debug)]
-pub struct Listener(Arc<MulticastListener>);
+pub enum Listener {
+    /// Of the machine.
+    Of(Arc<MulticastListener>),
+    /// Of a recording.
+    Replayed(u32, SocketAddr),
+}
 
 /// A directory that a guest follows.
 #[derive(Debug)]
-pub struct Watch(DirectoryChanges);
+pub enum Watch {
+    /// Of the machine, and the directory's path in the guest.
+    Of(DirectoryChanges, String),
+    /// Of a recording.
+    Replayed(u32),
+}
 
 impl ComponentState {
+    /// What it followed of a recording, it does not follow any more.
+    fn close(&self, number: u32) {
+        if let Some(replay) = self.world.replay() {
+            replay.close(number);
+        }
+    }
+
     fn has_room<T: 'static>(&mut self, most: usize) -> bool {
         self.table.iter_mut().filter(|entry| entry.is::<T>()).count() < most
     }
@@ -97,6 +120,9 @@ impl uevents::HostMonitor for ComponentState {
     async fn open(&mut self, subsystems: Vec<String>) -> wasmtime::Result<Result<Resource<Monitor>, uevents::Denied>> {
         if subsystems.len() > SUBSYSTEMS || subsystems.iter().any(|name| name.len() > SUBSYSTEM) {
             return Ok(Err(uevents::Denied::NotGranted));
+        }
+        if let Some(replay) = self.world.replay().cloned() {
+            return Ok(Ok(self.table.push(Monitor::Replayed(replay.monitor(subsystems)))?));
         }
         let Some(granted) = self.events.grant.uevents.clone() else { return Ok(Err(uevents::Denied::NotGranted)) };
         let wanted = match subsystems.is_empty() {
@@ -110,7 +136,7 @@ impl uevents::HostMonitor for ComponentState {
             return Ok(Err(uevents::Denied::TooMany));
         }
         match self.events.sources.uevents(wanted, self.events.inbox.clone()) {
-            Ok(monitor) => Ok(Ok(self.table.push(Monitor(monitor))?)),
+            Ok(monitor) => Ok(Ok(self.table.push(Monitor::Of(monitor))?)),
             Err(error) => {
                 tracing::error!(%error, "uevents of the kernel cannot be followed");
                 Ok(Err(uevents::Denied::Unavailable))
@@ -119,7 +145,29 @@ impl uevents::HostMonitor for ComponentState {
     }
 
     async fn take(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<(Vec<uevents::Uevent>, u32)> {
-        let (events, lost) = self.table.get(&monitor)?.0.take();
+        let monitor = match self.table.get(&monitor)? {
+            Monitor::Of(monitor) => monitor,
+            Monitor::Replayed(number) => {
+                let (events, lost) = self.world.replay().map(|replay| replay.uevents(*number)).unwrap_or_default();
+                let events = events.into_iter().map(|uevent| uevents::Uevent {
+                    action: uevent.action,
+                    devpath: uevent.devpath,
+                    subsystem: uevent.subsystem,
+                    properties: uevent.properties,
+                });
+                return Ok((events.collect(), lost));
+            }
+        };
+        let (events, lost) = monitor.take();
+        if let Some(recorder) = self.world.recorder() {
+            for uevent in &events {
+                let (action, path) = (uevent.action.clone(), uevent.devpath.clone());
+                recorder.took(Event::Uevent { action, path, properties: uevent.properties.clone() });
+            }
+            if lost > 0 {
+                recorder.took(Event::Lost("uevents".to_owned(), lost));
+            }
+        }
         let as_wit = |uevent: Arc<akri_krustlet_events::Uevent>| {
             let akri_krustlet_events::Uevent { action, devpath, subsystem, properties } = Arc::unwrap_or_clone(uevent);
             uevents::Uevent { action, devpath, subsystem, properties }
@@ -128,7 +176,9 @@ impl uevents::HostMonitor for ComponentState {
     }
 
     async fn drop(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<()> {
-        self.table.delete(monitor).map(drop)?;
+        if let Monitor::Replayed(number) = self.table.delete(monitor)? {
+            self.close(number);
+        }
         Ok(())
     }
 }
@@ -150,6 +200,10 @@ impl multicast::HostListener for ComponentState {
         if link.as_ref().is_some_and(|link| !is_name(link)) {
             return Ok(Err(multicast::Denied::NoSuchLink));
         }
+        if let Some(replay) = self.world.replay().cloned() {
+            let number = replay.listener(place, link);
+            return Ok(Ok(self.table.push(Listener::Replayed(number, place))?));
+        }
         let Some(network) = self.events.network.clone() else { return Ok(Err(multicast::Denied::NotGranted)) };
         let Some(links) = network.may_join(place, link.as_deref()) else {
             return Ok(Err(multicast::Denied::NotGranted));
@@ -161,7 +215,7 @@ impl multicast::HostListener for ComponentState {
         let (sources, inbox, of_guest) = (self.events.sources.clone(), self.events.inbox.clone(), network.clone());
         let hears = Arc::new(move |from| of_guest.may_hear(from));
         match tokio::task::spawn_blocking(move || sources.join(place, links, hears, inbox)).await? {
-            Ok(listener) => Ok(Ok(self.table.push(Listener(listener))?)),
+            Ok(listener) => Ok(Ok(self.table.push(Listener::Of(listener))?)),
             Err(error) => Ok(Err(denied(&network, place, error))),
         }
     }
@@ -172,7 +226,31 @@ impl multicast::HostListener for ComponentState {
         most: u32,
     ) -> wasmtime::Result<(Vec<multicast::Datagram>, u32)> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let (datagrams, lost) = self.table.get(&listener)?.0.take(most);
+        let listener = match self.table.get(&listener)? {
+            Listener::Of(listener) => listener,
+            Listener::Replayed(number, _) => {
+                let taken = self.world.replay().map(|replay| replay.group_datagrams(*number, most));
+                let (datagrams, lost) = taken.unwrap_or_default();
+                let datagrams = datagrams.into_iter().map(|(from, link, payload)| multicast::Datagram {
+                    from: as_wit(from.ip()),
+                    from_port: from.port(),
+                    link,
+                    payload,
+                });
+                return Ok((datagrams.collect(), lost));
+            }
+        };
+        let (datagrams, lost) = listener.take(most);
+        if let Some(recorder) = self.world.recorder() {
+            for datagram in &datagrams {
+                let (place, link) = (listener.place(), datagram.link.to_string());
+                let (from, payload) = (datagram.from, datagram.payload.to_vec());
+                recorder.took(Event::Group { place, link, from, payload });
+            }
+            if lost > 0 {
+                recorder.took(Event::Lost("groups".to_owned(), lost));
+            }
+        }
         let as_wit = |datagram: akri_krustlet_events::Datagram| multicast::Datagram {
             from: as_wit(datagram.from.ip()),
             from_port: datagram.from.port(),
@@ -187,7 +265,13 @@ impl multicast::HostListener for ComponentState {
         listener: Resource<Listener>,
         payload: Vec<u8>,
     ) -> wasmtime::Result<Result<(), multicast::Denied>> {
-        let listener = self.table.get(&listener)?.0.clone();
+        let listener = match self.table.get(&listener)? {
+            Listener::Of(listener) => listener.clone(),
+            Listener::Replayed(..) => return Ok(Ok(())),
+        };
+        if let Some(recorder) = self.world.recorder() {
+            recorder.note(Event::SentToGroup { place: listener.place(), payload: payload.clone() });
+        }
         let Some(network) = self.events.network.clone() else { return Ok(Err(multicast::Denied::NotGranted)) };
         if payload.len() > DATAGRAM {
             return Ok(Err(multicast::Denied::Unavailable));
@@ -197,7 +281,9 @@ impl multicast::HostListener for ComponentState {
     }
 
     async fn drop(&mut self, listener: Resource<Listener>) -> wasmtime::Result<()> {
-        self.table.delete(listener).map(drop)?;
+        if let Listener::Replayed(number, _) = self.table.delete(listener)? {
+            self.close(number);
+        }
         Ok(())
     }
 }
@@ -230,15 +316,19 @@ impl watch::HostWatch for ComponentState {
             return Ok(Err(watch::Denied::TooMany));
         }
         let (sources, inbox) = (self.events.sources.clone(), self.events.inbox.clone());
+        let (is_replayed, shown) = (self.world.replay().is_some(), path.clone());
         let open = move || {
             let directory = preopen.open_below(&rest).map_err(|error| match error {
                 Errno::NOENT | Errno::NOTDIR => watch::Denied::NotADirectory,
                 Errno::XDEV | Errno::LOOP => watch::Denied::NotPreopened,
                 _ => watch::Denied::Unavailable,
             })?;
-            sources.directory(&descriptor_path(&directory), inbox).map_err(|error| {
+            if is_replayed {
+                return Ok(None);
+            }
+            sources.directory(&descriptor_path(&directory), inbox).map(Some).map_err(|error| {
                 // The user's watches are used up, most likely.
-                tracing::warn!(directory = path, %error, "a directory cannot be followed");
+                tracing::warn!(directory = shown, %error, "a directory cannot be followed");
                 watch::Denied::Unavailable
             })
         };
@@ -246,37 +336,78 @@ impl watch::HostWatch for ComponentState {
         let opened = tokio::task::spawn_blocking(open).await?;
         call.ended(0);
         match opened {
-            Ok(changes) => Ok(Ok(self.table.push(Watch(changes))?)),
+            Ok(Some(changes)) => Ok(Ok(self.table.push(Watch::Of(changes, path))?)),
+            Ok(None) => {
+                let number = self.world.replay().map(|replay| replay.watch(path)).unwrap_or_default();
+                Ok(Ok(self.table.push(Watch::Replayed(number))?))
+            }
             Err(denied) => Ok(Err(denied)),
         }
     }
 
     async fn take(&mut self, watch: Resource<Watch>) -> wasmtime::Result<(Vec<String>, u32)> {
-        let (names, lost) = self.table.get(&watch)?.0.take();
+        let (changes, directory) = match self.table.get(&watch)? {
+            Watch::Of(changes, directory) => (changes, directory),
+            Watch::Replayed(number) => {
+                return Ok(self.world.replay().map(|replay| replay.changes(*number)).unwrap_or_default());
+            }
+        };
+        let (names, lost) = changes.take();
+        if let Some(recorder) = self.world.recorder() {
+            for name in &names {
+                if let Some(path) = recorder.host_path(directory) {
+                    recorder.looked(&path.join(name));
+                }
+                recorder.took(Event::Changed { directory: directory.clone(), name: name.clone() });
+            }
+            if lost {
+                recorder.took(Event::Lost("changes".to_owned(), 1));
+            }
+        }
         Ok((names, lost.into()))
     }
 
     async fn drop(&mut self, watch: Resource<Watch>) -> wasmtime::Result<()> {
-        self.table.delete(watch).map(drop)?;
+        if let Watch::Replayed(number) = self.table.delete(watch)? {
+            self.close(number);
+        }
         Ok(())
     }
 }
 
 impl links::Host for ComponentState {
     async fn list(&mut self) -> wasmtime::Result<Vec<links::Link>> {
+        if let Some(replay) = self.world.replay() {
+            let as_wit = |link: crate::world::Link| links::Link {
+                name: link.name,
+                addresses: link.addresses.into_iter().map(|(address, prefix)| (as_wit(address), prefix)).collect(),
+                multicast: link.multicast,
+                loopback: link.loopback,
+            };
+            return Ok(replay.links().into_iter().map(as_wit).collect());
+        }
         let Some(granted) = &self.events.grant.links else { return Ok(Vec::new()) };
         let listed = akri_krustlet_events::links::list().unwrap_or_else(|error| {
             tracing::warn!(%error, "network links cannot be listed");
             Vec::new()
         });
-        let granted = listed.into_iter().filter(|link| granted.contain(&link.name));
+        let granted: Vec<_> = listed.into_iter().filter(|link| granted.contain(&link.name)).collect();
+        if let Some(recorder) = self.world.recorder() {
+            let event = |link: &akri_krustlet_events::Link| Event::Link {
+                name: link.name.clone(),
+                addresses: link.addresses.clone(),
+                multicast: link.multicast,
+                loopback: link.loopback,
+            };
+            recorder.links(granted.iter().map(event).collect());
+        }
         let as_wit = |link: akri_krustlet_events::Link| links::Link {
             name: link.name,
             addresses: link.addresses.into_iter().map(|(address, prefix)| (as_wit(address), prefix)).collect(),
             multicast: link.multicast,
             loopback: link.loopback,
         };
-        Ok(granted.map(as_wit).collect())
+        Ok(granted.into_iter().map(as_wit).collect())
     }
 }
 

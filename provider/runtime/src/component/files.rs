@@ -11,7 +11,8 @@ use crate::limits::SharedLimits;
 use crate::wasi::{PaidCall, price_of};
 use rustix::fs::FileType;
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceType};
 use wasmtime::{Result, StoreContextMut};
@@ -61,6 +62,11 @@ fn add_listings(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
                     Descriptor::Dir(directory) => directory.dir.clone(),
                     Descriptor::File(_) => return Ok((Err(ErrorCode::NotDirectory),)),
                 };
+                if let Some(recorder) = store.data().world.recorder()
+                    && let Some(path) = path_of(&*directory)
+                {
+                    recorder.listed(&path);
+                }
                 // Of its own, for it has a place in the listing.
                 let opened = blocking(&mut store, move || directories::open_again(&directory)).await?;
                 let listing = match opened {
@@ -144,12 +150,13 @@ fn error_code(error: rustix::io::Errno) -> ErrorCode {
 
 /// Functions of a descriptor, done by wasmtime-wasi, that the guest pays.
 macro_rules! paid_calls {
-    ($types:ident: $($name:literal $method:ident($($argument:ident: $of:ty),*);)*) => {$(
+    ($types:ident: $($name:literal $method:ident($($argument:ident: $of:ty),*)$( looks at $looked:ident)?;)*) => {$(
         $types.func_wrap_async(
             concat!("[method]descriptor.", $name),
             |mut store: Store<'_>, (descriptor, $($argument,)*): (Resource<Descriptor>, $($of,)*)| {
                 Box::new(async move {
                     let call = paid(&store).await;
+                    $(looked(&mut store, &descriptor, &$looked);)?
                     let mut files = store.data_mut().filesystem();
                     let done = HostDescriptor::$method(&mut files, descriptor, $($argument),*).await;
                     call.ended(0);
@@ -168,11 +175,11 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         "set-size" set_size(size: u64);
         "set-times" set_times(accessed: NewTimestamp, modified: NewTimestamp);
         "stat" stat();
-        "stat-at" stat_at(flags: PathFlags, path: String);
+        "stat-at" stat_at(flags: PathFlags, path: String) looks at path;
         "set-times-at" set_times_at(flags: PathFlags, path: String, accessed: NewTimestamp, modified: NewTimestamp);
         "create-directory-at" create_directory_at(path: String);
         "link-at" link_at(flags: PathFlags, path: String, to: Resource<Descriptor>, new_path: String);
-        "readlink-at" readlink_at(path: String);
+        "readlink-at" readlink_at(path: String) looks at path;
         "remove-directory-at" remove_directory_at(path: String);
         "rename-at" rename_at(path: String, to: Resource<Descriptor>, new_path: String);
         "symlink-at" symlink_at(path: String, new_path: String);
@@ -208,6 +215,7 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         |mut store: Store<'_>, (directory, flags, path, how, mode): Open| {
             Box::new(async move {
                 let call = paid(&store).await;
+                looked(&mut store, &directory, &path);
                 let mut files = store.data_mut().filesystem();
                 // What waits for somebody else as soon as it is opened is not for guests.
                 let above = Resource::new_borrow(directory.rep());
@@ -222,6 +230,23 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
             })
         },
     )
+}
+
+/// Where an open directory is.
+fn path_of(directory: &impl AsFd) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd())).ok()
+}
+
+/// The guest looks at a path in a directory: whoever records it does, too.
+fn looked(store: &mut Store<'_>, directory: &Resource<Descriptor>, path: &str) {
+    let Some(recorder) = store.data().world.recorder().cloned() else { return };
+    let directory = match store.data_mut().table.get(directory) {
+        Ok(Descriptor::Dir(directory)) => path_of(&*directory.dir),
+        _ => None,
+    };
+    if let Some(directory) = directory {
+        recorder.looked(&directory.join(path));
+    }
 }
 
 /// What can be opened; links are for who does not follow them, which is refused then as ever.

@@ -14,6 +14,7 @@ use crate::log::{ContainerLog, Stream};
 use crate::network::{NetworkAccess, http, sockets};
 use crate::preopen::{Preopen, PreopenError};
 use crate::stdin::Stdin;
+use crate::world::World;
 use akri_krustlet_events::{EventSources, Inbox};
 use std::sync::Arc;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
@@ -91,6 +92,7 @@ pub struct ComponentState {
     network: Option<Arc<NetworkAccess>>,
     events: Events,
     requests: http::Requests,
+    world: World,
 }
 
 impl ComponentState {
@@ -101,6 +103,11 @@ impl ComponentState {
 
     pub(crate) fn network(&self) -> Option<&Arc<NetworkAccess>> {
         self.network.as_ref()
+    }
+
+    /// What it sees.
+    pub fn world(&self) -> &World {
+        &self.world
     }
 
     pub(crate) fn table(&mut self) -> &mut ResourceTable {
@@ -173,10 +180,12 @@ pub(crate) fn store(
     sources: &Arc<EventSources>,
     spec: &ComponentSpec,
     network: Option<Arc<NetworkAccess>>,
+    world: World,
 ) -> Result<Store<ComponentState>, PreopenError> {
     let mut wasi = WasiCtxBuilder::new();
     wasi.arg(&spec.name).args(&spec.args).envs(&spec.env).max_random_size(RANDOM_BYTES);
     sockets::restrict(&mut wasi, network.as_ref());
+    world.give(&mut wasi);
     if let Some(stdin) = &spec.stdin {
         wasi.stdin(stdin.clone());
     }
@@ -196,7 +205,7 @@ pub(crate) fn store(
         log: spec.log.clone(),
         level: level(&spec.env),
         network: network.clone(),
-        requests: http::Requests::new(network.clone()),
+        requests: http::Requests::new(network.clone(), world.clone()),
         events: Events {
             sources: sources.clone(),
             inbox: Inbox::new(),
@@ -204,6 +213,7 @@ pub(crate) fn store(
             network,
             preopens: spec.preopens.clone(),
         },
+        world,
     };
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.limiter);

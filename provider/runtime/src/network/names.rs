@@ -4,6 +4,8 @@ use super::access::NetworkAccess;
 use super::sockets::Store;
 use crate::component::ComponentState;
 use crate::component::returned;
+use crate::world::World;
+use akri_recording::Event;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +50,7 @@ pub(super) fn add_to_linker(names: &mut LinkerInstance<'_, ComponentState>) -> R
         Ok(())
     })?;
     names.func_wrap("resolve-addresses", |mut store: Store<'_>, (_, name): (Resource<Network>, String)| {
-        returned(match addresses(store.data().network(), name) {
+        returned(match found(store.data(), name) {
             Ok(addresses) => store.data_mut().table().push(addresses).map_err(SocketError::from),
             Err(error) => Err(error.into()),
         })
@@ -81,8 +83,53 @@ pub(super) fn add_to_linker(names: &mut LinkerInstance<'_, ComponentState>) -> R
     )
 }
 
-/// Begins to look a name up, if the guest may.
-fn addresses(access: Option<&Arc<NetworkAccess>>, name: String) -> std::result::Result<Addresses, ErrorCode> {
+/// As the world has it: the machine's, or a recording's.
+fn found(state: &ComponentState, name: String) -> std::result::Result<Addresses, ErrorCode> {
+    match state.world() {
+        World::Machine => addresses(state.network(), name, |_| {}),
+        World::Recorded(recorder) => {
+            let (recorder, of) = (recorder.clone(), name.clone());
+            let noted = recorder.clone();
+            let note = move |found: &std::result::Result<Vec<IpAddr>, ErrorCode>| {
+                let found = match found {
+                    Ok(addresses) => Ok(addresses.clone()),
+                    Err(error) => Err(why(*error).to_owned()),
+                };
+                noted.note(Event::Name(of, found));
+            };
+            let begun = addresses(state.network(), name.clone(), note);
+            if let Err(error) = &begun {
+                recorder.note(Event::Name(name, Err(why(*error).to_owned())));
+            }
+            begun
+        }
+        World::Replayed(replay) => match name.parse() {
+            Ok(address) => Ok(Addresses::Found(vec![address].into_iter())),
+            Err(_) => match replay.name(&name) {
+                Ok(addresses) => Ok(Addresses::Found(addresses.into_iter())),
+                Err(why) if why == "denied" => Err(ErrorCode::AccessDenied),
+                Err(why) if why == "not-found" => Ok(Addresses::Failed(ErrorCode::NameUnresolvable)),
+                Err(_) => Ok(Addresses::Failed(ErrorCode::TemporaryResolverFailure)),
+            },
+        },
+    }
+}
+
+/// Why a name leads nowhere, as recordings have it.
+fn why(error: ErrorCode) -> &'static str {
+    match error {
+        ErrorCode::AccessDenied => "denied",
+        ErrorCode::NameUnresolvable | ErrorCode::InvalidArgument => "not-found",
+        _ => "unavailable",
+    }
+}
+
+/// Begins to look a name up, if the guest may; tells what came of it.
+fn addresses(
+    access: Option<&Arc<NetworkAccess>>,
+    name: String,
+    told: impl FnOnce(&std::result::Result<Vec<IpAddr>, ErrorCode>) + Send + 'static,
+) -> std::result::Result<Addresses, ErrorCode> {
     let Some(access) = access.cloned() else { return Err(ErrorCode::AccessDenied) };
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
     if let Ok(address) = bare.parse::<IpAddr>() {
@@ -96,10 +143,13 @@ fn addresses(access: Option<&Arc<NetworkAccess>>, name: String) -> std::result::
         return Err(ErrorCode::AccessDenied);
     }
     Ok(Addresses::Awaited(AbortOnDropHandle::new(tokio::spawn(async move {
-        let found = look_up(name.clone(), access.grant.look_ups.clone()).await?;
-        let all = found.len();
-        let told = access.resolved(&name, found);
-        if told.is_empty() && all > 0 { Err(ErrorCode::AccessDenied) } else { Ok(told) }
+        let found = look_up(name.clone(), access.grant.look_ups.clone()).await;
+        let found = found.and_then(|found| {
+            let (all, allowed) = (found.len(), access.resolved(&name, found));
+            if allowed.is_empty() && all > 0 { Err(ErrorCode::AccessDenied) } else { Ok(allowed) }
+        });
+        told(&found);
+        found
     }))))
 }
 

@@ -5,15 +5,18 @@
 
 use super::access::NetworkAccess;
 use crate::component::{ComponentState, WASI, returned};
+use crate::world::{RecordedInput, RecordedOutput, Recorder};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::time::Instant;
 use wasmtime::component::{Linker, LinkerInstance, Resource};
 use wasmtime::{Result, StoreContextMut};
 use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress};
 use wasmtime_wasi::p2::bindings::sockets::{tcp, tcp_create_socket, udp, udp_create_socket};
 use wasmtime_wasi::p2::{
-    DynInputStream, DynOutputStream, OutputStream, Pollable, SocketResult, StreamError, TcpSocket, UdpSocket,
+    DynInputStream, DynOutputStream, Network, OutputStream, Pollable, SocketError, SocketResult, StreamError,
+    TcpSocket, UdpSocket,
 };
 use wasmtime_wasi::sockets::WasiSocketsView as _;
 
@@ -111,10 +114,34 @@ fn add_tcp(tcp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         returned(tcp::HostTcpSocket::set_listen_backlog_size(&mut store.data_mut().sockets(), socket, size))
     })?;
     type Streams = (Resource<DynInputStream>, Resource<DynOutputStream>);
+    type Place = (Resource<TcpSocket>, Resource<Network>, IpSocketAddress);
+    tcp.func_wrap("[method]tcp-socket.start-connect", |mut store: Store<'_>, (socket, network, to): Place| {
+        let number = socket.rep();
+        let started = tcp::HostTcpSocket::start_connect(&mut store.data_mut().sockets(), socket, network, to);
+        if let Some(recorder) = store.data().world().recorder() {
+            recorder.connects(number, to.into());
+            if let Err(error) = &started {
+                recorder.connected(number, Some(why(error)));
+            }
+        }
+        returned(started)
+    })?;
     tcp.func_wrap("[method]tcp-socket.finish-connect", |mut store: Store<'_>, (socket,): (Resource<TcpSocket>,)| {
+        let number = socket.rep();
         let connected = tcp::HostTcpSocket::finish_connect(&mut store.data_mut().sockets(), socket);
+        let recorder = store.data().world().recorder().cloned();
+        if let (Some(recorder), Err(error)) = (&recorder, &connected)
+            && why(error) != "would-block"
+        {
+            recorder.connected(number, Some(why(error)));
+        }
         returned(connected.and_then(|(input, output)| -> SocketResult<Streams> {
             pace(&mut store, &output)?;
+            if let Some(recorder) = recorder
+                && let Some(number) = recorder.connected(number, None)
+            {
+                record(&mut store, (&input, &output), &recorder, number)?;
+            }
             Ok((input, output))
         }))
     })?;
@@ -127,6 +154,36 @@ fn add_tcp(tcp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
             Ok((socket, input, output))
         }))
     })
+}
+
+/// Why there is no connection, as recordings have it.
+fn why(error: &SocketError) -> &'static str {
+    match error.downcast_ref() {
+        Some(ErrorCode::WouldBlock) => "would-block",
+        Some(ErrorCode::ConnectionRefused) => "refused",
+        Some(ErrorCode::ConnectionReset | ErrorCode::ConnectionAborted) => "closed",
+        Some(ErrorCode::RemoteUnreachable) => "unreachable",
+        Some(ErrorCode::AccessDenied) => "denied",
+        Some(ErrorCode::Timeout) => "timeout",
+        _ => "other",
+    }
+}
+
+/// Has what goes through a connection written down.
+fn record(
+    store: &mut Store<'_>,
+    (input, output): (&Resource<DynInputStream>, &Resource<DynOutputStream>),
+    recorder: &Arc<Recorder>,
+    number: u32,
+) -> SocketResult<()> {
+    let table = store.data_mut().table();
+    let stream = table.get_mut(input)?;
+    let inner = std::mem::replace(stream, Box::new(wasmtime_wasi::p2::pipe::ClosedInputStream));
+    *stream = Box::new(RecordedInput { inner, recorder: recorder.clone(), number, has_ended: false });
+    let stream = table.get_mut(output)?;
+    let inner = std::mem::replace(stream, Box::new(wasmtime_wasi::p2::pipe::SinkOutputStream));
+    *stream = Box::new(RecordedOutput { inner, recorder: recorder.clone(), number });
+    Ok(())
 }
 
 /// Has what is written to a connection counted.
@@ -182,6 +239,39 @@ fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         let size = size.min(BUFFER);
         returned(udp::HostUdpSocket::set_send_buffer_size(&mut store.data_mut().sockets(), socket, size))
     })?;
+    type Streams = (Resource<udp::IncomingDatagramStream>, Resource<udp::OutgoingDatagramStream>);
+    udp.func_wrap_async(
+        "[method]udp-socket.stream",
+        |mut store: Store<'_>, (socket, peer): (Resource<UdpSocket>, Option<IpSocketAddress>)| {
+            Box::new(async move {
+                let mut sockets = store.data_mut().sockets();
+                let own = udp::HostUdpSocket::local_address(&mut sockets, Resource::new_borrow(socket.rep()));
+                let streams = udp::HostUdpSocket::stream(&mut sockets, socket, peer).await;
+                if let (Some(recorder), Ok((incoming, outgoing)), Ok(own)) =
+                    (store.data().world().recorder(), &streams, own)
+                {
+                    for stream in [incoming.rep(), outgoing.rep()] {
+                        recorder.bound(stream, SocketAddr::from(own).ip(), peer.map(SocketAddr::from));
+                    }
+                }
+                returned(streams) as Result<(std::result::Result<Streams, ErrorCode>,)>
+            })
+        },
+    )?;
+    udp.func_wrap(
+        "[method]incoming-datagram-stream.receive",
+        |mut store: Store<'_>, (stream, most): (Resource<udp::IncomingDatagramStream>, u64)| {
+            let number = stream.rep();
+            let mut sockets = store.data_mut().sockets();
+            let received = udp::HostIncomingDatagramStream::receive(&mut sockets, stream, most);
+            if let (Some(recorder), Ok(datagrams)) = (store.data().world().recorder(), &received) {
+                for datagram in datagrams {
+                    recorder.datagram(number, false, Some(datagram.remote_address.into()), &datagram.data);
+                }
+            }
+            returned(received)
+        },
+    )?;
     type Arguments = (Resource<udp::OutgoingDatagramStream>, Vec<udp::OutgoingDatagram>);
     udp.func_wrap_async(
         "[method]outgoing-datagram-stream.send",
@@ -190,6 +280,12 @@ fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
                 let bytes = datagrams.iter().map(|datagram| datagram.data.len().max(DATAGRAM)).sum();
                 if let Some(access) = store.data().network().cloned() {
                     paid(&access, bytes).await;
+                }
+                if let Some(recorder) = store.data().world().recorder() {
+                    for datagram in &datagrams {
+                        let to = datagram.remote_address.map(SocketAddr::from);
+                        recorder.datagram(stream.rep(), true, to, &datagram.data);
+                    }
                 }
                 returned(udp::HostOutgoingDatagramStream::send(&mut store.data_mut().sockets(), stream, datagrams))
             })

@@ -31,9 +31,11 @@
 //! ```
 
 mod network;
+mod replay;
 
 pub use network::{Sent, Session};
 pub(crate) use network::{http, tcp, udp};
+pub use replay::{replay, replay_all};
 
 use crate::links::Link;
 use crate::multicast::Datagram;
@@ -55,6 +57,8 @@ struct State {
     root: PathBuf,
     owns_root: bool,
     now: Duration,
+    /// What the machine's clock says when no time has passed.
+    clock: Option<Duration>,
     random: u64,
     links: Vec<Link>,
     monitors: Vec<Source<Uevent, Vec<String>>>,
@@ -138,6 +142,17 @@ impl World {
     /// The network links.
     pub fn set_links(&self, links: Vec<Link>) {
         self.0.borrow_mut().links = links;
+    }
+
+    /// What the machine's clock says now, since 1970-01-01; before this is called, it is some day in 2023.
+    pub fn set_clock(&self, clock: Duration) {
+        let mut state = self.0.borrow_mut();
+        state.clock = Some(clock.saturating_sub(state.now));
+    }
+
+    /// Whence random numbers come; the same ones come from the same.
+    pub fn set_random(&self, seed: u64) {
+        self.0.borrow_mut().random = seed;
     }
 
     /// Something happens to a device.
@@ -245,14 +260,18 @@ pub(crate) fn now() -> Duration {
     here(|state| state.now)
 }
 
+pub(crate) fn wall_clock() -> Duration {
+    const DAY: Duration = Duration::from_secs(1_700_000_000);
+    here(|state| state.clock.unwrap_or(DAY) + state.now)
+}
+
 /// Other ones each time in one test, the same ones in each run of it.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     here(|state| {
-        std::array::from_fn(|_| {
-            // A linear congruential generator, of Knuth's MMIX.
-            state.random = state.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state.random.to_be_bytes()[0]
-        })
+        let (mut bytes, mut random) = ([0; N], akri_recording::Random(state.random));
+        random.fill(&mut bytes);
+        state.random = random.0;
+        bytes
     })
 }
 

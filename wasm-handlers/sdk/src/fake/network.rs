@@ -4,6 +4,7 @@ use super::{State, World, here};
 use crate::http::{Answer, Call, ErrorKind};
 use crate::tcp::Peer;
 use crate::udp::Datagram;
+use akri_recording::Script;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +34,8 @@ pub(super) struct Network {
     web: Option<Web>,
     responder: Option<Responder>,
     servers: BTreeMap<(String, u16), Server>,
+    /// Before all others.
+    pub(super) script: Option<Script>,
     names: BTreeMap<String, Vec<IpAddr>>,
     sent: Vec<Sent>,
     /// In their order: when, to which socket, and what.
@@ -75,6 +78,7 @@ impl World {
 }
 
 pub(crate) mod http {
+    use super::super::replay;
     use super::here;
     use crate::http::{Answer, Call, Error, ErrorKind, MOST_SENT, parts};
 
@@ -87,8 +91,15 @@ pub(crate) mod http {
         if call.body.len() > MOST_SENT {
             return Err(ErrorKind::TooLong);
         }
+        if let Some(answer) = here(|state| replay::answer(state, call)) {
+            return cut(call, answer?);
+        }
         let web = here(|state| state.network.web.clone());
-        let mut answer = web.ok_or_else(|| ErrorKind::Failed("nobody listens there".to_owned()))?(call)?;
+        let answer = web.ok_or_else(|| ErrorKind::Failed("nobody listens there".to_owned()))?(call)?;
+        cut(call, answer)
+    }
+
+    fn cut(call: &Call, mut answer: Answer) -> Result<Answer, ErrorKind> {
         if answer.body.len() > call.most && !call.cut {
             return Err(ErrorKind::TooLong);
         }
@@ -98,6 +109,7 @@ pub(crate) mod http {
 }
 
 pub(crate) mod udp {
+    use super::super::replay;
     use super::{Sent, State, here};
     use crate::Error;
     use crate::udp::Datagram;
@@ -117,7 +129,8 @@ pub(crate) mod udp {
     pub(crate) fn send(socket: &Socket, to: SocketAddr, payload: &[u8]) -> Result<(), Error> {
         let sent = Sent { from: socket.1, to, payload: payload.to_vec() };
         let responder = here(|state| state.network.responder.clone());
-        let answers = responder.map(|responder| responder(&sent)).unwrap_or_default();
+        let scripted = here(|state| replay::datagrams(state, &sent));
+        let answers = scripted.or_else(|| responder.map(|responder| responder(&sent))).unwrap_or_default();
         here(|state| {
             let network = &mut state.network;
             for (after, datagram) in answers {
@@ -145,6 +158,7 @@ pub(crate) mod udp {
 }
 
 pub(crate) mod tcp {
+    use super::super::replay;
     use super::{Peer, here};
     use crate::Error;
     use crate::tcp::{LookUpError, Next, Talk};
@@ -158,7 +172,10 @@ pub(crate) mod tcp {
     fn converse<T: Talk>(peer: &Peer, mut talk: T) -> Result<T::Said, Error> {
         let failed = |why: &str| Error::Unavailable(format!("tcp connection to {}:{}: {why}", peer.host, peer.port));
         let server = here(|state| state.network.servers.get(&(peer.host.clone(), peer.port)).cloned());
-        let mut session = server.ok_or_else(|| failed("nobody listens there"))?();
+        let mut session = match here(|state| replay::session(state, peer)) {
+            Some(scripted) => scripted.map_err(failed)?,
+            None => server.ok_or_else(|| failed("nobody listens there"))?(),
+        };
         let mut unsent = talk.begin();
         loop {
             let answer = session(&unsent).ok_or_else(|| failed("it closed the connection"))?;
@@ -178,9 +195,10 @@ pub(crate) mod tcp {
     pub(crate) fn look_up(names: &[String], _: Duration) -> Vec<Result<Vec<IpAddr>, LookUpError>> {
         let of = |name: &String| match name.parse() {
             Ok(address) => Ok(vec![address]),
-            Err(_) => here(|state| state.network.names.get(name).cloned()).ok_or_else(|| {
-                LookUpError::NotFound(Error::Unavailable(format!("look-up of {name}: its name leads nowhere")))
-            }),
+            Err(_) => here(|state| replay::name(state, name).or_else(|| state.network.names.get(name).cloned()))
+                .ok_or_else(|| {
+                    LookUpError::NotFound(Error::Unavailable(format!("look-up of {name}: its name leads nowhere")))
+                }),
         };
         names.iter().map(of).collect()
     }

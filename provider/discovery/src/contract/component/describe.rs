@@ -4,7 +4,9 @@ use super::EXPORT;
 use super::bindings::{self, DiscoveryHandlerPre};
 use super::schema::DetailsSchema;
 use crate::settings;
-use akri_krustlet_runtime::{ComponentSpec, ComponentState, ContainerLimits, Digest, EventGrant, Program, Runtime};
+use akri_krustlet_runtime::{
+    ComponentSpec, ComponentState, ContainerLimits, Digest, EventGrant, Program, Runtime, World,
+};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -122,7 +124,7 @@ async fn describe(runtime: &Runtime, program: &Program) -> Result<HandlerInfo, S
         limits: limits.clone(),
     };
     let mut store: wasmtime::Store<ComponentState> =
-        runtime.component_store(&spec, None).map_err(|error| error.to_string())?;
+        runtime.component_store(&spec, None, World::Machine).map_err(|error| error.to_string())?;
     let call = runtime.call(&limits, "describe", None, DEADLINE, async move {
         let result = async {
             let handler = handler.instantiate_async(&mut store).await?;

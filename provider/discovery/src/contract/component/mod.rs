@@ -8,6 +8,7 @@
 //! 3. A step that takes longer than the deadline, traps or exits is the instance's end; the session makes another one.
 
 mod describe;
+mod recording;
 mod schema;
 pub mod trial;
 
@@ -19,7 +20,8 @@ use akri_krustlet_host::{BackOff, TokenBucket, until};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
-use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Granted, Outcome, Preopen, Runtime};
+use akri_krustlet_runtime::world::Recorder;
+use akri_krustlet_runtime::{CallError, ComponentSpec, ComponentState, Granted, Outcome, Preopen, Runtime, World};
 use akri_proto::v0::{Device, DeviceSpec, Mount};
 use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
@@ -94,7 +96,9 @@ impl Component {
             preopens.push(Preopen::new(&spec.exchange_volume, &*spec.settings.exchange_directory));
         }
         let granted = Granted::of(&spec.events, spec.network.joins_groups(), !preopens.is_empty());
-        granted.check(&runtime.imports(&spec.program)).map_err(|error| refused(error.to_string()))?;
+        if !runtime.replays() {
+            granted.check(&runtime.imports(&spec.program)).map_err(|error| refused(error.to_string()))?;
+        }
         let instance = ComponentSpec {
             name: spec.name.clone(),
             args: spec.args.clone(),
@@ -113,15 +117,26 @@ impl Component {
     }
 
     /// What an instance runs in. Its directories may be on something that hangs.
-    async fn store(self: Arc<Self>, request: &DiscoveryRequest) -> Result<Store<ComponentState>, String> {
+    async fn store(self: Arc<Self>, request: &DiscoveryRequest, world: World) -> Result<Store<ComponentState>, String> {
         let network = NetworkAccess::new(self.spec.network.clone(), &request.details);
         let may_hang = !self.instance.preopens.is_empty();
-        let make =
-            move || self.runtime.component_store(&self.instance, Some(network)).map_err(|error| error.to_string());
+        let make = move || {
+            let store = self.runtime.component_store(&self.instance, Some(network), world);
+            store.map_err(|error| error.to_string())
+        };
         match may_hang {
             true => tokio::task::spawn_blocking(make).await.unwrap_or_else(|error| Err(error.to_string())),
             false => make(),
         }
+    }
+
+    /// What an instance sees: the machine, and it is written down where its author wants that.
+    fn world(&self, request: &DiscoveryRequest) -> Result<World, String> {
+        let Some(to) = self.runtime.record() else { return Ok(World::Machine) };
+        let (name, preopens) = (&self.spec.settings.name, &self.instance.preopens);
+        let recorder = Recorder::begin(to, name, &request.details, &request.properties, preopens);
+        let failed = |error| format!("the recording {} cannot be written: {error}", to.path.display());
+        Ok(World::Recorded(Arc::new(recorder.map_err(failed)?)))
     }
 
     async fn call<T: Send + 'static>(
@@ -144,7 +159,12 @@ impl Component {
             told.say(Said::InvalidDetails(reason));
             return std::future::pending().await;
         }
-        let mut store = match self.clone().store(&request).await {
+        let world = match self.world(&request) {
+            Ok(world) => world,
+            Err(reason) => return Ended::Failed(reason),
+        };
+        let recorder = world.recorder().cloned();
+        let mut store = match self.clone().store(&request, world).await {
             Ok(store) => store,
             Err(reason) => return Ended::Failed(reason),
         };
@@ -168,6 +188,9 @@ impl Component {
             Ok(done) => done,
             Err(error) => return ended(error),
         };
+        if let (Some(recorder), Err(error)) = (&recorder, &opened) {
+            recorder.said(Some(recording::of_error(error)));
+        }
         let mut outcome = match opened {
             Ok(outcome) => outcome,
             Err(types::Error::InvalidDetails(reason)) => {
@@ -181,11 +204,16 @@ impl Component {
         };
         let mut back_off = BackOff::new(BACK_OFF.0, BACK_OFF.1);
         let mut event_steps = TokenBucket::new(EVENT_STEPS.0, EVENT_STEPS.1);
+        // A recording is of what the guest asked for.
+        let pause_of = if recorder.is_some() { exact } else { jittered };
         loop {
+            if let Some(recorder) = &recorder {
+                recorder.said(recording::of_outcome(&outcome));
+            }
             let (said, pause) = match outcome {
                 Ok(types::Outcome { devices, wake_after_ms, note }) => {
                     back_off.reset();
-                    (found(devices, note), wake_after_ms.map(jittered))
+                    (found(devices, note), wake_after_ms.map(pause_of))
                 }
                 Err(error) => (trouble(error), Some(back_off.pause())),
             };
@@ -198,6 +226,9 @@ impl Component {
             tokio::select! {
                 () = until(pause) => {}
                 () = event => event_steps.spend(1.0),
+            }
+            if let Some(recorder) = &recorder {
+                recorder.step();
             }
             let step = self.call(None, async move {
                 let result = handler.akri_discovery_handler().call_step(&mut store).await;
@@ -236,6 +267,10 @@ fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MOST_TEXT));
     text.shrink_to_fit();
     text
+}
+
+fn exact(milliseconds: u32) -> Duration {
+    Duration::from_millis(milliseconds.into()).clamp(PAUSES.0, PAUSES.1)
 }
 
 /// A little more or less, so that a thousand guests do not wake at once.

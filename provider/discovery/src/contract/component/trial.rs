@@ -1,12 +1,13 @@
 //! An instance that is asked step by step, without a stream: for a handler's author.
 
 use super::bindings::akri::discovery::types;
-use super::{Component, DiscoveryHandlerPre, as_wit, bindings, check_details, found};
+use super::{Component, DiscoveryHandlerPre, as_wit, bindings, check_details, found, recording};
 use crate::container::ContainerSpec;
 use crate::details::DiscoveryRequest;
 use crate::device::{Checked, Said};
 use crate::host_path::HostPaths;
-use akri_krustlet_runtime::{CallError, ComponentState, Runtime};
+use akri_krustlet_runtime::world::{Replay, recording as recorded};
+use akri_krustlet_runtime::{CallError, ComponentState, Runtime, World};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use wasmtime::Store;
 
 /// One instance of a discovery handler, and what it was asked.
 pub struct Trial {
+    world: World,
     component: Arc<Component>,
     host_paths: HostPaths,
     /// Missing after a call that was its end.
@@ -79,11 +81,12 @@ pub enum TrialError {
 }
 
 impl Trial {
-    /// Makes an instance and gives it a request.
+    /// Makes an instance and gives it a request; with a recording, in whose time the caller lives then, in place of the machine.
     pub async fn open(
         runtime: Arc<Runtime>,
         spec: ContainerSpec,
         request: DiscoverRequest,
+        replay: Option<Arc<Replay>>,
     ) -> Result<(Self, Cost), TrialError> {
         let unusable = |error: &dyn fmt::Display| TrialError::Unusable(error.to_string());
         let request = DiscoveryRequest::read(request).map_err(|error| TrialError::InvalidDetails(error.to_string()))?;
@@ -98,7 +101,11 @@ impl Trial {
             writable: writable.collect(),
         };
         let component = Component::start(runtime, Arc::new(spec)).map_err(|error| unusable(&error))?;
-        let mut store = component.clone().store(&request).await.map_err(|error| unusable(&error))?;
+        let world = match replay {
+            Some(replay) => World::Replayed(replay),
+            None => component.world(&request).map_err(TrialError::Unusable)?,
+        };
+        let mut store = component.clone().store(&request, world.clone()).await.map_err(|error| unusable(&error))?;
         let handler: DiscoveryHandlerPre<ComponentState> = component.handler.clone();
         let (started, before) = (Instant::now(), store.get_fuel().ok());
         let opened = component.call(None, async move {
@@ -111,6 +118,9 @@ impl Trial {
             (store, result)
         });
         let (store, (handler, opened)) = opened.await.map_err(ended)?;
+        if let (Some(recorder), Err(error)) = (world.recorder(), &opened) {
+            recorder.said(Some(recording::of_error(error)));
+        }
         match opened {
             Ok(()) => {}
             Err(types::Error::InvalidDetails(reason)) => return Err(TrialError::InvalidDetails(reason)),
@@ -120,14 +130,17 @@ impl Trial {
             }
         }
         let cost = component.cost(started, before, &store);
-        Ok((Self { component, host_paths, instance: Some((store, handler)) }, cost))
+        Ok((Self { world, component, host_paths, instance: Some((store, handler)) }, cost))
     }
 
-    /// Asks for a step.
-    pub async fn step(&mut self) -> Result<(Stepped, Cost), TrialError> {
+    /// Asks for a step. Tells what the node would make of the answer, and the answer itself.
+    pub async fn step(&mut self) -> Result<(Stepped, Option<recorded::Said>, Cost), TrialError> {
         let Some((mut store, handler)) = self.instance.take() else {
             return Err(TrialError::Ended("has ended before".to_owned()));
         };
+        if let Some(recorder) = self.world.recorder() {
+            recorder.step();
+        }
         let (started, before) = (Instant::now(), store.get_fuel().ok());
         let step = self.component.call(None, async move {
             let result = handler.akri_discovery_handler().call_step(&mut store).await;
@@ -136,13 +149,17 @@ impl Trial {
         let (store, (handler, outcome)) = step.await.map_err(ended)?;
         let cost = self.component.cost(started, before, &store);
         self.instance = Some((store, handler));
+        let said = recording::of_outcome(&outcome);
+        if let Some(recorder) = self.world.recorder() {
+            recorder.said(said.clone());
+        }
         let stepped = match outcome {
             Ok(types::Outcome { devices, wake_after_ms, note }) => self.found(devices, wake_after_ms, note),
             Err(types::Error::InvalidDetails(reason)) => return Err(TrialError::InvalidDetails(reason)),
             Err(types::Error::Unavailable(reason)) => Stepped::Unavailable(reason),
             Err(types::Error::Internal(reason)) => Stepped::Internal(reason),
         };
-        Ok((stepped, cost))
+        Ok((stepped, said, cost))
     }
 
     /// With the checks that a node makes.

@@ -4,10 +4,12 @@ mod body;
 mod pace;
 mod send;
 mod tls;
+mod worlds;
 
 use super::access::NetworkAccess;
 use super::sockets::{SOCKETS, Store};
 use crate::component::{ComponentState, WASI};
+use crate::world::World;
 use ::http::Request;
 use std::io::{Error as IoError, ErrorKind};
 use std::sync::Arc;
@@ -43,10 +45,10 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(access: Option<Arc<NetworkAccess>>) -> Self {
+    pub(crate) fn new(access: Option<Arc<NetworkAccess>>, world: World) -> Self {
         let mut ctx = WasiHttpCtx::new();
         ctx.set_field_size_limit(FIELDS);
-        Self { ctx, hooks: Hooks { access, open: Arc::new(Semaphore::new(SOCKETS)) } }
+        Self { ctx, hooks: Hooks { access, open: Arc::new(Semaphore::new(SOCKETS)), world } }
     }
 
     pub(crate) fn view<'a>(&'a mut self, table: &'a mut ResourceTable) -> WasiHttpCtxView<'a> {
@@ -58,6 +60,7 @@ struct Hooks {
     access: Option<Arc<NetworkAccess>>,
     /// Connections that it may have yet.
     open: Arc<Semaphore>,
+    world: World,
 }
 
 /// What goes on while a response is read.
@@ -73,13 +76,25 @@ impl WasiHttpHooks for Hooks {
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let access = self.access.clone();
         let open = self.open.clone();
+        let recorder = match &self.world {
+            World::Machine => None,
+            World::Recorded(recorder) => Some(recorder.clone()),
+            World::Replayed(replay) => return Box::new(worlds::replayed(replay.clone(), request)),
+        };
         Box::new(async move {
-            // Without an access there are no grants, as for a component that describes itself.
-            let access = access.ok_or(Error::HttpRequestDenied)?;
-            // A request that was given up a moment ago may not have left its place yet.
-            let turn = tokio::time::timeout(TURN, open.acquire_owned()).await;
-            let turn = turn.ok().and_then(Result::ok).ok_or(Error::ConnectionLimitReached)?;
-            send::send(access, Arc::new(turn), request, options.unwrap_or_default()).await
+            let (request, recording) = match recorder {
+                Some(recorder) => worlds::asked(recorder, request),
+                None => (request, None),
+            };
+            worlds::answered(recording, async move {
+                // Without an access there are no grants, as for a component that describes itself.
+                let access = access.ok_or(Error::HttpRequestDenied)?;
+                // A request that was given up a moment ago may not have left its place yet.
+                let turn = tokio::time::timeout(TURN, open.acquire_owned()).await;
+                let turn = turn.ok().and_then(Result::ok).ok_or(Error::ConnectionLimitReached)?;
+                send::send(access, Arc::new(turn), request, options.unwrap_or_default()).await
+            })
+            .await
         })
     }
 

@@ -1,0 +1,37 @@
+//! What an instance says, as recordings have it: its own words, before the node looks at them.
+
+use super::types;
+use akri_krustlet_runtime::world::recording::{Device, Said};
+
+/// `None`: nothing new.
+pub(super) fn of_outcome(outcome: &Result<types::Outcome, types::Error>) -> Option<Said> {
+    match outcome {
+        Ok(outcome) => outcome.devices.as_ref().map(|devices| Said::List(devices.iter().map(of_device).collect())),
+        Err(error) => Some(of_error(error)),
+    }
+}
+
+pub(super) fn of_error(error: &types::Error) -> Said {
+    match error {
+        types::Error::InvalidDetails(what) => Said::InvalidDetails(what.clone()),
+        types::Error::Unavailable(what) => Said::Unavailable(what.clone()),
+        types::Error::Internal(what) => Said::Internal(what.clone()),
+    }
+}
+
+fn of_device(device: &types::Device) -> Device {
+    let mut properties = device.properties.clone();
+    properties.sort();
+    let letters = [(types::Permissions::READ, 'r'), (types::Permissions::WRITE, 'w'), (types::Permissions::MKNOD, 'm')];
+    let node = |spec: &types::DeviceSpec| {
+        let permissions = letters.iter().filter(|(one, _)| spec.permissions.contains(*one)).map(|(_, letter)| letter);
+        (spec.container_path.clone(), spec.host_path.clone(), permissions.collect())
+    };
+    let mount = |mount: &types::Mount| (mount.container_path.clone(), mount.host_path.clone(), mount.read_only);
+    Device {
+        id: device.id.clone(),
+        properties,
+        mounts: device.mounts.iter().map(mount).collect(),
+        nodes: device.device_specs.iter().map(node).collect(),
+    }
+}
