@@ -22,7 +22,7 @@ quickstart: guests build ## build everything, run a node with a WebAssembly hand
 
 test: guests workload programs test-peers ## run all tests; those of the cluster need Go 1.26 or KUBEBUILDER_ASSETS (SKIP_CLUSTER_TESTS=1 leaves them out)
 	$(CARGO) test --workspace
-	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --features akri-handler/schema --package broker --package http-handler --package lines --package onvif --package opcua --package opcua-broker --package opcua-codec --package udev --package zeroconf --target $(HOST)
+	cd wasm-handlers && $(CARGO) test --package debug-echo --package debug-echo-typed --package akri-handler --package akri-recording --features akri-handler/schema --package broker --package http-handler --package lines --package onvif --package opcua --package opcua-broker --package opcua-codec --package udev --package zeroconf --target $(HOST)
 
 # Servers and cameras that tests talk to, from PyPI; without Python those tests say that they are skipped. For root also umockdev, and in CI
 # Avahi and Prometheus (for its promtool), which where people work would begin to serve.

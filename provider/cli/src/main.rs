@@ -15,6 +15,7 @@ mod publish;
 mod run;
 mod step;
 mod support_bundle;
+mod top;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ Examples:
   akri-krustlet discover debugEcho --details '{\"descriptions\": [\"foo0\"]}'
                                                            ask the handler as Akri's Agent would, and watch
   akri-krustlet pods                                       what runs here
+  akri-krustlet top                                        the same, and its devices, live
   akri-krustlet logs debug-echo -f                         what it prints
   akri-krustlet check my-handler.wasm                      would this module run here?
   akri-krustlet push my-handler.wasm registry.example/my-handler:v1
@@ -47,6 +49,8 @@ enum Command {
     Discover(discover::DiscoverArguments),
     /// List the pods of the node on this machine
     Pods(pods::PodsArguments),
+    /// Show what the node on this machine is at, live
+    Top(top::TopArguments),
     /// Print what a container of a pod has printed
     Logs(logs::LogsArguments),
     /// Write what is needed to look into a problem of this node into one file
@@ -196,6 +200,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Discover(arguments) => return discover::discover(arguments),
         Command::Pods(arguments) => pods::pods(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
         Command::Logs(arguments) => logs::logs(&arguments),
         Command::SupportBundle(arguments) => support_bundle::support_bundle(&arguments),
         Command::Check(arguments) => check::check(&arguments),

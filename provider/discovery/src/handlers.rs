@@ -13,6 +13,7 @@ use crate::container::HandlerContainer;
 use crate::host_path::AllowList;
 use crate::instance::Instances;
 use crate::last_lists::LastLists;
+use crate::overview::{HandlerOverview, Shown};
 pub use crate::owners::ForeignName;
 use crate::owners::Owners;
 use crate::service;
@@ -109,6 +110,27 @@ pub(crate) struct Handler {
     pub(crate) serving: watch::Sender<Option<Arc<HandlerContainer>>>,
     /// Cancelled when the handler is gone for good.
     pub(crate) closing: CancellationToken,
+    /// The open streams, by number.
+    pub(crate) streams: Mutex<BTreeMap<u64, Arc<Shown>>>,
+}
+
+impl Handler {
+    pub(crate) fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Shown>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn overview(&self, shared: bool) -> HandlerOverview {
+        let container = self.serving.borrow().clone();
+        let complaints = container.as_ref().map(|container| container.complaints());
+        let complaint = |number: &u64| complaints.as_ref().and_then(|all| all.borrow().get(number).cloned());
+        let streams = self.streams();
+        HandlerOverview {
+            name: self.name.clone(),
+            shared,
+            container: container.as_ref().map(|container| container.name().to_owned()),
+            streams: streams.iter().map(|(number, shown)| shown.overview(complaint(number))).collect(),
+        }
+    }
 }
 
 /// A handler that the Agent should know of.
@@ -174,6 +196,7 @@ impl Handlers {
                 instances: self.instances.clone(),
                 serving: watch::Sender::new(None),
                 closing: CancellationToken::new(),
+                streams: Mutex::default(),
             }),
             shared: true,
             claims: 0,
@@ -183,6 +206,14 @@ impl Handlers {
         });
         entry.claims += 1;
         Ok(HandlerClaim { handlers: self.clone(), name: name.to_owned(), number })
+    }
+
+    /// What all handlers are at, by name.
+    pub fn overview(&self) -> Vec<HandlerOverview> {
+        let mut all: Vec<_> =
+            self.entries().by_name.values().map(|entry| (entry.handler.clone(), entry.shared)).collect();
+        all.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+        all.into_iter().map(|(handler, shared)| handler.overview(shared)).collect()
     }
 
     /// The handlers that have changed since they were asked for last, by name; `None` for one that has no socket any more.

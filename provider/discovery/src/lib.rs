@@ -21,6 +21,7 @@ pub mod host_path;
 pub mod instance;
 pub mod last_lists;
 pub mod output;
+pub mod overview;
 mod owners;
 pub mod registration;
 pub mod service;

@@ -25,6 +25,7 @@ use crate::device::{Checked, RefusedAnswer, Said, has_host_paths, look_at_host_p
 use crate::handlers::Handler;
 use crate::last_lists::LastList;
 use crate::output::Output;
+use crate::overview::Shown;
 use akri_krustlet_host::patience::{Hangs, patiently};
 use akri_krustlet_host::{BackOff, TokenBucket, one_line, until};
 use akri_krustlet_metrics::counted;
@@ -68,15 +69,19 @@ pub(crate) fn open(
     let (sender, stream) = mpsc::channel(4);
     let (verdict, first_verdict) = oneshot::channel();
     counted().streams.change([&handler.name], 1);
+    let (number, request) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::new(request));
+    let shown = Arc::new(Shown::new(request.clone()));
+    handler.streams().insert(number, shown.clone());
     let session = Session {
         called: Some(called),
         devices: 0,
-        number: NEXT.fetch_add(1, Ordering::Relaxed),
+        number,
+        shown,
         serving: handler.serving.subscribe(),
         kept: handler.lists.stream(&handler.name, &request.json),
         output: Output::new(sender, handler.instances.of_stream()),
         handler,
-        request: Arc::new(request),
+        request,
         verdict: Some(verdict),
         back_off: BackOff::new(BACK_OFF.0, BACK_OFF.1),
         complained: None,
@@ -92,6 +97,8 @@ pub(crate) fn open(
 
 struct Session {
     number: u64,
+    /// For whoever looks at the node.
+    shown: Arc<Shown>,
     /// When it was asked for, until its first list is sent.
     called: Option<Instant>,
     /// Devices in its newest list.
@@ -120,6 +127,7 @@ struct Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.withdraw_complaint();
+        self.handler.streams().remove(&self.number);
         // What was counted of a handler that is gone is forgotten, and may be another one's by now.
         if !self.handler.closing.is_cancelled() {
             counted().streams.change([&self.handler.name], -1);
@@ -173,6 +181,9 @@ impl Session {
     fn send(&mut self, list: DiscoverResponse, shared: bool) -> bool {
         let devices = i64::try_from(list.devices.len()).unwrap_or(i64::MAX);
         let is_news = self.output.send(list, shared);
+        if is_news && let Some(list) = self.output.last() {
+            self.shown.list(&list.devices);
+        }
         if self.handler.closing.is_cancelled() {
             return is_news;
         }

@@ -140,6 +140,11 @@ impl DataDirectory {
         self.data.join("devices.json")
     }
 
+    /// Where a node that runs says what it is at.
+    pub fn overview_socket(&self) -> PathBuf {
+        self.data.join("overview.sock")
+    }
+
     /// The last lists of open Discover streams.
     pub fn last_lists(&self) -> PathBuf {
         self.data.join("last-lists")

@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod needs;
 mod node;
 pub mod objects;
+pub mod overview;
 pub mod placement;
 pub mod pod;
 pub mod pod_state;

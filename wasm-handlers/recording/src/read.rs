@@ -115,8 +115,8 @@ fn behind_links(recording: &Recording) -> Result<(), ReadError> {
         _ => None,
     });
     for path in files.chain(&recording.volumes) {
-        let above = path.char_indices().filter(|(_, letter)| *letter == '/').map(|(at, _)| &path[..=at]);
-        if let Some(link) = above.filter(|above| links.contains(*above)).last() {
+        let mut above = path.char_indices().filter(|(_, letter)| *letter == '/').map(|(at, _)| &path[..=at]);
+        if let Some(link) = above.rfind(|above| links.contains(*above)) {
             return Err(ReadError {
                 line: 1,
                 what: format!("{path} is behind the link {}", link.trim_end_matches('/')),

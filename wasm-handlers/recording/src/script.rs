@@ -58,7 +58,7 @@ impl Conversation {
     }
 
     /// What comes next, without taking it.
-    pub fn next(&mut self) -> Turn {
+    pub fn turn(&mut self) -> Turn {
         while self.turns.front() == Some(&Turn::Asks) && self.has_written {
             while self.turns.front() == Some(&Turn::Asks) {
                 self.turns.pop_front();
@@ -183,12 +183,12 @@ impl Script {
                 script.requests.entry(of).or_default().push_back(exchange);
             }
         }
-        script.from_the_start();
+        script.begin_with_first_looks();
         script
     }
 
     /// What a handler saw of files and links for the first time may have been there before: a handler that looks earlier finds it, too.
-    fn from_the_start(&mut self) {
+    fn begin_with_first_looks(&mut self) {
         let mut seen = BTreeSet::new();
         let (mut first, mut later) = (VecDeque::new(), VecDeque::new());
         for (at, event) in std::mem::take(&mut self.changes) {

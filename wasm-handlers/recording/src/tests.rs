@@ -180,15 +180,15 @@ fn the_nth_question_has_the_nth_answer_and_a_later_one_the_last() {
         assert_eq!(of(script.datagrams(any, group)), [(300, b"a2".to_vec())]);
     }
     let mut connection = script.connection("10.0.0.1:80".parse().unwrap()).unwrap();
-    assert_eq!(connection.next(), Turn::Asks);
+    assert_eq!(connection.turn(), Turn::Asks);
     connection.wrote();
-    assert_eq!(connection.next(), Turn::Says(Duration::from_millis(200), b"answer".to_vec()));
+    assert_eq!(connection.turn(), Turn::Says(Duration::from_millis(200), b"answer".to_vec()));
     connection.taken();
-    assert_eq!(connection.next(), Turn::Says(Duration::from_millis(100), b" more".to_vec()));
+    assert_eq!(connection.turn(), Turn::Says(Duration::from_millis(100), b" more".to_vec()));
     connection.taken();
-    assert_eq!(connection.next(), Turn::Asks);
+    assert_eq!(connection.turn(), Turn::Asks);
     connection.wrote();
-    assert_eq!(connection.next(), Turn::Ends);
+    assert_eq!(connection.turn(), Turn::Ends);
     let answer = script.request("GET", "HTTP://A#part").unwrap();
     assert_eq!((answer.status, answer.after.as_millis(), answer.body), (200, 500, b"x".to_vec()));
     assert_eq!(script.request("GET", "http://a/").unwrap().failed.as_deref(), Some("refused"));

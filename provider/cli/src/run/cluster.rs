@@ -132,7 +132,7 @@ pub(super) async fn run(
         .await;
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));
     let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone(), events))).await?;
-    serve_metrics(arguments, &node);
+    serve_metrics(arguments, &node, &data);
 
     let serving = Serving {
         node: name.clone(),

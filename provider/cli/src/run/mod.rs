@@ -14,7 +14,7 @@ use akri_krustlet_images::{GarbageCollection, ImagePolicy, NodeCredentials};
 use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::eviction::{EvictionSettings, PressureWatch, Reclaim};
 use akri_krustlet_node::fields::NodeFacts;
-use akri_krustlet_node::metrics::{MetricsAddress, MetricsServer};
+use akri_krustlet_node::metrics::{MetricsAddress, MetricsServer, NodeMetrics, Pages};
 use akri_krustlet_node::{DataDirectory, DevicePlugins, Node, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
 use akri_krustlet_runtime::network::{NetworkCeiling, NodeNetwork};
@@ -23,7 +23,7 @@ use anyhow::{Context as _, bail};
 use log::{LogFormat, LogLevel, log_level};
 use service::Service;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,6 +104,10 @@ pub(crate) struct RunArguments {
     /// endpoint serves them to those who may read them [default: not]
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<MetricsAddress>,
+    /// Serve a web page of what the node is at to this machine's processes, read-only: handlers, devices, containers, logs, events.
+    /// At the address of --metrics-address [default then: 127.0.0.1:9464]
+    #[arg(long)]
+    web: bool,
     /// Docker config.json with credentials for registries, for all pods; a pod's imagePullSecrets come first
     #[arg(long, env = "KRUSTLET_REGISTRY_CREDENTIALS", value_name = "FILE")]
     registry_credentials: Option<PathBuf>,
@@ -201,26 +205,45 @@ async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<(
 /// How often an address for metrics that is not to be had is tried.
 const METRICS_RETRY: Duration = Duration::from_secs(30);
 
-/// Serves the node's metrics where the operator says. Somebody else may have taken that place; the node works without.
-fn serve_metrics(arguments: &RunArguments, node: &Node) {
-    let Some(address) = arguments.metrics_address.clone() else { return };
-    let metrics = node.metrics();
-    tokio::spawn(async move {
-        let mut is_told = false;
-        loop {
-            match MetricsServer::listen(&address, metrics.clone()).await {
-                Ok(server) => return server.serve().await,
-                Err(error) if !std::mem::replace(&mut is_told, true) => {
-                    let every = METRICS_RETRY.as_secs();
-                    tracing::error!(
-                        "--metrics-address: {error}; tried again every {every} s, the node runs without metrics"
-                    );
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(METRICS_RETRY).await;
+/// Where the web page is, unless the user says another place.
+const WEB: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+
+/// Serves what the node tells this machine: at the address that its user names, and to `top` by a socket in the data directory. Somebody else may have
+/// taken a place; the node works without.
+fn serve_metrics(arguments: &RunArguments, node: &Node, data: &DataDirectory) {
+    let of_user = match (&arguments.metrics_address, arguments.web) {
+        (None, true) => Some(MetricsAddress::Loopback(WEB)),
+        (address, _) => address.clone(),
+    };
+    // A socket is its owner's and group's.
+    let pages = |address: &MetricsAddress| Pages {
+        overview: arguments.web || matches!(address, MetricsAddress::Unix(_)),
+        web: arguments.web,
+    };
+    let of_user = of_user.map(|address| (pages(&address), address, "--metrics-address"));
+    let of_top =
+        (Pages { overview: true, web: false }, MetricsAddress::Unix(data.overview_socket()), "the socket of `top`");
+    for (pages, address, what) in of_user.into_iter().chain([of_top]) {
+        if let (MetricsAddress::Loopback(address), true) = (&address, pages.web) {
+            tracing::info!("what the node is at: http://{address}/");
         }
-    });
+        tokio::spawn(serve_page(node.metrics(), pages, address, what));
+    }
+}
+
+async fn serve_page(metrics: Arc<NodeMetrics>, pages: Pages, address: MetricsAddress, what: &str) {
+    let mut is_told = false;
+    loop {
+        match MetricsServer::listen(&address, metrics.clone(), pages).await {
+            Ok(server) => return server.serve().await,
+            Err(error) if !std::mem::replace(&mut is_told, true) => {
+                let every = METRICS_RETRY.as_secs();
+                tracing::error!("{what}: {error}; tried again every {every} s, the node runs without");
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(METRICS_RETRY).await;
+    }
 }
 
 /// What does not depend on where the pods come from.

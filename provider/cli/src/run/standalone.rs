@@ -36,7 +36,7 @@ pub(super) async fn run(
         None => Arc::new(FileSink::new(data.clone())),
     };
     let node = Node::new(config, sink).await?;
-    serve_metrics(arguments, &node);
+    serve_metrics(arguments, &node, &data);
     let source = FolderSource::open(manifests, node.watcher())
         .with_context(|| format!("folder of manifests {}", manifests.display()))?;
     tracing::info!(

@@ -12,9 +12,10 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -35,11 +36,30 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 const MOST_REMEMBERED: usize = 1024;
 /// Longest message, in bytes; the API's bound.
 const MOST_MESSAGE: usize = 1024;
+/// Events that are kept for whoever looks.
+const MOST_RECENT: usize = 50;
 
 /// Takes events. Cheap to clone; of a node without a cluster, it drops them.
 #[derive(Clone, Debug, Default)]
 pub struct EventRecorder {
     queues: Arc<[mpsc::Sender<Report>]>,
+    recent: Arc<Mutex<VecDeque<RecentEvent>>>,
+}
+
+/// An event that was reported lately, for whoever looks at the node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RecentEvent {
+    /// When, in seconds of Unix time.
+    pub at: u64,
+    /// Somebody should look.
+    pub warning: bool,
+    /// `namespace/name` of its object; the node's name.
+    pub object: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// What it says.
+    pub message: String,
 }
 
 /// Whether somebody should look.
@@ -70,7 +90,7 @@ impl EventRecorder {
             tokio::spawn(send(client.clone(), node.to_owned(), reports));
             queue
         };
-        Self { queues: (0..SENDERS).map(start).collect() }
+        Self { queues: (0..SENDERS).map(start).collect(), recent: Arc::default() }
     }
 
     /// An event of a pod.
@@ -120,16 +140,43 @@ impl EventRecorder {
     }
 
     fn report_of(&self, object: ObjectReference, budget: String, kind: EventType, reason: Reason, mut message: String) {
+        message.truncate(message.floor_char_boundary(MOST_MESSAGE));
+        self.remember(&object, kind, &reason, &message);
         if self.queues.is_empty() {
             return;
         }
         let mut hasher = std::hash::DefaultHasher::new();
         budget.hash(&mut hasher);
         let queue = &self.queues[hasher.finish() as usize % self.queues.len()];
-        message.truncate(message.floor_char_boundary(MOST_MESSAGE));
         if queue.try_send(Report { object, kind, reason, message, at: crate::status::now(), budget }).is_err() {
             tracing::debug!("an event is dropped: too many wait for the API server");
         }
+    }
+}
+
+impl EventRecorder {
+    fn remember(&self, object: &ObjectReference, kind: EventType, reason: &Reason, message: &str) {
+        let name = object.name.as_deref().unwrap_or_default();
+        let event = RecentEvent {
+            at: u64::try_from(crate::status::now().0.as_second()).unwrap_or(0),
+            warning: kind == EventType::Warning,
+            object: object
+                .namespace
+                .as_ref()
+                .map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}")),
+            reason: reason.to_string(),
+            message: message.to_owned(),
+        };
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == MOST_RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(event);
+    }
+
+    /// Those that were reported lately, the newest first.
+    pub fn recent(&self) -> Vec<RecentEvent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 }
 

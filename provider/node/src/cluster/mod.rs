@@ -16,7 +16,7 @@ pub mod signing;
 mod transport;
 
 pub use connection::Connection;
-pub use events::EventRecorder;
+pub use events::{EventRecorder, RecentEvent};
 pub use identity::{Identity, IdentitySource};
 pub use protected::protect_api_server;
 

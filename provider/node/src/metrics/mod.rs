@@ -17,8 +17,10 @@ mod resource;
 mod server;
 mod summary;
 
-pub use server::{MetricsAddress, MetricsServer, MetricsServerError};
+pub use server::{MetricsAddress, MetricsServer, MetricsServerError, Pages};
 
+use crate::container_log::{ContainerLogError, LogRequest};
+use crate::overview::{self, Overview};
 use crate::services::Services;
 use akri_krustlet_metrics::{Format, Page};
 use serde_json::Value;
@@ -59,6 +61,17 @@ impl NodeMetrics {
             }
             _ => return None,
         })
+    }
+
+    /// What the node is at.
+    pub fn overview(&self) -> Overview {
+        let process = machine::process();
+        Overview::of(&self.services, self.started, process.cpu_seconds, process.resident_bytes as u64)
+    }
+
+    /// The newest lines of a container's log.
+    pub(crate) async fn log(&self, request: LogRequest) -> Result<String, ContainerLogError> {
+        overview::newest_lines(&self.services, request).await
     }
 
     /// The kubelet's summary. Rates are those since the last one.

@@ -1,13 +1,18 @@
-//! The metrics of a node without an HTTPS endpoint: plain HTTP on a loopback port or a Unix socket.
+//! What a node tells this machine: plain HTTP on a loopback port or a Unix socket. Metrics, for a node without an HTTPS endpoint; what
+//! it is at, for `top` and as a web page.
 //!
 //! # Guarantees
 //! - Nobody but this machine's processes reaches it; a web page that a browser of this machine shows does not, since its requests
 //!   name another host.
 //! - Connections and what they send are bounded.
+//! - Nothing can be changed here. What handlers are asked, the devices that they found and logs are told only where [`Pages`] say so: a
+//!   loopback port is everybody's who works on this machine, a socket in the data directory is the node's user's.
 
 use super::NodeMetrics;
+use crate::container_log::LogRequest;
 use akri_krustlet_host::socket::{SocketError, SocketFile};
 use akri_krustlet_metrics::Format;
+use akri_krustlet_runtime::log::LogOptions;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -66,6 +71,15 @@ impl FromStr for MetricsAddress {
     }
 }
 
+/// What is served besides metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// `/overview` and `/logs/..`.
+    pub overview: bool,
+    /// The web page of them.
+    pub web: bool,
+}
+
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsServerError {
@@ -88,6 +102,7 @@ pub enum MetricsServerError {
 pub struct MetricsServer {
     listener: Listener,
     metrics: Arc<NodeMetrics>,
+    pages: Pages,
 }
 
 #[derive(Debug)]
@@ -102,7 +117,11 @@ enum Listener {
 
 impl MetricsServer {
     /// Takes the address. A socket that a process left behind is replaced; the new one is for its owner and group.
-    pub async fn listen(address: &MetricsAddress, metrics: Arc<NodeMetrics>) -> Result<Self, MetricsServerError> {
+    pub async fn listen(
+        address: &MetricsAddress,
+        metrics: Arc<NodeMetrics>,
+        pages: Pages,
+    ) -> Result<Self, MetricsServerError> {
         let listener = match address {
             MetricsAddress::Loopback(address) => TcpListener::bind(address)
                 .await
@@ -113,7 +132,7 @@ impl MetricsServer {
                 Listener::Unix { listener, _file: file }
             }
         };
-        Ok(Self { listener, metrics })
+        Ok(Self { listener, metrics, pages })
     }
 
     /// Serves for ever.
@@ -121,17 +140,17 @@ impl MetricsServer {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            let metrics = self.metrics.clone();
+            let (metrics, pages) = (self.metrics.clone(), self.pages);
             let accepted = match &self.listener {
                 Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     tokio::spawn(async move {
-                        serve_connection(stream, metrics, false).await;
+                        serve_connection(stream, metrics, pages, false).await;
                         drop(place);
                     });
                 }),
                 Listener::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| {
                     tokio::spawn(async move {
-                        serve_connection(stream, metrics, true).await;
+                        serve_connection(stream, metrics, pages, true).await;
                         drop(place);
                     });
                 }),
@@ -147,11 +166,12 @@ impl MetricsServer {
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     metrics: Arc<NodeMetrics>,
+    pages: Pages,
     any_host: bool,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
         let metrics = metrics.clone();
-        async move { Ok::<_, Infallible>(answer(metrics, &request, any_host).await) }
+        async move { Ok::<_, Infallible>(answer(metrics, pages, &request, any_host).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -167,7 +187,12 @@ async fn serve_connection(
     }
 }
 
-async fn answer(metrics: Arc<NodeMetrics>, request: &Request<Incoming>, any_host: bool) -> Response<Full<Bytes>> {
+async fn answer(
+    metrics: Arc<NodeMetrics>,
+    pages: Pages,
+    request: &Request<Incoming>,
+    any_host: bool,
+) -> Response<Full<Bytes>> {
     if !any_host && !is_this_machine(request.headers().get(header::HOST)) {
         return text(
             StatusCode::MISDIRECTED_REQUEST,
@@ -180,8 +205,17 @@ async fn answer(metrics: Arc<NodeMetrics>, request: &Request<Incoming>, any_host
     }
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let (path, format) = (request.uri().path().to_owned(), Format::accepted(accept));
+    if let Some(file) = WEB.iter().find(|file| pages.web && file.path == path) {
+        return web_file(file);
+    }
+    if let Some(rest) = path.strip_prefix("/logs/").filter(|_| pages.overview) {
+        return log(&metrics, rest).await;
+    }
     let made = tokio::task::spawn_blocking(move || match path.as_str() {
         "/healthz" => Some(("text/plain", "ok\n".to_owned())),
+        "/overview" if pages.overview => {
+            serde_json::to_string(&metrics.overview()).ok().map(|text| ("application/json", text))
+        }
         "/stats/summary" => Some(("application/json", metrics.summary().to_string())),
         path => metrics.page(path, format).map(|page| (format.content_type(), page)),
     });
@@ -193,6 +227,51 @@ async fn answer(metrics: Arc<NodeMetrics>, request: &Request<Incoming>, any_host
             "there is /metrics, /metrics/resource, /metrics/cadvisor, /stats/summary and /healthz\n".to_owned(),
         ),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+    }
+}
+
+/// A file of the web page.
+struct WebFile {
+    path: &'static str,
+    kind: &'static str,
+    content: &'static str,
+}
+
+const WEB: [WebFile; 3] = [
+    WebFile { path: "/", kind: "text/html; charset=utf-8", content: include_str!("web/page.html") },
+    WebFile { path: "/page.js", kind: "text/javascript; charset=utf-8", content: include_str!("web/page.js") },
+    WebFile { path: "/page.css", kind: "text/css; charset=utf-8", content: include_str!("web/page.css") },
+];
+
+/// The page runs its own script, asks this server, and nothing else; nobody puts it into a frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+     frame-ancestors 'none'";
+
+fn web_file(file: &WebFile) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, file.kind, file.content.to_owned());
+    for (name, value) in [
+        ("content-security-policy", POLICY),
+        ("cache-control", "no-store"),
+        ("referrer-policy", "no-referrer"),
+        ("x-frame-options", "DENY"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The log of `NAMESPACE/POD/CONTAINER`.
+async fn log(metrics: &NodeMetrics, path: &str) -> Response<Full<Bytes>> {
+    let [namespace, pod, container] = path.split('/').collect::<Vec<_>>()[..] else {
+        return text(StatusCode::NOT_FOUND, "text/plain", "/logs/NAMESPACE/POD/CONTAINER\n".to_owned());
+    };
+    let [namespace, pod, container] = [namespace, pod, container].map(str::to_owned);
+    let options = LogOptions::default();
+    let request = LogRequest { namespace, pod, container, previous: false, follow: false, options };
+    match metrics.log(request).await {
+        Ok(lines) => text(StatusCode::OK, "text/plain; charset=utf-8", lines),
+        Err(error) => text(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", format!("{error}\n")),
     }
 }
 

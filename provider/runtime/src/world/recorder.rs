@@ -289,7 +289,7 @@ impl Recorder {
             } else if kind.is_dir() {
                 state.sees_file(name.clone(), Event::Directory(name));
             } else if kind.is_file() && !state.seen.contains_key(&format!("file {name}")) {
-                if state.directories.contains(above) {
+                if state.directories.contains(above) && !state.listed.contains(&name) {
                     state.sees(format!("file {name}"), Event::Gone(name.clone()));
                 }
                 state.listed.insert(name);
@@ -344,7 +344,9 @@ impl State {
 
     /// What is written is in the order in which it comes in a replay: what was so before the step, what it was asked for, what it did.
     fn write_step(&mut self, secrets: &Secrets, now: Duration) {
-        let (ended, began) = (self.step_ended, self.step_began);
+        let began = self.step_began;
+        // After the step before, also where that was at the very beginning.
+        let ended = began.min(self.step_ended + Duration::from_millis(1));
         let before = std::mem::take(&mut self.before).into_iter().map(|event| (ended, event));
         let taken = std::mem::take(&mut self.taken).into_iter().map(|event| (began, event));
         let during = std::mem::take(&mut self.during);

@@ -397,7 +397,7 @@ impl Pollable for Input {
             let mut live = locked(&self.0);
             match live.rest.is_empty() {
                 false => return,
-                true => live.conversation.next(),
+                true => live.conversation.turn(),
             }
         };
         match next {
@@ -415,7 +415,7 @@ impl InputStream for Input {
     fn read(&mut self, size: usize) -> std::result::Result<Bytes, StreamError> {
         let mut live = locked(&self.0);
         if live.rest.is_empty() {
-            match live.conversation.next() {
+            match live.conversation.turn() {
                 Turn::Says(after, bytes) if live.last + after <= Instant::now() => {
                     live.conversation.taken();
                     live.last = Instant::now();

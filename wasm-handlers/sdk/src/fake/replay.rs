@@ -186,11 +186,7 @@ impl World {
                 self.make_room(&path);
                 std::os::unix::fs::symlink(to, self.path(path)).expect("linked");
             }
-            Event::Gone(path) => {
-                if self.path(&path).symlink_metadata().is_ok() {
-                    self.remove(path);
-                }
-            }
+            Event::Gone(path) if self.path(&path).symlink_metadata().is_ok() => self.remove(path),
             Event::Changed { directory, name } => self.change(&directory, &name),
             _ => {}
         }
@@ -295,7 +291,7 @@ pub(super) fn session(state: &mut State, peer: &Peer) -> Option<Result<Session, 
                     if !sent.is_empty() {
                         conversation.wrote();
                     }
-                    match conversation.next() {
+                    match conversation.turn() {
                         Turn::Says(_, bytes) => {
                             conversation.taken();
                             Some(bytes)
