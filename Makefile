@@ -8,7 +8,7 @@ TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"targe
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
+.PHONY: help book image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
 # Where programs of others are installed: the user's cache.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akri-krustlet
 
@@ -98,6 +98,10 @@ ifndef SKIP_CLUSTER_TESTS
 		|| { echo "runc and ip are missing: install them (Debian: apt-get install runc iproute2) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
 	$(CARGO) run --quiet --package control-plane -- build tools $$(test "$$(id -u)" != 0 || echo --linux-node)
 endif
+
+book: ## make a site of the documentation (builds mdBook if it is missing)
+	@command -v mdbook >/dev/null || test -x $(CACHE)/mdbook/bin/mdbook || $(CARGO) install mdbook --locked --no-default-features --features search --debug --version 0.5.4 --root $(CACHE)/mdbook
+	@PATH="$(CACHE)/mdbook/bin:$$PATH" docs/book/build $$($(TARGET_DIR))/book
 
 deny: ## check licences, sources and banned crates (builds cargo-deny if it is missing)
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --debug --version 0.20.2

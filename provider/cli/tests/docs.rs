@@ -166,3 +166,43 @@ fn messages_that_are_explained_are_the_programs_own() {
         assert!(parts.iter().all(|part| sources.contains(part)), "no message has {message:?}");
     }
 }
+
+/// Blocks of a page that say `sh run`, as one script.
+fn runnable(text: &str) -> Option<String> {
+    let blocks: Vec<_> = text.split("```sh run\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    (!blocks.is_empty()).then(|| blocks.concat())
+}
+
+#[test]
+fn commands_of_the_documentation_that_can_be_run_run() {
+    let mut seen = 0;
+    for page in files(".md") {
+        let Some(script) = runnable(&read(&page)) else { continue };
+        seen += script.lines().filter(|line| line.contains("akri-krustlet ") || line.contains("cargo ")).count();
+        let directory = tempfile::tempdir().unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let programs = Path::new(PROGRAM).parent().unwrap().display();
+        let mut command = Command::new("bash");
+        // What it leaves running ends with it.
+        command
+            .args([
+                "-c",
+                &format!("set -exuo pipefail; trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{script}"),
+            ])
+            .current_dir(directory.path())
+            .env("PATH", format!("{programs}:{path}"))
+            .env("XDG_CACHE_HOME", directory.path().join("cache"));
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if name.starts_with("CARGO_PKG")
+                || ["CARGO_MANIFEST_DIR", "RUSTFLAGS", "CARGO_TARGET_DIR"].contains(&name.as_str())
+            {
+                command.env_remove(name);
+            }
+        }
+        let output = command.output().unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}: {}{}", page.display(), said(&output.stdout), said(&output.stderr));
+    }
+    assert!(seen > 10, "{seen} commands were run");
+}
