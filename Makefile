@@ -8,7 +8,7 @@ TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"targe
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help book image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
+.PHONY: help book upgrade-test image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
 # Where programs of others are installed: the user's cache.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akri-krustlet
 
@@ -98,6 +98,17 @@ ifndef SKIP_CLUSTER_TESTS
 		|| { echo "runc and ip are missing: install them (Debian: apt-get install runc iproute2) or set SKIP_CLUSTER_TESTS=1" >&2; exit 1; }
 	$(CARGO) run --quiet --package control-plane -- build tools $$(test "$$(id -u)" != 0 || echo --linux-node)
 endif
+
+# The program of the last tag, once; in a checkout of its own.
+upgrade-test: guests ## replace the program of the last release by this one and back, 50 times, under load
+	$(CARGO) build --workspace --bins
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null) || { echo "there is no release yet: git has no tag. This program replaces itself."; tag=; }; \
+	before=; if [ -n "$$tag" ]; then \
+		before=$(CACHE)/releases/$$tag; \
+		test -d $$before || git worktree add --force $$before $$tag; \
+		$(CARGO) build --package akri-krustlet --bins --manifest-path $$before/Cargo.toml --target-dir $$before/target || exit 1; \
+		before="PROGRAM_BEFORE=$$before/target/debug/akri-krustlet"; fi; \
+	env $$before UPGRADES=50 $(CARGO) test --package akri-krustlet --test upgrade -- --nocapture
 
 book: ## make a site of the documentation (builds mdBook if it is missing)
 	@command -v mdbook >/dev/null || test -x $(CACHE)/mdbook/bin/mdbook || $(CARGO) install mdbook --locked --no-default-features --features search --debug --version 0.5.4 --root $(CACHE)/mdbook

@@ -37,6 +37,10 @@ pub struct DataDirectory {
     logs: PathBuf,
 }
 
+/// What is kept here, and how. A program reads the formats before its own; another number is for a change that the program before
+/// this one would take for damage.
+const FORMAT: u32 = 1;
+
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirectoryError {
@@ -47,6 +51,17 @@ pub enum DataDirectoryError {
         path: PathBuf,
         /// ` (pid N)` if known.
         by: String,
+    },
+    /// What is in it is another program's.
+    #[error(
+        "data directory {}: it was written by a newer akri-krustlet (format {format}, this one reads up to {FORMAT}); run that one again, or give this one another --data-dir: its pods, images and certificates are made anew there",
+        path.display()
+    )]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        format: String,
     },
     /// The system refused.
     #[error("{}: {source}", path.display())]
@@ -103,8 +118,28 @@ impl DataDirectory {
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        self.check_format()?;
         self.remove_staged();
         Ok(DataDirectoryLock { _file: file })
+    }
+
+    /// A directory without a format is of a program that knew only the first one.
+    fn check_format(&self) -> Result<(), DataDirectoryError> {
+        let path = self.data.join("format");
+        let format = match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim().to_owned(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(DataDirectoryError::Io { path, source }),
+        };
+        // One that was cut by a full disk says nothing.
+        if format.is_empty() {
+            let written = write_atomically(&path, format!("{FORMAT}\n").as_bytes(), MODE);
+            return written.map_err(|source| DataDirectoryError::Io { path, source });
+        }
+        match format.parse::<u32>() {
+            Ok(known) if known <= FORMAT => Ok(()),
+            _ => Err(DataDirectoryError::Newer { path: self.data.clone(), format }),
+        }
     }
 
     /// Removes what a kill left of files that were being written.
@@ -363,6 +398,25 @@ mod tests {
         drop(lock);
         assert!(!directory.is_locked());
         directory.lock().unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_a_newer_program_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::new(parent.path().join("data"), parent.path().join("logs"));
+        drop(directory.lock().unwrap());
+        let format = directory.path().join("format");
+        assert_eq!(std::fs::read_to_string(&format).unwrap(), "1\n");
+        for (text, is_taken) in [("1", true), ("", true), ("2\n", false), ("a-later-one", false)] {
+            std::fs::write(&format, text).unwrap();
+            match directory.lock() {
+                Ok(_) => assert!(is_taken, "{text}"),
+                Err(error) => {
+                    assert!(!is_taken && error.to_string().contains("written by a newer akri-krustlet"), "{error}");
+                    assert_eq!(std::fs::read_to_string(&format).unwrap(), text);
+                }
+            }
+        }
     }
 
     #[test]
