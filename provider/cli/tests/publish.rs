@@ -97,6 +97,28 @@ async fn what_is_pushed_is_pulled_by_nodes_people_and_other_tools() {
     assert_eq!(std::fs::read(directory.path().join("debug-echo.wasm")).unwrap(), std::fs::read(&module).unwrap());
 }
 
+/// What the Bytecode Alliance's own tool says of it, if WKG names that.
+#[test]
+fn what_was_pushed_is_pulled_by_wkg() {
+    let Some(wkg) = std::env::var_os("WKG") else {
+        println!("skipped: WKG names no program (cargo install wkg)");
+        return;
+    };
+    if is_skipped() {
+        return;
+    }
+    let registry = Registry::start(Access::Public);
+    let (image, module) = (format!("{}/lines:v1", registry.address), fixture::component("lines"));
+    pushed(&[module.to_str().unwrap(), &image]);
+    let directory = tempfile::tempdir().unwrap();
+    let pulled = directory.path().join("lines.wasm");
+    let mut command = Command::new(wkg);
+    command.args(["oci", "pull", "--insecure", &registry.address, &image, "--output"]).arg(&pulled);
+    let output = fixture::output(&mut command);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read(pulled).unwrap(), std::fs::read(module).unwrap());
+}
+
 #[test]
 fn a_tag_of_another_image_stays_if_that_is_wanted() {
     if is_skipped() {
