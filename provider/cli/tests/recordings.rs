@@ -72,7 +72,11 @@ fn server() -> String {
             };
             let _ = match body {
                 "" => write!(stream, "HTTP/1.1 503 Busy\r\nset-cookie: of-a-session\r\ncontent-length: 0\r\n\r\n"),
-                body => write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()),
+                body => write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nstatus: 200 OK\r\nend: x\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                ),
             };
         }
     });
@@ -106,12 +110,14 @@ fn a_handler_is_recorded_without_secrets_and_held_to_what_it_said() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    // But in the details, which are no place for secrets.
-    let without_details = text.lines().filter(|line| !line.starts_with("details ")).collect::<String>();
-    assert!(!without_details.contains("hunter22") && !text.contains("of-a-session"), "{text}");
+    assert!(!text.contains("hunter22") && !text.contains("of-a-session"), "{text}");
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(std::fs::metadata(&recording).unwrap().permissions().mode() & 0o777, 0o600);
     let (code, out, error) = said(&[&http, "--replay", &recording]);
     assert_eq!(code, 0, "{out}{error}");
     assert!(out.contains("valve of withheld") && !out.contains("not recorded"), "{out}");
+    let (code, _, error) = said(&[&http, "--replay", &recording, "--property", "token=hunter22-and-more"]);
+    assert_eq!(code, 0, "with the value that is withheld: {error}");
     // The clock of the replay is the recording's.
     assert!(out.contains("at            2.0"), "{out}");
     // Somebody else's file is not written over; a recording is.
@@ -180,6 +186,7 @@ fn a_replay_goes_nowhere_and_ends() {
         replay(&misbehave, "details \"{\\\"fault\\\":\\\"loop\\\"}\"\n1 end\n", &["--timeout", "0.5"]);
     assert!(code == 1 && error.contains("took longer than"), "{error}");
     for (text, message) in [
+        ("0 symlink /data /etc\n", "is behind the link /data"),
         ("0 symlink /data/l /etc\n0 file /data/l/passwd \"x\"\n", "/data/l/passwd is behind the link /data/l"),
         ("0 file /data/../../x \"x\"\n", "absolute path without `..`"),
     ] {
@@ -189,4 +196,26 @@ fn a_replay_goes_nowhere_and_ends() {
     // Refused details are what they were.
     let (code, out, error) = replay(&events, "details \"1\"\n0 invalid-details \"x\"\n1 end\n", &[]);
     assert!(code == 5 && error.contains("recorded: invalid-details \"x\""), "{out}{error}");
+}
+
+/// Who does not answer is not one who refuses.
+#[test]
+fn a_server_that_does_not_answer_is_silent_in_a_replay_too() {
+    // With a connection that nobody accepts its queue is full, and what comes then gets no answer.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let _first = std::net::TcpStream::connect(address).unwrap();
+    let (opcua, directory) = (path("opcua"), tempfile::tempdir().unwrap());
+    let recording = directory.path().join("x.rec").display().to_string();
+    let details =
+        format!(r#"{{"opcuaDiscoveryMethod": {{"standard": {{"discoveryUrls": ["opc.tcp://{address}/"]}}}}}}"#);
+    let grant = format!("tcp {address}");
+    let (_, out, error) = said(&[&opcua, "--details", &details, "--grant", &grant, "--record", &recording]);
+    assert!(format!("{out}{error}").contains("no answer in time"), "{out}{error}");
+    let text = std::fs::read_to_string(&recording).unwrap();
+    assert!(text.contains(&format!("failed {address} timeout")), "{text}");
+    let (code, out, error) = said(&[&opcua, "--replay", &recording]);
+    assert!(code == 0 && out.contains("no answer in time") && !out.contains("not recorded"), "{out}{error}{text}");
 }

@@ -10,9 +10,12 @@ use std::process::Command;
 
 /// A node with a handler that has found something, and whoever has asked it.
 async fn node(arguments: &[&'static str]) -> (Node, tonic::Streaming<akri_proto::v0::DiscoverResponse>) {
-    let node = Node::start_with(arguments);
+    let mut node = Node::prepare();
+    node.arguments.extend(arguments);
     node.add(&HandlerPod::typed("echo", "debugEcho", "debug-echo-typed"));
+    node.run();
     node.wait_for_socket("debugEcho");
+    node.wait_for_running("echo");
     let mut stream = node.discover("debugEcho", "descriptions: [<img src=x onerror=alert(1)>, two]").await.unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().devices.len(), 2);
     (node, stream)

@@ -57,7 +57,8 @@ pub struct DeviceOverview {
 pub(crate) struct Shown {
     opened: u64,
     request: Arc<DiscoveryRequest>,
-    devices: Mutex<Vec<DeviceOverview>>,
+    /// How many there are, and the first of them.
+    devices: Mutex<(usize, Vec<DeviceOverview>)>,
 }
 
 impl Shown {
@@ -70,12 +71,12 @@ impl Shown {
         let now = now();
         let mut shown = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         let mut before: HashMap<_, _> =
-            std::mem::take(&mut *shown).into_iter().map(|device| (device.id, device.since)).collect();
+            std::mem::take(&mut shown.1).into_iter().map(|device| (device.id, device.since)).collect();
         let since = |device: &Device| {
             let (id, since) = before.remove_entry(&device.id).unwrap_or_else(|| (device.id.clone(), now));
             DeviceOverview { id, since }
         };
-        *shown = devices.iter().map(since).collect();
+        *shown = (devices.len(), devices.iter().take(MOST_DEVICES).map(since).collect());
     }
 
     pub(crate) fn overview(&self, complaint: Option<String>) -> StreamOverview {
@@ -85,8 +86,8 @@ impl Shown {
             opened: self.opened,
             details: details[..details.floor_char_boundary(MOST_DETAILS)].to_owned(),
             complaint,
-            count: devices.len(),
-            devices: devices.iter().take(MOST_DEVICES).cloned().collect(),
+            count: devices.0,
+            devices: devices.1.clone(),
         }
     }
 }
@@ -106,7 +107,7 @@ mod tests {
         let shown = Shown::new(Arc::new(request));
         let device = |id: &str| Device { id: id.to_owned(), ..Device::default() };
         shown.list(&[device("a"), device("b")]);
-        shown.devices.lock().unwrap().iter_mut().for_each(|device| device.since = 7);
+        shown.devices.lock().unwrap().1.iter_mut().for_each(|device| device.since = 7);
         shown.list(&[device("b"), device("c")]);
         let StreamOverview { devices, count, .. } = shown.overview(None);
         assert_eq!((devices[0].id.as_str(), devices[0].since, count), ("b", 7, 2));

@@ -159,10 +159,12 @@ pub(crate) async fn newest_lines(services: &Services, request: LogRequest) -> Re
     let opened = tokio::task::spawn_blocking(move || ContainerLogReader::open(request, data, None));
     let mut reader = opened.await.map_err(std::io::Error::other)??;
     let (mut text, mut printer) = (Vec::new(), LogPrinter::new(false));
-    while text.len() < MOST_LOG
-        && let Some(parts) = reader.next().await?
-    {
+    while let Some(parts) = reader.next().await? {
         parts.iter().for_each(|part| printer.print(part, &mut text));
+        if text.len() > 2 * MOST_LOG {
+            text.drain(..text.len() - MOST_LOG);
+        }
     }
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    let newest = text.len().saturating_sub(MOST_LOG);
+    Ok(String::from_utf8_lossy(&text[newest..]).into_owned())
 }

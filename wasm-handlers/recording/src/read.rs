@@ -23,6 +23,10 @@ impl fmt::Display for ReadError {
 
 impl std::error::Error for ReadError {}
 
+/// Longest path, and largest recording, in bytes.
+const MOST_PATH: usize = 4096;
+const MOST: usize = 32 << 20;
+
 const FIRST: &str = "akri-krustlet recording 1";
 
 /// A word of a line.
@@ -36,6 +40,9 @@ enum Token {
 type Of<T> = Result<T, String>;
 
 pub(crate) fn read(text: &str) -> Result<Recording, ReadError> {
+    if text.len() > MOST {
+        return Err(ReadError { line: 1, what: format!("it has {} bytes; {MOST} at most are taken", text.len()) });
+    }
     let mut lines = text.lines().enumerate().map(|(number, line)| (number + 1, line));
     match lines.next() {
         Some((_, FIRST)) => {}
@@ -50,7 +57,7 @@ pub(crate) fn read(text: &str) -> Result<Recording, ReadError> {
     // An event, and the lines that go on with it.
     let mut whole: Vec<(usize, Vec<Token>)> = Vec::new();
     for (number, line) in lines {
-        if line.trim().is_empty() || line.starts_with('#') {
+        if line.trim_matches([' ', '\t']).is_empty() || line.starts_with('#') {
             continue;
         }
         let tokens = tokens(line).map_err(|what| ReadError { line: number, what })?;
@@ -103,24 +110,32 @@ pub(crate) fn read(text: &str) -> Result<Recording, ReadError> {
 
 /// What is made of a recording is below a directory, which a link could lead out of.
 fn behind_links(recording: &Recording) -> Result<(), ReadError> {
+    // Some file systems take letters of both cases for one.
+    let folded = |path: &str| format!("{}/", path.trim_end_matches('/').to_lowercase());
     let link = |(_, event): &(Duration, Event)| match event {
-        Event::Symlink { path, .. } => Some(format!("{}/", path.trim_end_matches('/'))),
+        Event::Symlink { path, .. } => Some(folded(path)),
         _ => None,
     };
     let links: std::collections::BTreeSet<_> = recording.events.iter().filter_map(link).collect();
+    for volume in &recording.volumes {
+        let volume = folded(volume);
+        if let Some(link) = links.iter().find(|link| volume.starts_with(link.as_str())) {
+            let what = format!("the volume {volume} is behind the link {link}");
+            return Err(ReadError { line: 1, what });
+        }
+    }
     let files = recording.events.iter().filter_map(|(_, event)| match event {
         Event::File { path, .. } | Event::Directory(path) | Event::Symlink { path, .. } | Event::Gone(path) => {
             Some(path)
         }
         _ => None,
     });
-    for path in files.chain(&recording.volumes) {
+    for path in files {
+        let path = path.to_lowercase();
         let mut above = path.char_indices().filter(|(_, letter)| *letter == '/').map(|(at, _)| &path[..=at]);
         if let Some(link) = above.rfind(|above| links.contains(*above)) {
-            return Err(ReadError {
-                line: 1,
-                what: format!("{path} is behind the link {}", link.trim_end_matches('/')),
-            });
+            let what = format!("{path} is behind the link {}", link.trim_end_matches('/'));
+            return Err(ReadError { line: 1, what });
         }
     }
     Ok(())
@@ -324,6 +339,9 @@ impl Words {
 
     fn path(&mut self) -> Of<String> {
         let path = self.text("a path")?;
+        if path.len() > MOST_PATH {
+            return Err(format!("a path of {} bytes; {MOST_PATH} at most are taken", path.len()));
+        }
         let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         if !path.starts_with('/') || parts.contains(&"..") {
             return Err(format!("{path:?} is not an absolute path without `..`"));
@@ -390,13 +408,14 @@ fn time(text: &str) -> Of<Duration> {
 
 fn tokens(line: &str) -> Of<Vec<Token>> {
     let mut tokens = Vec::new();
-    let mut rest = line.trim_start();
+    const BLANKS: [char; 2] = [' ', '\t'];
+    let mut rest = line.trim_start_matches(BLANKS);
     while !rest.is_empty() {
         let at = rest.find([' ', '\t', '"']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(at);
         if !after.starts_with('"') {
             tokens.push(Token::Word(word.to_owned()));
-            rest = after.trim_start();
+            rest = after.trim_start_matches(BLANKS);
             continue;
         }
         let (bytes, after) = match word {
@@ -410,7 +429,7 @@ fn tokens(line: &str) -> Of<Vec<Token>> {
                 None => return Err(format!("{word:?} stands before a quote; a pair is NAME=\"VALUE\"")),
             },
         });
-        rest = after.trim_start();
+        rest = after.trim_start_matches(BLANKS);
     }
     Ok(tokens)
 }

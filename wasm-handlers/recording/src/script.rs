@@ -29,6 +29,8 @@ pub struct Conversation {
     pub failed: Option<String>,
     turns: VecDeque<Turn>,
     has_written: bool,
+    /// What it wrote is being answered; more of it is a part of the same question.
+    is_answered: bool,
 }
 
 /// What comes next in a connection.
@@ -54,7 +56,7 @@ impl Conversation {
 
     /// The handler has written something.
     pub fn wrote(&mut self) {
-        self.has_written = true;
+        self.has_written = !self.is_answered;
     }
 
     /// What comes next, without taking it.
@@ -64,6 +66,7 @@ impl Conversation {
                 self.turns.pop_front();
             }
             self.has_written = false;
+            self.is_answered = true;
         }
         self.turns.front().cloned().unwrap_or(Turn::Silent)
     }
@@ -73,6 +76,7 @@ impl Conversation {
         if matches!(self.turns.front(), Some(Turn::Says(..))) {
             self.turns.pop_front();
         }
+        self.is_answered = false;
     }
 }
 
@@ -100,20 +104,23 @@ impl Script {
         let mut order = (Vec::new(), Vec::new());
         // Datagrams that were sent, in their order.
         let mut sent: Vec<(Duration, IpAddr, SocketAddr, Datagrams)> = Vec::new();
+        let (mut last, mut last_to_many) = (BTreeMap::new(), BTreeMap::new());
+        let to_many =
+            |to: &SocketAddr| to.ip().is_multicast() || matches!(to.ip(), IpAddr::V4(to) if to.octets()[3] == 255);
         for (at, event) in &recording.events {
             match event {
-                Event::Udp { own, sent: true, peer, .. } => sent.push((*at, *own, *peer, Vec::new())),
+                Event::Udp { own, sent: true, peer, .. } => {
+                    last.insert((*own, Some(*peer)), sent.len());
+                    last.insert((*own, None), sent.len());
+                    if to_many(peer) {
+                        last_to_many.insert(*own, sent.len());
+                    }
+                    sent.push((*at, *own, *peer, Vec::new()));
+                }
                 Event::Udp { own, sent: false, peer, payload } => {
-                    let of_socket = |(_, of, ..): &(Duration, IpAddr, SocketAddr, Datagrams)| of == own;
-                    let to_many = |to: &SocketAddr| {
-                        to.ip().is_multicast() || matches!(to.ip(), IpAddr::V4(to) if to.octets()[3] == 255)
-                    };
                     // To what it answers: what was sent there last, or to all.
-                    let question = sent
-                        .iter()
-                        .rposition(|one| of_socket(one) && one.2 == *peer)
-                        .or_else(|| sent.iter().rposition(|one| of_socket(one) && to_many(&one.2)))
-                        .or_else(|| sent.iter().rposition(of_socket));
+                    let question = last.get(&(*own, Some(*peer))).or_else(|| last_to_many.get(own));
+                    let question = question.or_else(|| last.get(&(*own, None))).copied();
                     if let Some((then, .., answers)) = question.map(|place| &mut sent[place]) {
                         answers.push((at.saturating_sub(*then), *peer, payload.clone()));
                     }

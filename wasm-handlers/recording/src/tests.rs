@@ -20,6 +20,7 @@ fn every_event() -> Vec<(Duration, Event)> {
         Event::Tcp(1, Tcp::Broken),
         Event::Http(1, Http::Asked { method: text("GET"), url: text("http://a.example/x?y=\"z\" #") }),
         Event::Http(1, Http::Header(text("accept"), b"*/*".to_vec())),
+        Event::Http(1, Http::Header(text("end"), b"x".to_vec())),
         Event::Http(1, Http::Body(b"{}".to_vec())),
         Event::Http(1, Http::Status(200)),
         Event::Http(1, Http::AnswerHeader(text("content-type"), Vec::new())),
@@ -43,6 +44,7 @@ fn every_event() -> Vec<(Duration, Event)> {
         Event::Directory(text("/data")),
         Event::Symlink { path: text("/sys/class/tty/ttyS0"), to: text("../../devices/ttyS0") },
         Event::Gone(text("/data/x")),
+        Event::Symlink { path: text("/data/\u{9b}31m\u{202e}"), to: text("\u{3000}") },
         Event::Changed { directory: text("/data"), name: text("list") },
         Event::Said(Said::List(vec![
             Device {
@@ -80,7 +82,7 @@ fn what_is_written_is_read_again() {
     };
     let text = written(&recording);
     assert_eq!(Recording::read(&text).unwrap(), recording, "{text}");
-    assert!(text.lines().all(|line| line.len() < 400 && !line.contains('\u{1b}')), "{text}");
+    assert!(text.lines().all(|line| line.len() < 400 && !line.contains(['\u{1b}', '\u{9b}', '\u{202e}'])), "{text}");
 }
 
 #[test]
@@ -138,10 +140,35 @@ fn an_edited_text_is_read() {
 
 #[test]
 fn secrets_are_left_out() {
-    let secrets = Secrets::of([b"hunter22\n".as_slice(), br#"{"username": "admin", "password": "geheim-99"}"#, b"abc"]);
+    let secrets = Secrets::of([
+        b"hunter22\n".as_slice(),
+        br#"{"username": "admin", "password": "geheim-99"}"#,
+        b"abc",
+        b"pa$$w\"d<1",
+    ]);
     let without = |text: &str| secrets.without_text(text);
     assert_eq!(without("pw=hunter22;"), "pw=withheld;");
-    assert_eq!(without("geheim-99 and aHVudGVyMjI="), "withheld and withheld");
+    assert_eq!(without("geheim-99 and aHVudGVyMjI="), "withheld and withheldI=");
+    // In base64 at each place, padded or not; in URLs, XML, JSON and as hexadecimal digits.
+    for text in [
+        "YTpodW50ZXIyMg==",
+        "YWI6aHVudGVyMjI",
+        "YWJjOmh1bnRlcjIy",
+        "68756e7465723232",
+        "pa%24%24w%22d%3C1",
+        "pa$$w&quot;d&lt;1",
+        "pa$$w\\\"d<1",
+    ] {
+        assert!(without(&format!("x={text};")).contains("withheld"), "{text}: {}", without(text));
+        assert!(!without(text).contains("HVudGVy") && !without(text).contains("2d%3C1"), "{text}: {}", without(text));
+    }
+    assert_eq!(
+        without(r#"{"name": "a", "access_token" : "e\"yJ", "n": 1, "x": "token"}"#),
+        r#"{"name": "a", "access_token" : "withheld", "n": 1, "x": "token"}"#
+    );
+    assert_eq!(without(r#"["token","key" "a:b"]"#), r#"["token","key" "a:b"]"#);
+    assert_eq!(secrets.without_url("http://a/x?a=1&sas_token=abc#y"), "http://a/x?a=1&sas_token=withheld#y");
+    assert!(secrets.is_header("X-Auth-Token") && secrets.is_header("private-token"));
     assert_eq!(without("abc is too short"), "abc is too short");
     assert_eq!(
         without("GET / HTTP/1.1\r\nAuthorization: Digest x\r\nhost: a\r\n\r\n"),
@@ -208,6 +235,11 @@ fn nothing_is_made_behind_a_link() {
     for event in ["file /d/l/x \"\"", "gone /d/l/x", "directory /d/l/x", "symlink /d/l/x y", "file /d//l//x \"\""] {
         let error = Recording::read(&text(&format!("0 symlink /d/l /etc\n0 {event}\n"))).unwrap_err();
         assert!(error.what.contains("behind the link /d/l"), "{event}: {error}");
+    }
+    for (volume, link) in [("/d", "/d"), ("/d/e", "/d"), ("/d", "/D"), ("/d", "/d/")] {
+        let text =
+            format!("akri-krustlet recording 1\ndetails \"{{}}\"\nvolume {volume}\n0 symlink {link} /etc\n1 end\n");
+        assert!(Recording::read(&text).unwrap_err().what.contains("is behind the link"), "{volume} {link}");
     }
     assert!(Recording::read(&text("0 symlink /d/l /etc\n0 file /d/lx/x \"\"\n")).is_ok());
 }

@@ -48,12 +48,12 @@ fn of(event: &Event) -> String {
         Event::Tcp(number, Tcp::Broken) => format!("tcp {number} broken"),
         Event::Http(number, Http::Asked { method, url }) => format!("http {number} {} {}", word(method), word(url)),
         Event::Http(number, Http::Header(name, value)) => {
-            format!("http {number} > {}{}", word(name), text(value))
+            format!("http {number} > {}{}", header_name(name), text(value))
         }
         Event::Http(number, Http::Body(bytes)) => format!("http {number} >{}", text(bytes)),
         Event::Http(number, Http::Status(status)) => format!("http {number} status {status}"),
         Event::Http(number, Http::AnswerHeader(name, value)) => {
-            format!("http {number} < {}{}", word(name), text(value))
+            format!("http {number} < {}{}", header_name(name), text(value))
         }
         Event::Http(number, Http::AnswerBody(bytes)) => format!("http {number} <{}", text(bytes)),
         Event::Http(number, Http::End) => format!("http {number} end"),
@@ -116,10 +116,16 @@ pub(crate) fn seconds(time: Duration) -> String {
     format!("{}.{:03}", time.as_secs(), time.subsec_millis())
 }
 
+/// Never in quotes, which a body has.
+fn header_name(name: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_graphic() && letter != '"' { letter } else { '_' };
+    if name.is_empty() { "_".to_owned() } else { name.chars().map(plain).collect() }
+}
+
 /// As it is, if it is one word that means nothing else.
 pub(crate) fn word(text: &str) -> String {
     let is_plain = !text.is_empty()
-        && text.bytes().all(|byte| byte > b' ' && byte != b'"' && byte != 0x7f)
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"')
         && !matches!(text, "<" | ">" | "failed" | "status" | "end" | "gone" | "mount" | "node");
     if is_plain { text.to_owned() } else { quoted(text.as_bytes()) }
 }
@@ -165,6 +171,11 @@ fn hexadecimal(bytes: &[u8]) -> String {
     format!("x\"{digits}\"")
 }
 
+/// What turns the direction of writing, or is no letter to see.
+fn is_odd(letter: char) -> bool {
+    matches!(letter, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 pub(crate) fn quoted(bytes: &[u8]) -> String {
     let Ok(text) = std::str::from_utf8(bytes) else { return hexadecimal(bytes) };
     let mut quoted = String::from("\"");
@@ -176,7 +187,7 @@ pub(crate) fn quoted(bytes: &[u8]) -> String {
             '"' => quoted.push_str("\\\""),
             '\\' => quoted.push_str("\\\\"),
             // Controls of terminals, and letters that are none to look at.
-            letter if letter.is_control() || letter == '\u{feff}' => {
+            letter if letter.is_control() || is_odd(letter) => {
                 let mut bytes = [0; 4];
                 letter.encode_utf8(&mut bytes).bytes().for_each(|byte| {
                     let _ = write!(quoted, "\\x{byte:02x}");

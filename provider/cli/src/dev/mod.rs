@@ -27,7 +27,7 @@ use project::{Project, Saved, Sources};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -101,6 +101,7 @@ struct Dev<'a> {
     saves: mpsc::UnboundedReceiver<Saved>,
     /// Until the node has it.
     directory: Option<tempfile::TempDir>,
+    began: SystemTime,
     node: Option<DevNode>,
     told: mpsc::UnboundedReceiver<PodChange>,
     tell: mpsc::UnboundedSender<PodChange>,
@@ -163,6 +164,7 @@ impl<'a> Dev<'a> {
             name,
             saves,
             directory: Some(directory),
+            began: SystemTime::now(),
             node: None,
             told,
             tell,
@@ -370,7 +372,12 @@ impl<'a> Dev<'a> {
         if let Some(node) = self.node {
             node.end().await;
         }
-        if let Some(path) = self.arguments.record.as_ref().filter(|path| path.is_file()) {
+        if let Some(path) = self
+            .arguments
+            .record
+            .as_ref()
+            .filter(|path| path.metadata().and_then(|of| of.modified()).is_ok_and(|at| at >= self.began))
+        {
             print_line(
                 "recorded",
                 &format!("{}; akri-krustlet step {} --replay {0}", path.display(), self.project.module.display()),

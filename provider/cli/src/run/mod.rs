@@ -215,12 +215,8 @@ fn serve_metrics(arguments: &RunArguments, node: &Node, data: &DataDirectory) {
         (None, true) => Some(MetricsAddress::Loopback(WEB)),
         (address, _) => address.clone(),
     };
-    // A socket is its owner's and group's.
-    let pages = |address: &MetricsAddress| Pages {
-        overview: arguments.web || matches!(address, MetricsAddress::Unix(_)),
-        web: arguments.web,
-    };
-    let of_user = of_user.map(|address| (pages(&address), address, "--metrics-address"));
+    let pages = Pages { overview: arguments.web, web: arguments.web };
+    let of_user = of_user.map(|address| (pages, address, "--metrics-address"));
     let of_top =
         (Pages { overview: true, web: false }, MetricsAddress::Unix(data.overview_socket()), "the socket of `top`");
     for (pages, address, what) in of_user.into_iter().chain([of_top]) {

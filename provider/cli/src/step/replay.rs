@@ -6,16 +6,17 @@ use super::{End, StepArguments, forget_old, read_module};
 use crate::discover::property;
 use akri_krustlet_discovery::ContainerSpec;
 use akri_krustlet_discovery::trial::{Stepped, Trial, TrialError};
+use akri_krustlet_runtime::Runtime;
 use akri_krustlet_runtime::world::Replay;
-use akri_krustlet_runtime::world::recording::{Event, Recording, Said, line};
-use akri_krustlet_runtime::{Preopen, Runtime};
+use akri_krustlet_runtime::world::recording::{Event, Recording, Said, Secrets, line};
 use akri_proto::v0::{ByteData, DiscoverRequest};
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
+/// Steps of one replay.
+const MOST_STEPS: u32 = 10_000;
 /// Pause after a step that found nothing out.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The least pause between two steps.
@@ -38,17 +39,25 @@ pub(super) fn run(arguments: &StepArguments, path: &Path) -> anyhow::Result<End>
     let scratch = tempfile::tempdir().context("no temporary directory")?;
     let files = scratch.path().join("files");
     std::fs::create_dir(&files)?;
-    let replay = Arc::new(Replay::of(&recording, &files).with_context(of_file)?);
-    let preopen = |(host, guest)| Preopen { read_only: true, ..Preopen::new(host, guest) };
-    let preopens = replay.volumes().map(preopen).collect();
+    // Its time stands still while anything is to do.
+    let thread = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
+    let replay = {
+        let _in_its_time = thread.enter();
+        Arc::new(Replay::of(&recording, &files).with_context(of_file)?)
+    };
+    let preopens = replay.volumes().collect();
     let mut host_paths = module.needs().map(|needs| needs.host_paths.clone()).unwrap_or_default();
     host_paths.extend(named(&recording));
     let given = Given::directories(preopens, &host_paths, arguments.env.clone());
     let spec = given.container(&module, &info, scratch.path(), arguments.timeout()?)?;
     let mut report = Report::new(arguments, &info, scratch.path());
-    // Its time stands still while anything is to do.
-    let thread = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
     let said = thread.block_on(ask(module.runtime.clone(), spec, request, &replay, recording.end, &mut report))?;
+    // Whoever gives a value that is withheld is not told it again.
+    let secrets = match known.is_empty() {
+        true => Secrets::none(),
+        false => Secrets::of(known.iter().map(|(_, value)| value.as_slice())),
+    };
+    let said: Vec<_> = said.into_iter().map(|said| secrets.without_said(said)).collect();
     let missing = replay.missing();
     if !missing.is_empty() {
         let all = missing.into_iter().collect::<Vec<_>>().join("; ");
@@ -84,7 +93,6 @@ async fn ask(
     end: Duration,
     report: &mut Report,
 ) -> anyhow::Result<Vec<Said>> {
-    let started = Instant::now();
     let mut all: Vec<Said> = Vec::new();
     let mut say = |said: Option<Said>| {
         if let Some(said) = said.filter(|said| all.last() != Some(said)) {
@@ -100,35 +108,35 @@ async fn ask(
         }
     };
     report.opened(cost);
-    for number in 1.. {
-        replay.happen(started.elapsed())?;
+    for number in 1..=MOST_STEPS {
+        replay.happen(replay.elapsed())?;
         let (stepped, said, cost) = match trial.step().await {
             Ok(stepped) => stepped,
             Err(error) => {
                 report.line("refused", &error.to_string());
                 say(Some(of_error(error)?));
-                break;
+                return Ok(all);
             }
         };
         say(said);
-        report.line("at", &format!("{:.3} s of the recording", started.elapsed().as_secs_f64()));
+        report.line("at", &format!("{:.3} s of the recording", replay.elapsed().as_secs_f64()));
         report.step(number, &stepped, cost);
         let pause = match &stepped {
             Stepped::Found { wake_after, .. } => wake_after.map(|pause| pause.max(LEAST)),
             _ => Some(AGAIN),
         };
-        let wake = pause.map(|pause| started.elapsed() + pause);
-        if !wait(replay, started, wake, end).await? {
-            break;
+        let wake = pause.map(|pause| replay.elapsed() + pause);
+        if !wait(replay, wake, end).await? {
+            return Ok(all);
         }
     }
-    Ok(all)
+    bail!("the recording has more than {MOST_STEPS} steps: end it earlier, by its line `end`")
 }
 
 /// Until the next step; false if the recording ends before.
-async fn wait(replay: &Replay, started: Instant, wake: Option<Duration>, end: Duration) -> anyhow::Result<bool> {
+async fn wait(replay: &Replay, wake: Option<Duration>, end: Duration) -> anyhow::Result<bool> {
     loop {
-        let now = started.elapsed();
+        let now = replay.elapsed();
         replay.happen(now)?;
         if replay.wants_step() {
             return Ok(now <= end);
@@ -137,7 +145,7 @@ async fn wait(replay: &Replay, started: Instant, wake: Option<Duration>, end: Du
             return Ok(true);
         }
         match wake.into_iter().chain(replay.next_change()).min().filter(|next| *next <= end) {
-            Some(next) => tokio::time::sleep_until(started + next).await,
+            Some(next) => tokio::time::sleep(next.saturating_sub(now)).await,
             None => return Ok(false),
         }
     }
@@ -146,6 +154,9 @@ async fn wait(replay: &Replay, started: Instant, wake: Option<Duration>, end: Du
 fn of_error(error: TrialError) -> anyhow::Result<Said> {
     match error {
         TrialError::InvalidDetails(what) => Ok(Said::InvalidDetails(what)),
+        error @ TrialError::Ended(_) if error.to_string().contains("took longer") => {
+            Err(anyhow::Error::new(error).context("--timeout gives a step more time"))
+        }
         TrialError::Unavailable(what) => Ok(Said::Unavailable(what)),
         other => Err(other.into()),
     }

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long the node may take.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(2);
 /// Largest answer, in bytes.
 const MOST: usize = 64 << 20;
 

@@ -33,7 +33,7 @@ pub(super) struct Model {
     pub(super) cpu_of: BTreeMap<String, f64>,
     pub(super) panel: Panel,
     /// Names of the lines.
-    selected: BTreeMap<Panel, String>,
+    selected: BTreeMap<Panel, (String, usize)>,
     pub(super) log: Vec<String>,
     /// Why the node was not asked.
     pub(super) trouble: Option<String>,
@@ -83,7 +83,13 @@ impl Model {
     /// Which line of a table is selected.
     pub(super) fn selected(&self, panel: Panel) -> Option<usize> {
         let lines = self.lines(panel);
-        let known = self.selected.get(&panel).and_then(|name| lines.iter().position(|line| line == name));
+        let same = |name: &String| {
+            lines.iter().enumerate().filter(|(_, line)| *line == name).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        let known = self.selected.get(&panel).and_then(|(name, number)| {
+            let same = same(name);
+            same.get(*number).or(same.last()).copied()
+        });
         known.or_else(|| (!lines.is_empty()).then_some(0))
     }
 
@@ -91,7 +97,8 @@ impl Model {
         let lines = self.lines(self.panel);
         let Some(at) = self.selected(self.panel) else { return };
         let at = at.saturating_add_signed(by).min(lines.len() - 1);
-        self.selected.insert(self.panel, lines[at].clone());
+        let number = lines[..at].iter().filter(|line| **line == lines[at]).count();
+        self.selected.insert(self.panel, (lines[at].clone(), number));
     }
 
     pub(super) fn turn(&mut self, to: impl Fn(Panel) -> Panel) {

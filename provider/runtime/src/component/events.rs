@@ -77,8 +77,8 @@ fn plain(path: &Path) -> Option<PathBuf> {
 /// A subscription to uevents, as a guest holds it.
 #[derive(Debug)]
 pub enum Monitor {
-    /// Of the machine.
-    Of(Arc<UeventMonitor>),
+    /// Of the machine, and in which step of a recording it was opened.
+    Of(Arc<UeventMonitor>, Option<u64>),
     /// Of a recording.
     Replayed(u32),
 }
@@ -86,8 +86,8 @@ pub enum Monitor {
 /// A group that a guest listens to.
 #[derive(Debug)]
 pub enum Listener {
-    /// Of the machine.
-    Of(Arc<MulticastListener>),
+    /// Of the machine, and in which step of a recording it was opened.
+    Of(Arc<MulticastListener>, Option<u64>),
     /// Of a recording.
     Replayed(u32, SocketAddr),
 }
@@ -95,8 +95,8 @@ pub enum Listener {
 /// A directory that a guest follows.
 #[derive(Debug)]
 pub enum Watch {
-    /// Of the machine, and the directory's path in the guest.
-    Of(DirectoryChanges, String),
+    /// Of the machine, the directory's path in the guest, and in which step of a recording it was opened.
+    Of(DirectoryChanges, String, Option<u64>),
     /// Of a recording.
     Replayed(u32),
 }
@@ -107,6 +107,11 @@ impl ComponentState {
         if let Some(replay) = self.world.replay() {
             replay.close(number);
         }
+    }
+
+    /// Which step of a recording it is.
+    fn step(&self) -> Option<u64> {
+        self.world.recorder().map(|recorder| recorder.steps())
     }
 
     fn has_room<T: 'static>(&mut self, most: usize) -> bool {
@@ -135,8 +140,9 @@ impl uevents::HostMonitor for ComponentState {
         if !self.has_room::<Monitor>(MONITORS) {
             return Ok(Err(uevents::Denied::TooMany));
         }
+        let step = self.step();
         match self.events.sources.uevents(wanted, self.events.inbox.clone()) {
-            Ok(monitor) => Ok(Ok(self.table.push(Monitor::Of(monitor))?)),
+            Ok(monitor) => Ok(Ok(self.table.push(Monitor::Of(monitor, step))?)),
             Err(error) => {
                 tracing::error!(%error, "uevents of the kernel cannot be followed");
                 Ok(Err(uevents::Denied::Unavailable))
@@ -145,8 +151,8 @@ impl uevents::HostMonitor for ComponentState {
     }
 
     async fn take(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<(Vec<uevents::Uevent>, u32)> {
-        let monitor = match self.table.get(&monitor)? {
-            Monitor::Of(monitor) => monitor,
+        let (monitor, opened) = match self.table.get(&monitor)? {
+            Monitor::Of(monitor, opened) => (monitor, *opened),
             Monitor::Replayed(number) => {
                 let (events, lost) = self.world.replay().map(|replay| replay.uevents(*number)).unwrap_or_default();
                 let events = events.into_iter().map(|uevent| uevents::Uevent {
@@ -160,12 +166,13 @@ impl uevents::HostMonitor for ComponentState {
         };
         let (events, lost) = monitor.take();
         if let Some(recorder) = self.world.recorder() {
+            let is_new = opened == Some(recorder.steps());
             for uevent in &events {
                 let (action, path) = (uevent.action.clone(), uevent.devpath.clone());
-                recorder.took(Event::Uevent { action, path, properties: uevent.properties.clone() });
+                recorder.took(Event::Uevent { action, path, properties: uevent.properties.clone() }, is_new);
             }
             if lost > 0 {
-                recorder.took(Event::Lost("uevents".to_owned(), lost));
+                recorder.took(Event::Lost("uevents".to_owned(), lost), is_new);
             }
         }
         let as_wit = |uevent: Arc<akri_krustlet_events::Uevent>| {
@@ -214,8 +221,9 @@ impl multicast::HostListener for ComponentState {
         crate::network::sockets::paid_datagrams(&network, JOIN, 1).await;
         let (sources, inbox, of_guest) = (self.events.sources.clone(), self.events.inbox.clone(), network.clone());
         let hears = Arc::new(move |from| of_guest.may_hear(from));
+        let step = self.step();
         match tokio::task::spawn_blocking(move || sources.join(place, links, hears, inbox)).await? {
-            Ok(listener) => Ok(Ok(self.table.push(Listener::Of(listener))?)),
+            Ok(listener) => Ok(Ok(self.table.push(Listener::Of(listener, step))?)),
             Err(error) => Ok(Err(denied(&network, place, error))),
         }
     }
@@ -226,8 +234,8 @@ impl multicast::HostListener for ComponentState {
         most: u32,
     ) -> wasmtime::Result<(Vec<multicast::Datagram>, u32)> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let listener = match self.table.get(&listener)? {
-            Listener::Of(listener) => listener,
+        let (listener, opened) = match self.table.get(&listener)? {
+            Listener::Of(listener, opened) => (listener, *opened),
             Listener::Replayed(number, _) => {
                 let taken = self.world.replay().map(|replay| replay.group_datagrams(*number, most));
                 let (datagrams, lost) = taken.unwrap_or_default();
@@ -242,13 +250,14 @@ impl multicast::HostListener for ComponentState {
         };
         let (datagrams, lost) = listener.take(most);
         if let Some(recorder) = self.world.recorder() {
+            let is_new = opened == Some(recorder.steps());
             for datagram in &datagrams {
                 let (place, link) = (listener.place(), datagram.link.to_string());
                 let (from, payload) = (datagram.from, datagram.payload.to_vec());
-                recorder.took(Event::Group { place, link, from, payload });
+                recorder.took(Event::Group { place, link, from, payload }, is_new);
             }
             if lost > 0 {
-                recorder.took(Event::Lost("groups".to_owned(), lost));
+                recorder.took(Event::Lost("groups".to_owned(), lost), is_new);
             }
         }
         let as_wit = |datagram: akri_krustlet_events::Datagram| multicast::Datagram {
@@ -266,7 +275,7 @@ impl multicast::HostListener for ComponentState {
         payload: Vec<u8>,
     ) -> wasmtime::Result<Result<(), multicast::Denied>> {
         let listener = match self.table.get(&listener)? {
-            Listener::Of(listener) => listener.clone(),
+            Listener::Of(listener, _) => listener.clone(),
             Listener::Replayed(..) => return Ok(Ok(())),
         };
         if let Some(recorder) = self.world.recorder() {
@@ -333,10 +342,11 @@ impl watch::HostWatch for ComponentState {
             })
         };
         let call = PaidCall::begin(self.limiter.container().clone()).await;
+        let step = self.step();
         let opened = tokio::task::spawn_blocking(open).await?;
         call.ended(0);
         match opened {
-            Ok(Some(changes)) => Ok(Ok(self.table.push(Watch::Of(changes, path))?)),
+            Ok(Some(changes)) => Ok(Ok(self.table.push(Watch::Of(changes, path, step))?)),
             Ok(None) => {
                 let number = self.world.replay().map(|replay| replay.watch(path)).unwrap_or_default();
                 Ok(Ok(self.table.push(Watch::Replayed(number))?))
@@ -346,22 +356,23 @@ impl watch::HostWatch for ComponentState {
     }
 
     async fn take(&mut self, watch: Resource<Watch>) -> wasmtime::Result<(Vec<String>, u32)> {
-        let (changes, directory) = match self.table.get(&watch)? {
-            Watch::Of(changes, directory) => (changes, directory),
+        let (changes, directory, opened) = match self.table.get(&watch)? {
+            Watch::Of(changes, directory, opened) => (changes, directory, *opened),
             Watch::Replayed(number) => {
                 return Ok(self.world.replay().map(|replay| replay.changes(*number)).unwrap_or_default());
             }
         };
         let (names, lost) = changes.take();
         if let Some(recorder) = self.world.recorder() {
+            let is_new = opened == Some(recorder.steps());
             for name in &names {
                 if let Some(path) = recorder.host_path(directory) {
-                    recorder.looked(&path.join(name));
+                    recorder.looked(&path.join(name), true);
                 }
-                recorder.took(Event::Changed { directory: directory.clone(), name: name.clone() });
+                recorder.took(Event::Changed { directory: directory.clone(), name: name.clone() }, is_new);
             }
             if lost {
-                recorder.took(Event::Lost("changes".to_owned(), 1));
+                recorder.took(Event::Lost("changes".to_owned(), 1), is_new);
             }
         }
         Ok((names, lost.into()))

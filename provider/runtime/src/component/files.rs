@@ -156,7 +156,7 @@ macro_rules! paid_calls {
             |mut store: Store<'_>, (descriptor, $($argument,)*): (Resource<Descriptor>, $($of,)*)| {
                 Box::new(async move {
                     let call = paid(&store).await;
-                    $(looked(&mut store, &descriptor, &$looked);)?
+                    $(looked(&mut store, &descriptor, &$looked, false);)?
                     let mut files = store.data_mut().filesystem();
                     let done = HostDescriptor::$method(&mut files, descriptor, $($argument),*).await;
                     call.ended(0);
@@ -215,7 +215,7 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         |mut store: Store<'_>, (directory, flags, path, how, mode): Open| {
             Box::new(async move {
                 let call = paid(&store).await;
-                looked(&mut store, &directory, &path);
+                looked(&mut store, &directory, &path, true);
                 let mut files = store.data_mut().filesystem();
                 // What waits for somebody else as soon as it is opened is not for guests.
                 let above = Resource::new_borrow(directory.rep());
@@ -238,14 +238,14 @@ fn path_of(directory: &impl AsFd) -> Option<PathBuf> {
 }
 
 /// The guest looks at a path in a directory: whoever records it does, too.
-fn looked(store: &mut Store<'_>, directory: &Resource<Descriptor>, path: &str) {
+fn looked(store: &mut Store<'_>, directory: &Resource<Descriptor>, path: &str, opened: bool) {
     let Some(recorder) = store.data().world.recorder().cloned() else { return };
     let directory = match store.data_mut().table.get(directory) {
         Ok(Descriptor::Dir(directory)) => path_of(&*directory.dir),
         _ => None,
     };
     if let Some(directory) = directory {
-        recorder.looked(&directory.join(path));
+        recorder.looked(&directory.join(path), opened);
     }
 }
 

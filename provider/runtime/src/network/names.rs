@@ -103,7 +103,7 @@ fn found(state: &ComponentState, name: String) -> std::result::Result<Addresses,
             }
             begun
         }
-        World::Replayed(replay) => match name.parse() {
+        World::Replayed(replay) => match name.trim_start_matches('[').trim_end_matches(']').parse() {
             Ok(address) => Ok(Addresses::Found(vec![address].into_iter())),
             Err(_) => match replay.name(&name) {
                 Ok(addresses) => Ok(Addresses::Found(addresses.into_iter())),

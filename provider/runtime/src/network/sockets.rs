@@ -9,7 +9,7 @@ use crate::world::{RecordedInput, RecordedOutput, Recorder};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::time::Instant;
-use wasmtime::component::{Linker, LinkerInstance, Resource};
+use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceType};
 use wasmtime::{Result, StoreContextMut};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress};
@@ -100,6 +100,12 @@ fn check_sockets(store: &mut Store<'_>) -> SocketResult<()> {
 }
 
 fn add_tcp(tcp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
+    tcp.resource("tcp-socket", ResourceType::host::<TcpSocket>(), |mut store, number| {
+        if let Some(recorder) = store.data().world().recorder() {
+            recorder.dropped(number);
+        }
+        tcp::HostTcpSocket::drop(&mut store.data_mut().sockets(), Resource::new_own(number))
+    })?;
     type Size = (Resource<TcpSocket>, u64);
     tcp.func_wrap("[method]tcp-socket.set-receive-buffer-size", |mut store: Store<'_>, (socket, size): Size| {
         let size = size.min(BUFFER);

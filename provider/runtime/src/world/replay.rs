@@ -1,5 +1,6 @@
 //! A recording in place of the machine.
 
+use crate::preopen::Preopen;
 use akri_krustlet_events::Uevent;
 use akri_recording::{Conversation, Datagrams, Event, Exchange, Recording, Script};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -8,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// A recording that a guest is given in place of the machine. Its files are below a directory, as the guest's volumes.
 #[derive(Debug)]
@@ -16,12 +18,16 @@ pub struct Replay {
     seed: u64,
     root: PathBuf,
     volumes: Vec<String>,
+    /// In the time of the thread that asks.
+    started: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     script: Script,
+    /// Something has come, or was left when a part was taken, since the last step began.
+    has_come: bool,
     numbered: u32,
     links: BTreeMap<String, Link>,
     monitors: BTreeMap<u32, Source<Uevent, Vec<String>>>,
@@ -53,6 +59,10 @@ impl<T, Of> Source<T, Of> {
         Self { of, waiting: VecDeque::new(), lost: 0 }
     }
 
+    fn lose(&mut self, count: u32) {
+        self.lost = self.lost.saturating_add(count);
+    }
+
     fn has_something(&self) -> bool {
         !self.waiting.is_empty() || self.lost > 0
     }
@@ -72,6 +82,7 @@ impl Replay {
         }
         let state = State {
             script: Script::of(recording),
+            has_come: false,
             numbered: 0,
             links: BTreeMap::new(),
             monitors: BTreeMap::new(),
@@ -83,6 +94,7 @@ impl Replay {
             seed: recording.random,
             root: root.to_owned(),
             volumes: recording.volumes.clone(),
+            started: Instant::now(),
             state: Mutex::new(state),
         };
         replay.happen(Duration::ZERO)?;
@@ -102,8 +114,12 @@ impl Replay {
     }
 
     /// The directories that the guest saw: on this machine, and in the guest.
-    pub fn volumes(&self) -> impl Iterator<Item = (PathBuf, &str)> {
-        self.volumes.iter().map(|path| (below(&self.root, path), path.as_str()))
+    pub fn volumes(&self) -> impl Iterator<Item = Preopen> {
+        // Links in it do not lead out of it, whatever the recording makes of its directory.
+        self.volumes.iter().map(|path| Preopen {
+            beneath: Some(path.trim_start_matches('/').into()),
+            ..Preopen::new(&self.root, path.as_str())
+        })
     }
 
     /// When something comes by itself next.
@@ -117,11 +133,25 @@ impl Replay {
     }
 
     /// Whether something has come that the guest follows.
+    /// As a node's inbox has it: what stays is not told again.
     pub fn wants_step(&self) -> bool {
-        let state = self.state();
-        state.monitors.values().any(Source::has_something)
+        let mut state = self.state();
+        let waits = state.monitors.values().any(Source::has_something)
             || state.listeners.values().any(Source::has_something)
-            || state.watches.values().any(Source::has_something)
+            || state.watches.values().any(Source::has_something);
+        std::mem::take(&mut state.has_come) && waits
+    }
+
+    /// How long the recording goes by now.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What came before this was asked, also within a step. Files that cannot be made are told when a step ends.
+    fn catch_up(&self) {
+        if let Err(error) = self.happen(self.elapsed()) {
+            tracing::warn!(%error, "the recording's files");
+        }
     }
 
     /// What has come by then comes.
@@ -132,6 +162,8 @@ impl Replay {
 
     fn happens(&self, event: Event) -> io::Result<()> {
         let mut state = self.state();
+        state.has_come |=
+            matches!(event, Event::Uevent { .. } | Event::Group { .. } | Event::Changed { .. } | Event::Lost(..));
         match event {
             Event::Uevent { action, path, properties } => {
                 let subsystem = properties.iter().find(|(name, _)| name == "SUBSYSTEM");
@@ -157,9 +189,9 @@ impl Replay {
                 }
             }
             Event::Lost(kind, count) => match kind.as_str() {
-                "uevents" => state.monitors.values_mut().for_each(|source| source.lost += count),
-                "groups" => state.listeners.values_mut().for_each(|source| source.lost += count),
-                _ => state.watches.values_mut().for_each(|source| source.lost += count),
+                "uevents" => state.monitors.values_mut().for_each(|source| source.lose(count)),
+                "groups" => state.listeners.values_mut().for_each(|source| source.lose(count)),
+                _ => state.watches.values_mut().for_each(|source| source.lose(count)),
             },
             Event::Link { name, addresses, multicast, loopback } => {
                 state.links.insert(name.clone(), Link { name, addresses, multicast, loopback });
@@ -168,7 +200,13 @@ impl Replay {
                 state.links.remove(&name);
             }
             Event::File { path, content } => std::fs::write(self.room_for(&path)?, content)?,
-            Event::Directory(path) => std::fs::create_dir_all(below(&self.root, &path))?,
+            Event::Directory(path) => {
+                let place = below(&self.root, &path);
+                if place.symlink_metadata().is_ok_and(|there| !there.is_dir()) {
+                    remove(&place)?;
+                }
+                std::fs::create_dir_all(place)?;
+            }
             Event::Symlink { path, to } => std::os::unix::fs::symlink(to, self.room_for(&path)?)?,
             Event::Gone(path) => remove(&below(&self.root, &path))?,
             _ => {}
@@ -203,6 +241,7 @@ impl Replay {
     }
 
     pub(crate) fn uevents(&self, monitor: u32) -> (Vec<Uevent>, u32) {
+        self.catch_up();
         self.state().monitors.get_mut(&monitor).map(|source| source.take(usize::MAX)).unwrap_or_default()
     }
 
@@ -211,7 +250,12 @@ impl Replay {
     }
 
     pub(crate) fn group_datagrams(&self, listener: u32, most: usize) -> (Vec<GroupDatagram>, u32) {
-        self.state().listeners.get_mut(&listener).map(|source| source.take(most)).unwrap_or_default()
+        self.catch_up();
+        let mut state = self.state();
+        let taken = state.listeners.get_mut(&listener).map(|source| (source.take(most), source.has_something()));
+        let (taken, is_left) = taken.unwrap_or_default();
+        state.has_come |= is_left && !taken.0.is_empty();
+        taken
     }
 
     pub(crate) fn watch(&self, directory: String) -> u32 {
@@ -219,6 +263,7 @@ impl Replay {
     }
 
     pub(crate) fn changes(&self, watch: u32) -> (Vec<String>, u32) {
+        self.catch_up();
         let (mut names, lost) =
             self.state().watches.get_mut(&watch).map(|source| source.take(usize::MAX)).unwrap_or_default();
         names.sort();

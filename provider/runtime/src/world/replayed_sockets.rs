@@ -26,6 +26,9 @@ type Returned<T> = Result<(std::result::Result<T, ErrorCode>,)>;
 const FIRST_PORT: u16 = 49152;
 /// Datagrams that are sent or received at once.
 const AT_ONCE: usize = 16;
+/// What waits in a socket at most: datagrams, and their bytes.
+const MOST_WAITING: usize = 256;
+const MOST_BYTES: usize = 4 << 20;
 /// What a connection takes at once, in bytes.
 const WRITE: usize = 64 << 10;
 
@@ -81,8 +84,35 @@ struct Udp {
     coming: Coming,
 }
 
-/// What comes to a socket, and when.
-type Coming = Arc<Mutex<BTreeMap<(Instant, usize), (SocketAddr, Vec<u8>)>>>;
+/// What comes to a socket.
+type Coming = Arc<Mutex<Datagrams>>;
+
+#[derive(Default)]
+struct Datagrams {
+    /// When, and in which order.
+    waiting: BTreeMap<(Instant, u64), (SocketAddr, Vec<u8>)>,
+    numbered: u64,
+    bytes: usize,
+}
+
+impl Datagrams {
+    /// As a socket's buffer: what it has no room for is lost.
+    fn push(&mut self, at: Instant, from: SocketAddr, payload: Vec<u8>) {
+        if self.waiting.len() < MOST_WAITING && self.bytes + payload.len() <= MOST_BYTES {
+            self.numbered += 1;
+            self.bytes += payload.len();
+            self.waiting.insert((at, self.numbered), (from, payload));
+        }
+    }
+
+    /// The first that has come.
+    fn pop(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+        let first = self.waiting.first_entry().filter(|first| first.key().0 <= now)?;
+        let (from, payload) = first.remove();
+        self.bytes -= payload.len();
+        Some((from, payload))
+    }
+}
 
 struct Incoming(Coming);
 
@@ -110,7 +140,7 @@ impl Pollable for Outgoing {
 impl Pollable for Incoming {
     async fn ready(&mut self) {
         // Nothing is sent while its guest waits.
-        let first = locked(&self.0).keys().next().map(|(at, _)| *at);
+        let first = locked(&self.0).waiting.keys().next().map(|(at, _)| *at);
         match first {
             Some(at) => sleep_until(at).await,
             None => std::future::pending().await,
@@ -199,9 +229,8 @@ fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
             let (mut coming, mut datagrams) = (locked(&incoming.0), Vec::new());
             let most = usize::try_from(most).unwrap_or(usize::MAX).min(AT_ONCE);
             while datagrams.len() < most
-                && let Some(first) = coming.first_entry().filter(|first| first.key().0 <= Instant::now())
+                && let Some((from, data)) = coming.pop(Instant::now())
             {
-                let (from, data) = first.remove();
                 datagrams.push(IncomingDatagram { data, remote_address: from.into() });
             }
             Ok((Ok(datagrams),))
@@ -216,6 +245,9 @@ fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
         "[method]outgoing-datagram-stream.send",
         |mut store: Store<'_>, (stream, datagrams): Send| -> Returned<u64> {
             let replay = replay(&store)?;
+            if datagrams.len() > AT_ONCE {
+                return Err(format_err!("more datagrams than check-send allows"));
+            }
             let Outgoing { own, peer, coming } = store.data_mut().table().get(&stream)?;
             let (now, mut coming) = (Instant::now(), locked(coming));
             for datagram in &datagrams {
@@ -223,8 +255,7 @@ fn add_udp(udp: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
                     return Ok((Err(ErrorCode::InvalidArgument),));
                 };
                 for (after, from, payload) in replay.datagrams(*own, to) {
-                    let number = coming.len();
-                    coming.insert((now + after, number), (from, payload));
+                    coming.push(now + after, from, payload);
                 }
             }
             Ok((Ok(datagrams.len() as u64),))

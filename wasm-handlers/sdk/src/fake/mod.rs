@@ -97,10 +97,20 @@ impl World {
     #[allow(clippy::new_without_default, reason = "it changes what its thread sees")]
     pub fn new() -> Self {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let root = std::env::temp_dir().join(format!("akri-handler-{}-{number}", std::process::id()));
+        use std::os::unix::fs::DirBuilderExt as _;
+        // One that is nobody else's, and new.
+        let root = loop {
+            let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let root = std::env::temp_dir().join(format!("akri-handler-{}-{number}", std::process::id()));
+            match std::fs::DirBuilder::new().mode(0o700).create(&root) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                made => {
+                    made.expect("the directory for temporary files can be written");
+                    break root;
+                }
+            }
+        };
         let world = Self::at(&root);
-        std::fs::create_dir_all(&root).expect("the directory for temporary files can be written");
         world.0.borrow_mut().owns_root = true;
         world
     }

@@ -29,7 +29,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Steps of one replay.
-const MOST_STEPS: usize = 100_000;
+const MOST_STEPS: usize = 10_000;
 
 /// Replays each recording (`*.rec`) of a directory of the project. Panics where the handler says something else than it has said, or
 /// if there is none.
@@ -71,8 +71,14 @@ pub fn replay<H: Handler>(text: &str) -> Result<(), String> {
     match world.open_with::<H>(&recording.details, properties) {
         Err(error) => say(of_error(error)),
         Ok(mut handler) => {
-            for _ in 0..MOST_STEPS {
+            for number in 0.. {
+                if number == MOST_STEPS {
+                    return Err(format!(
+                        "the recording has more than {MOST_STEPS} steps: end it earlier, by its line `end`"
+                    ));
+                }
                 let stepped = handler.step();
+                let is_end = matches!(stepped, Err(Error::InvalidDetails(_)));
                 let wake = match &stepped {
                     Ok(Step { wake_after, .. }) => {
                         wake_after.map(|after| world.now() + after.max(Duration::from_millis(100)))
@@ -81,13 +87,11 @@ pub fn replay<H: Handler>(text: &str) -> Result<(), String> {
                     Err(_) => Some(world.now() + Duration::from_secs(1)),
                 };
                 match stepped {
-                    Ok(Step { devices: Some(devices), .. }) => {
-                        say(Said::List(devices.into_iter().map(Into::into).collect()))
-                    }
+                    Ok(Step { devices: Some(devices), .. }) => say(list(devices)),
                     Ok(_) => {}
                     Err(error) => say(of_error(error)),
                 }
-                if !world.wait(wake, recording.end) {
+                if is_end || !world.wait(wake, recording.end) {
                     break;
                 }
             }
@@ -98,6 +102,13 @@ pub fn replay<H: Handler>(text: &str) -> Result<(), String> {
         true => difference,
         false => format!("{difference}\nnot in the recording: {}", missing.into_iter().collect::<Vec<_>>().join("; ")),
     })
+}
+
+/// By id: what is in a directory has no order.
+fn list(devices: Vec<Device>) -> Said {
+    let mut devices: Vec<akri_recording::Device> = devices.into_iter().map(Into::into).collect();
+    devices.sort_by(|one, other| one.id.cmp(&other.id));
+    Said::List(devices)
 }
 
 fn of_error(error: Error) -> Said {
@@ -154,11 +165,32 @@ impl World {
         std::fs::create_dir_all(self.path(path)).expect("made");
     }
 
-    /// What has come by now in the recording comes.
-    fn happen(&self) {
+    /// What has come by now in the recording comes; whether that is something that a handler may follow.
+    fn happen(&self) -> bool {
         let now = self.now();
         let events = self.0.borrow_mut().network.script.as_mut().map(|script| script.changes_until(now));
-        events.into_iter().flatten().for_each(|event| self.happens(event));
+        let events = events.unwrap_or_default();
+        let is_news = |event: &Event| {
+            matches!(event, Event::Uevent { .. } | Event::Group { .. } | Event::Changed { .. } | Event::Lost(..))
+        };
+        let has_come = events.iter().any(is_news);
+        events.into_iter().for_each(|event| self.happens(event));
+        has_come
+    }
+
+    fn lose(&self, kind: &str, count: u32) {
+        fn each<T, Of>(sources: &[super::Source<T, Of>], count: u32) {
+            for waiting in sources.iter().filter_map(|source| source.waiting.upgrade()) {
+                let lost = &mut waiting.borrow_mut().1;
+                *lost = lost.saturating_add(count);
+            }
+        }
+        let state = self.0.borrow();
+        match kind {
+            "uevents" => each(&state.monitors, count),
+            "groups" => each(&state.listeners, count),
+            _ => each(&state.watches, count),
+        }
     }
 
     fn happens(&self, event: Event) {
@@ -169,8 +201,7 @@ impl World {
                 self.uevent(Uevent { action, devpath: path, subsystem, properties });
             }
             Event::Group { place, link, from, payload } => self.datagram(place, Datagram { from, link, payload }),
-            Event::Lost(kind, count) if kind == "uevents" => self.lose_uevents(count),
-            Event::Lost(..) => {}
+            Event::Lost(kind, count) => self.lose(&kind, count),
             Event::Link { name, addresses, multicast, loopback } => {
                 let mut state = self.0.borrow_mut();
                 state.links.retain(|link| link.name != name);
@@ -181,7 +212,12 @@ impl World {
                 self.make_room(&path);
                 std::fs::write(self.path(path), content).expect("written");
             }
-            Event::Directory(path) => self.directory(&path),
+            Event::Directory(path) => {
+                if self.path(&path).symlink_metadata().is_ok_and(|there| !there.is_dir()) {
+                    self.remove(&path);
+                }
+                self.directory(&path);
+            }
             Event::Symlink { path, to } => {
                 self.make_room(&path);
                 std::os::unix::fs::symlink(to, self.path(path)).expect("linked");
@@ -204,8 +240,8 @@ impl World {
     /// Lets time pass until the next step; false if the recording ends before.
     fn wait(&self, wake: Option<Duration>, end: Duration) -> bool {
         loop {
-            self.happen();
-            if self.wants_step() {
+            // As a node's inbox has it: what stays is not told again.
+            if self.happen() && self.wants_step() {
                 return self.now() <= end;
             }
             let change = self.0.borrow().network.script.as_ref().and_then(Script::next_change);
@@ -217,7 +253,7 @@ impl World {
                 let mut state = self.0.borrow_mut();
                 state.now = state.now.max(next);
             }
-            if wake.is_some_and(|wake| wake <= next) {
+            if wake.is_some_and(|wake| wake <= self.now()) {
                 self.happen();
                 return true;
             }
@@ -261,6 +297,8 @@ pub(super) fn answer(state: &mut State, call: &Call) -> Option<Result<Answer, Er
     }
     Some(match &exchange.failed {
         Some(why) => Err(failed(why)),
+        // Its handler gave it up.
+        None if exchange.status == 0 => Err(ErrorKind::Timeout),
         None => {
             let text = |(name, value): (String, Vec<u8>)| (name, String::from_utf8_lossy(&value).into_owned());
             let headers = exchange.headers.into_iter().map(text).collect();
@@ -381,6 +419,8 @@ mod tests {
             &TEXT.replace("9 end", "6.5 end").replace("7.1", "6.5").replace("7.2", "6.5").replace("8.1", "6.5"),
         );
         assert!(error.unwrap_err().contains("said 3 things in the recording, and says 2"));
+        let error = replay::<Meter>(&TEXT.replace("9 end", "9999999 end")).unwrap_err();
+        assert!(error.contains("more than 10000 steps"), "{error}");
         assert!(replay::<Meter>("nothing").unwrap_err().contains("line 1"));
     }
 }

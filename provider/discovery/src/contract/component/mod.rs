@@ -134,7 +134,7 @@ impl Component {
     fn world(&self, request: &DiscoveryRequest) -> Result<World, String> {
         let Some(to) = self.runtime.record() else { return Ok(World::Machine) };
         let (name, preopens) = (&self.spec.settings.name, &self.instance.preopens);
-        let recorder = Recorder::begin(to, name, &request.details, &request.properties, preopens);
+        let recorder = Recorder::begin(to, name, &request.details, &request.properties, &self.instance.env, preopens);
         let failed = |error| format!("the recording {} cannot be written: {error}", to.path.display());
         Ok(World::Recorded(Arc::new(recorder.map_err(failed)?)))
     }

@@ -6,7 +6,7 @@ use akri_krustlet_runtime::world::recording::{Device, Said};
 /// `None`: nothing new.
 pub(super) fn of_outcome(outcome: &Result<types::Outcome, types::Error>) -> Option<Said> {
     match outcome {
-        Ok(outcome) => outcome.devices.as_ref().map(|devices| Said::List(devices.iter().map(of_device).collect())),
+        Ok(outcome) => outcome.devices.as_ref().map(|devices| list(devices)),
         Err(error) => Some(of_error(error)),
     }
 }
@@ -17,6 +17,13 @@ pub(super) fn of_error(error: &types::Error) -> Said {
         types::Error::Unavailable(what) => Said::Unavailable(what.clone()),
         types::Error::Internal(what) => Said::Internal(what.clone()),
     }
+}
+
+/// By id: what is in a directory has no order.
+fn list(devices: &[types::Device]) -> Said {
+    let mut devices: Vec<_> = devices.iter().map(of_device).collect();
+    devices.sort_by(|one, other| one.id.cmp(&other.id));
+    Said::List(devices)
 }
 
 fn of_device(device: &types::Device) -> Device {
