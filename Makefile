@@ -8,7 +8,7 @@ TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"targe
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help book upgrade-test image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
+.PHONY: help deb book upgrade-test image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
 # Where programs of others are installed: the user's cache.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akri-krustlet
 
@@ -109,6 +109,10 @@ upgrade-test: guests ## replace the program of the last release by this one and 
 		$(CARGO) build --package akri-krustlet --bins --manifest-path $$before/Cargo.toml --target-dir $$before/target || exit 1; \
 		before="PROGRAM_BEFORE=$$before/target/debug/akri-krustlet"; fi; \
 	env $$before UPGRADES=50 $(CARGO) test --package akri-krustlet --test upgrade -- --nocapture
+
+deb: ## make a Debian package of the release build (needs cargo-deb)
+	$(CARGO) build --release --package akri-krustlet --bin akri-krustlet
+	manifests/deb/build release $$($(TARGET_DIR))/debian/
 
 book: ## make a site of the documentation (builds mdBook if it is missing)
 	@command -v mdbook >/dev/null || test -x $(CACHE)/mdbook/bin/mdbook || $(CARGO) install mdbook --locked --no-default-features --features search --debug --version 0.5.4 --root $(CACHE)/mdbook

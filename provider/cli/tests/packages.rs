@@ -97,3 +97,56 @@ fn manual_pages_and_completions_are_written() {
         assert!(String::from_utf8_lossy(&printed.stdout).contains("support-bundle"), "{shell}");
     }
 }
+
+/// On this machine, but in a view of it that goes with the test: what is installed is written over it, not into it.
+#[test]
+fn the_debian_package_is_installed_and_removed() {
+    let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !has("cargo-deb") || !has("dpkg") {
+        println!("skipped: there is no cargo-deb or no dpkg here (cargo install cargo-deb --locked)");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can install a package");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let package = directory.path().join("package.deb");
+    let built = output(Command::new(root().join("manifests/deb/build")).arg("dev").arg(&package));
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let script = r#"
+        set -eux
+        work=$1 package=$2
+        mount -t tmpfs tmpfs "$work"
+        mkdir "$work/upper" "$work/work" "$work/view"
+        mount -t overlay overlay -o lowerdir=/,upperdir="$work/upper",workdir="$work/work" "$work/view"
+        mount --rbind /proc "$work/view/proc"
+        cp "$package" "$work/view/root/package.deb"
+        inside() { chroot "$work/view" "$@"; }
+        inside dpkg --force-depends -i /root/package.deb
+        inside /usr/bin/akri-krustlet --version
+        test -s "$work/view/usr/share/man/man1/akri-krustlet-run.1.gz"
+        grep -q 'complete' "$work/view/usr/share/bash-completion/completions/akri-krustlet"
+        grep -q '^ExecStart=/usr/bin/akri-krustlet run' "$work/view/usr/lib/systemd/system/akri-krustlet.service"
+        if command -v systemd-analyze; then inside systemd-analyze verify /usr/lib/systemd/system/akri-krustlet.service; fi
+        # The settings are the operator's: what was written there stays, also over a removal.
+        echo 'log-level: debug' > "$work/view/etc/akri-krustlet/config.yaml"
+        mkdir -p "$work/view/var/lib/akri-krustlet/pods"
+        inside dpkg --force-depends -i /root/package.deb
+        grep -q debug "$work/view/etc/akri-krustlet/config.yaml"
+        inside dpkg -r akri-krustlet
+        test ! -e "$work/view/usr/bin/akri-krustlet"
+        test -e "$work/view/etc/akri-krustlet/config.yaml"
+        inside dpkg -P akri-krustlet
+        # Nothing is left.
+        left=$(find "$work/view/usr" "$work/view/etc" "$work/view/var/lib" -name '*akri-krustlet*' -newer "$package" || true)
+        test -z "$left"
+    "#;
+    let work = directory.path().join("work");
+    std::fs::create_dir(&work).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&work).arg(&package);
+    let done = output(&mut command);
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("systemctl enable --now akri-krustlet"), "{said}");
+}
