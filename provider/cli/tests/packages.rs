@@ -101,7 +101,8 @@ fn manual_pages_and_completions_are_written() {
 /// On this machine, but in a view of it that goes with the test: what is installed is written over it, not into it.
 #[test]
 fn the_debian_package_is_installed_and_removed() {
-    let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    let has =
+        |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     if !has("cargo-deb") || !has("dpkg") {
         println!("skipped: there is no cargo-deb or no dpkg here (cargo install cargo-deb --locked)");
         return;
