@@ -12,7 +12,7 @@ pub(crate) struct NewHandlerArguments {
     /// What it is written in
     #[arg(long, value_enum, default_value_t)]
     language: Language,
-    /// How it finds its devices; the project begins with something that works by it [default: file; in JavaScript the details name them]
+    /// How it finds its devices; the project begins with something that works by it [default: file; in JavaScript the details name them, and there are udp, tcp and uevents]
     #[arg(long, value_enum)]
     protocol: Option<Protocol>,
     /// Where to make it [default: NAME, here]
@@ -258,53 +258,166 @@ struct Other {
     language: &'static str,
     parts: Parts,
     /// Interfaces that its world has besides the handler's.
-    imports: &'static str,
-    files: &'static [(&'static str, &'static str)],
+    imports: &'static [&'static str],
+    /// Packages of WASI that it needs for those.
+    wasi: &'static [(&'static str, &'static str)],
+    /// What `annotate` is told that it needs.
+    needs: &'static str,
+    files: Vec<(&'static str, &'static str)>,
 }
 
-const IN_JAVASCRIPT: Other = Other {
-    language: "JavaScript",
-    parts: Parts {
-        what: "each name in the details is a device",
-        source: template!("javascript/handler.js"),
-        recording: "",
-        annotations: "",
-        has_network: false,
-        mount: None,
-        details: "names: [one, two]\n",
-    },
-    imports: "",
-    files: &[
-        ("handler.js", template!("javascript/handler.js")),
-        ("devices.js", template!("javascript/devices.js")),
-        ("devices.test.js", template!("javascript/devices.test.js")),
+/// Interface definitions of WASI.
+macro_rules! wasi {
+    ($($package:literal),*) => {
+        &[$((concat!("wit/deps/wasi-", $package, "/package.wit"), include_str!(concat!("../../../wasm-handlers/templates/wit/", $package, ".wit")))),*]
+    };
+}
+
+const OF_SOCKETS: &[(&str, &str)] = wasi!["io", "clocks", "sockets"];
+const OF_HTTP: &[(&str, &str)] = wasi!["io", "clocks", "sockets", "random", "cli", "filesystem", "http"];
+const UDP: &[&str] = &[
+    "wasi:clocks/monotonic-clock@0.2.12",
+    "wasi:sockets/instance-network@0.2.12",
+    "wasi:sockets/udp-create-socket@0.2.12",
+];
+const TCP: &[&str] = &[
+    "wasi:clocks/monotonic-clock@0.2.12",
+    "wasi:sockets/instance-network@0.2.12",
+    "wasi:sockets/ip-name-lookup@0.2.12",
+    "wasi:sockets/tcp-create-socket@0.2.12",
+];
+const NEEDS_UDP: &str = "--optional-network 'udp 239.255.0.1:4000'";
+const NEEDS_TCP: &str = "--optional-network 'tcp plant.example:7000'";
+
+/// What it does, its handler, its tests, and what of WASI it uses.
+fn in_javascript(protocol: Option<Protocol>) -> anyhow::Result<Other> {
+    let common = [
         ("package.json", template!("javascript/package.json.in")),
         ("Makefile", template!("javascript/Makefile.in")),
         (".gitignore", template!("javascript/gitignore")),
-    ],
-};
+    ];
+    let plain = [
+        ("devices.js", template!("javascript/devices.js")),
+        ("devices.test.js", template!("javascript/devices.test.js")),
+    ];
+    let bytes = ("bytes.js", template!("javascript/bytes.js"));
+    let other = |parts, imports, wasi, needs, own: &[(&'static str, &'static str)]| Other {
+        language: "JavaScript",
+        parts,
+        imports,
+        wasi,
+        needs,
+        files: common.iter().chain(own).copied().collect(),
+    };
+    Ok(match protocol {
+        None => {
+            let parts = Parts {
+                what: "each name in the details is a device",
+                source: "",
+                recording: "",
+                annotations: "",
+                has_network: false,
+                mount: None,
+                details: "names: [one, two]\n",
+            };
+            let [devices, test] = plain;
+            other(parts, &[], &[], "", &[("handler.js", template!("javascript/details.js")), devices, test])
+        }
+        Some(protocol @ Protocol::Udp) => other(
+            protocol.parts(),
+            UDP,
+            OF_SOCKETS,
+            NEEDS_UDP,
+            &[
+                ("handler.js", template!("javascript/udp.js")),
+                ("datagrams.js", template!("javascript/datagrams.js")),
+                ("devices.js", template!("javascript/devices-udp.js")),
+                ("devices.test.js", template!("javascript/devices-udp.test.js")),
+                bytes,
+            ],
+        ),
+        Some(protocol @ Protocol::Tcp) => {
+            let [devices, test] = plain;
+            let own = [
+                ("handler.js", template!("javascript/tcp.js")),
+                ("connection.js", template!("javascript/connection.js")),
+                devices,
+                test,
+                bytes,
+            ];
+            other(protocol.parts(), TCP, OF_SOCKETS, NEEDS_TCP, &own)
+        }
+        Some(protocol @ Protocol::Uevents) => other(
+            Parts { what: "what the kernel tells of a class is a device", mount: None, ..protocol.parts() },
+            &["akri:host/uevents@0.1.0"],
+            &[],
+            "--uevents tty",
+            &[
+                ("handler.js", template!("javascript/uevents.js")),
+                ("devices.js", template!("javascript/devices-uevents.js")),
+                ("devices.test.js", template!("javascript/devices-uevents.test.js")),
+            ],
+        ),
+        Some(Protocol::File | Protocol::Http) => bail!(
+            "in JavaScript there are --protocol udp, tcp and uevents, and devices that the details name without it: what makes components of it \
+             (componentize-qjs 0.4.5) takes no wasi:http, and has no files; in Python and Rust there are all"
+        ),
+    })
+}
 
-const IN_PYTHON: Other = Other {
-    language: "Python",
-    parts: Parts {
-        what: "each line of a file is a device",
-        source: template!("python/handler.py"),
-        recording: "",
-        annotations: "",
-        has_network: false,
-        mount: Some(("/etc/devices", "../devices")),
-        details: "file: devices.txt\n",
-    },
-    imports: "    import akri:host/watch@0.1.0;\n",
-    files: &[
-        ("handler.py", template!("python/handler.py")),
-        ("devices.py", template!("python/devices.py")),
-        ("test_devices.py", template!("python/test_devices.py")),
+fn in_python(protocol: Protocol) -> Other {
+    let common = [
         ("requirements.txt", template!("python/requirements.txt")),
         ("Makefile", template!("python/Makefile.in")),
         (".gitignore", template!("python/gitignore")),
-    ],
-};
+    ];
+    let lines =
+        [("devices.py", template!("python/devices.py")), ("test_devices.py", template!("python/test_devices.py"))];
+    let answers = [
+        ("devices.py", template!("python/devices-udp.py")),
+        ("test_devices.py", template!("python/test_devices-udp.py")),
+    ];
+    type Files = &'static [(&'static str, &'static str)];
+    let (imports, wasi, needs, tested, own): (&'static [&'static str], _, _, _, Files) = match protocol {
+        Protocol::File => (
+            &["akri:host/watch@0.1.0"],
+            &[][..],
+            "--volume /etc/devices",
+            lines,
+            &[("handler.py", template!("python/file.py"))],
+        ),
+        Protocol::Http => (
+            &["wasi:http/types@0.2.12", "wasi:http/outgoing-handler@0.2.12"],
+            OF_HTTP,
+            "--network 'http details'",
+            lines,
+            &[("handler.py", template!("python/http.py")), ("web.py", template!("python/web.py"))],
+        ),
+        Protocol::Udp => (
+            UDP,
+            OF_SOCKETS,
+            NEEDS_UDP,
+            answers,
+            &[("handler.py", template!("python/udp.py")), ("datagrams.py", template!("python/datagrams.py"))],
+        ),
+        Protocol::Tcp => (
+            TCP,
+            OF_SOCKETS,
+            NEEDS_TCP,
+            lines,
+            &[("handler.py", template!("python/tcp.py")), ("connection.py", template!("python/connection.py"))],
+        ),
+        Protocol::Uevents => (
+            &["akri:host/uevents@0.1.0"],
+            &[][..],
+            "--uevents tty --volume /sys",
+            lines,
+            &[("handler.py", template!("python/uevents.py"))],
+        ),
+    };
+    let files = common.into_iter().chain(tested).chain(own.iter().copied()).collect();
+    Other { language: "Python", parts: protocol.parts(), imports, wasi, needs, files }
+}
 
 /// What is filled into templates.
 struct Values<'a> {
@@ -315,7 +428,8 @@ struct Values<'a> {
     memory: &'static str,
     cpu: &'static str,
     language: &'static str,
-    imports: &'static str,
+    imports: String,
+    needs: &'static str,
 }
 
 impl Values<'_> {
@@ -351,7 +465,8 @@ impl Values<'_> {
             ("{{memory}}", self.memory),
             ("{{cpu}}", self.cpu),
             ("{{language}}", self.language),
-            ("{{imports}}", self.imports),
+            ("{{imports}}", &self.imports),
+            ("{{needs}}", self.needs),
             ("{{what}}", parts.what),
             ("{{Type}}", &type_name),
             ("{{VARIABLE}}", &variable),
@@ -380,20 +495,21 @@ impl Values<'_> {
 }
 
 /// The files of a project: path, and content.
-fn project(name: &str, language: Language, protocol: Protocol) -> Vec<(String, String)> {
-    match language {
-        Language::Rust => rust_project(name, &protocol.parts()),
-        Language::Js => other_project(name, &IN_JAVASCRIPT),
-        Language::Python => other_project(name, &IN_PYTHON),
-    }
+fn project(name: &str, language: Language, protocol: Option<Protocol>) -> anyhow::Result<Vec<(String, String)>> {
+    Ok(match language {
+        Language::Rust => rust_project(name, &protocol.unwrap_or(Protocol::File).parts()),
+        Language::Js => other_project(name, &in_javascript(protocol)?),
+        Language::Python => other_project(name, &in_python(protocol.unwrap_or(Protocol::File))),
+    })
 }
 
 fn other_project(name: &str, other: &Other) -> Vec<(String, String)> {
     let file = format!("{}.wasm", name.replace('-', "_"));
     let module = format!("target/{file}");
     // An interpreter is in it, and starts with each instance.
-    let (memory, cpu, Other { language, imports, .. }) = ("128Mi", "\"1\"", other);
-    let values = Values { name, file, module, memory, cpu, language, imports };
+    let (memory, cpu, Other { language, needs, .. }) = ("128Mi", "\"1\"", other);
+    let imports = other.imports.iter().map(|import| format!("    import {import};\n")).collect();
+    let values = Values { name, file, module, memory, cpu, language, imports, needs };
     let parts = &other.parts;
     let mut files = values.common(parts);
     files.extend(other.files.iter().map(|(path, text)| ((*path).to_owned(), values.filled(text, parts))));
@@ -402,13 +518,15 @@ fn other_project(name: &str, other: &Other) -> Vec<(String, String)> {
     let [(_, world), (_, host)] = WIT;
     files.push(("wit/deps/akri-discovery/world.wit".to_owned(), world.to_owned()));
     files.push(("wit/deps/akri-host/host.wit".to_owned(), host.to_owned()));
+    files.extend(other.wasi.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())));
     files
 }
 
 fn rust_project(name: &str, parts: &Parts) -> Vec<(String, String)> {
     let file = format!("{}.wasm", name.replace('-', "_"));
     let module = format!("target/wasm32-wasip2/release/{file}");
-    let values = Values { name, file, module, memory: "64Mi", cpu: "200m", language: "Rust", imports: "" };
+    let values =
+        Values { name, file, module, memory: "64Mi", cpu: "200m", language: "Rust", imports: String::new(), needs: "" };
     let mut files = values.common(parts);
     files.extend([
         ("Cargo.toml".to_owned(), values.filled(template!("rust/Cargo.toml.in"), parts)),
@@ -448,16 +566,7 @@ fn own_manifest(of: &str) -> String {
 
 pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()> {
     let NewHandlerArguments { name, language, protocol, directory } = arguments;
-    let protocol = match (language, protocol) {
-        (Language::Rust, protocol) => protocol.unwrap_or(Protocol::File),
-        (Language::Python, None | Some(Protocol::File)) | (Language::Js, None) => Protocol::File,
-        (Language::Python, Some(_)) => bail!("a handler in Python begins with --protocol file; the others are in Rust"),
-        (Language::Js, Some(_)) => {
-            bail!(
-                "a handler in JavaScript begins with devices that its details name, without --protocol; the others are in Rust"
-            )
-        }
-    };
+    let files = project(name, *language, *protocol)?;
     let directory = directory.clone().unwrap_or_else(|| PathBuf::from(name));
     if directory.symlink_metadata().is_ok() {
         bail!("{} is there already and is not touched; name another directory", directory.display());
@@ -466,7 +575,7 @@ pub(crate) fn new_handler(arguments: &NewHandlerArguments) -> anyhow::Result<()>
     let failed = || format!("{} cannot be made", directory.display());
     // In whole, or not at all.
     let staged = tempfile::Builder::new().prefix(".new-handler-").tempdir_in(parent).with_context(failed)?;
-    for (path, content) in project(name, *language, protocol) {
+    for (path, content) in files {
         let path = staged.path().join(path);
         let written = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         written.and_then(|()| std::fs::write(&path, content)).with_context(failed)?;
@@ -536,10 +645,13 @@ mod tests {
         assert_eq!(SDK.len(), here);
         let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-handlers/recording/src");
         assert_eq!(RECORDING.len(), std::fs::read_dir(recording).unwrap().count());
-        let in_rust = Protocol::value_variants().iter().map(|protocol| (Language::Rust, *protocol));
-        for (language, protocol) in in_rust.chain([(Language::Js, Protocol::File), (Language::Python, Protocol::File)])
-        {
-            for (path, content) in project("my-meter", language, protocol) {
+        let protocols = || Protocol::value_variants().iter().map(|protocol| Some(*protocol));
+        let in_rust = protocols().map(|protocol| (Language::Rust, protocol));
+        let in_python = protocols().map(|protocol| (Language::Python, protocol));
+        let in_javascript = [None, Some(Protocol::Udp), Some(Protocol::Tcp), Some(Protocol::Uevents)];
+        let in_javascript = in_javascript.map(|protocol| (Language::Js, protocol));
+        for (language, protocol) in in_rust.chain(in_python).chain(in_javascript) {
+            for (path, content) in project("my-meter", language, protocol).unwrap() {
                 let is_ours = !path.starts_with("akri-handler/");
                 assert!(!is_ours || !content.contains("{{"), "{path}: {content}");
                 assert!(!path.ends_with("Cargo.toml") || !content.contains("workspace = true"), "{path}: {content}");

@@ -110,3 +110,111 @@ fn a_new_handler_in_python_works_as_it_stands() {
 fn a_new_handler_in_javascript_works_as_it_stands() {
     new_project_works("js", "devices.js");
 }
+
+/// Servers of a moment: a list by HTTP, one by a connection, and somebody who answers datagrams. Their addresses.
+fn servers() -> [String; 3] {
+    use std::io::{Read as _, Write as _};
+    let tcp = |answer: &'static [&'static [u8]]| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 1000]);
+                answer.iter().for_each(|piece| drop(stream.write_all(piece)));
+            }
+        });
+        address
+    };
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp = socket.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = socket.recv_from(&mut [0; 1000]) {
+            let _ = socket.send_to(b"me", from);
+        }
+    });
+    let http = tcp(&[b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\npump\nvalve\n"]);
+    [http, tcp(&[b"pump no.\r\nval", b"ve\r\n.\r\n"]), udp]
+}
+
+/// A project of each protocol, built, tested, and asked; the tools are those of the first one.
+fn protocols_work(language: &str, tools: &[&str], protocols: &[&str]) {
+    if std::env::var_os("HANDLER_IN_PYTHON").is_none() {
+        println!("skipped: `make interop` builds handlers in other languages");
+        return;
+    }
+    let [http, tcp, udp] = servers();
+    let (host, port) = tcp.split_once(':').unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let first = directory.path().join(protocols[0]);
+    for protocol in protocols {
+        let project = directory.path().join(protocol);
+        let run = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(arguments).current_dir(&project).env("AKRI_KRUSTLET", PROGRAM);
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program} {arguments:?}: {said}");
+            said
+        };
+        let made = Command::new(PROGRAM)
+            .args(["new-handler", "meter", "--language", language, "--protocol", protocol])
+            .arg(&project)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        if project != first {
+            tools.iter().for_each(|tool| std::os::unix::fs::symlink(first.join(tool), project.join(tool)).unwrap());
+        }
+        run("make", &["--silent", "test"]);
+        run("make", &["--silent"]);
+        let described = run(PROGRAM, &["describe", "target/meter.wasm"]);
+        let (details, grants, found, needs): (String, Vec<String>, &str, &str) = match *protocol {
+            "http" => {
+                let grant = format!("http http://{http}/*");
+                (
+                    format!("url: http://{http}/list"),
+                    vec!["--grant".to_owned(), grant],
+                    "METER_DEVICE=valve",
+                    "http details",
+                )
+            }
+            "tcp" => {
+                let grant = format!("tcp {tcp}");
+                (
+                    format!("{{host: {host}, port: {port}}}"),
+                    vec!["--grant".to_owned(), grant],
+                    "METER_DEVICE=pump no.",
+                    "plant.example:7000",
+                )
+            }
+            "udp" => {
+                let grant = format!("udp {udp}");
+                (
+                    format!("ask: {udp}"),
+                    vec!["--grant".to_owned(), grant],
+                    "METER_DEVICE=127.0.0.1:",
+                    "udp 239.255.0.1:4000",
+                )
+            }
+            _ => {
+                let event = "add /devices/x SUBSYSTEM=tty";
+                let flags = ["--uevents", "tty", "--volume", "/sys", "--event", event];
+                (String::from("class: tty"), flags.map(str::to_owned).into(), "METER_DEVICE=/", "tty")
+            }
+        };
+        assert!(described.contains(needs), "{protocol}: {described}");
+        let grants: Vec<_> = grants.iter().map(String::as_str).collect();
+        let said = run(PROGRAM, &[&["step", "target/meter.wasm", "--details", &details], &grants[..]].concat());
+        assert!(said.contains(found), "{protocol}: {said}");
+    }
+}
+
+#[test]
+fn handlers_of_each_protocol_in_python_work_as_they_stand() {
+    protocols_work("python", &[".venv"], &["http", "tcp", "udp", "uevents"]);
+}
+
+#[test]
+fn handlers_of_each_protocol_in_javascript_work_as_they_stand() {
+    protocols_work("js", &["node_modules"], &["tcp", "udp", "uevents"]);
+}

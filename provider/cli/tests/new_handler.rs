@@ -220,7 +220,7 @@ fn what_is_there_is_not_touched_and_nothing_is_left_of_what_failed() {
         (&["meter"][..], "is not touched"),
         (&["Meter"], "lower-case"),
         (&["other", "--language", "cobol"], "possible values: rust, js, python"),
-        (&["other", "--language", "python", "--protocol", "udp"], "begins with --protocol file"),
+        (&["other", "--language", "js", "--protocol", "http"], "takes no wasi:http"),
         (&["other", "missing/other"], "cannot be made"),
     ] {
         let refused = new_handler(directory.path(), arguments);
