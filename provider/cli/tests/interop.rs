@@ -163,7 +163,13 @@ fn protocols_work(language: &str, tools: &[&str], protocols: &[&str]) {
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         if project != first {
-            tools.iter().for_each(|tool| std::os::unix::fs::symlink(first.join(tool), project.join(tool)).unwrap());
+            for tool in tools {
+                std::os::unix::fs::symlink(first.join(tool), project.join(tool)).unwrap();
+                // Newer than what the project says that it wants, which is the same.
+                let installed =
+                    std::fs::File::options().append(true).open(project.join(tool).join("installed")).unwrap();
+                installed.set_modified(std::time::SystemTime::now()).unwrap();
+            }
         }
         run("make", &["--silent", "test"]);
         run("make", &["--silent"]);
