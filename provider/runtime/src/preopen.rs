@@ -1,7 +1,7 @@
 //! Directories of the host that a guest sees.
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
@@ -68,8 +68,8 @@ impl Preopen {
 }
 
 /// Where an open file or directory is found.
-pub(crate) fn descriptor_path(descriptor: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", descriptor.as_raw_fd()).into()
+pub(crate) fn descriptor_path(descriptor: &impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()).into()
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);

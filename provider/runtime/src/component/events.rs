@@ -89,7 +89,7 @@ pub enum Listener {
     /// Of the machine, and in which step of a recording it was opened.
     Of(Arc<MulticastListener>, Option<u64>),
     /// Of a recording.
-    Replayed(u32, SocketAddr),
+    Replayed(u32),
 }
 
 /// A directory that a guest follows.
@@ -116,6 +116,13 @@ impl ComponentState {
 
     fn has_room<T: 'static>(&mut self, most: usize) -> bool {
         self.table.iter_mut().filter(|entry| entry.is::<T>()).count() < most
+    }
+}
+
+impl From<akri_krustlet_events::Uevent> for uevents::Uevent {
+    fn from(uevent: akri_krustlet_events::Uevent) -> Self {
+        let akri_krustlet_events::Uevent { action, devpath, subsystem, properties } = uevent;
+        Self { action, devpath, subsystem, properties }
     }
 }
 
@@ -155,31 +162,18 @@ impl uevents::HostMonitor for ComponentState {
             Monitor::Of(monitor, opened) => (monitor, *opened),
             Monitor::Replayed(number) => {
                 let (events, lost) = self.world.replay().map(|replay| replay.uevents(*number)).unwrap_or_default();
-                let events = events.into_iter().map(|uevent| uevents::Uevent {
-                    action: uevent.action,
-                    devpath: uevent.devpath,
-                    subsystem: uevent.subsystem,
-                    properties: uevent.properties,
-                });
-                return Ok((events.collect(), lost));
+                return Ok((events.into_iter().map(Into::into).collect(), lost));
             }
         };
         let (events, lost) = monitor.take();
         if let Some(recorder) = self.world.recorder() {
-            let is_new = opened == Some(recorder.steps());
-            for uevent in &events {
+            let events = events.iter().map(|uevent| {
                 let (action, path) = (uevent.action.clone(), uevent.devpath.clone());
-                recorder.took(Event::Uevent { action, path, properties: uevent.properties.clone() }, is_new);
-            }
-            if lost > 0 {
-                recorder.took(Event::Lost("uevents".to_owned(), lost), is_new);
-            }
+                Event::Uevent { action, path, properties: uevent.properties.clone() }
+            });
+            recorder.took(opened, events, ("uevents", lost));
         }
-        let as_wit = |uevent: Arc<akri_krustlet_events::Uevent>| {
-            let akri_krustlet_events::Uevent { action, devpath, subsystem, properties } = Arc::unwrap_or_clone(uevent);
-            uevents::Uevent { action, devpath, subsystem, properties }
-        };
-        Ok((events.into_iter().map(as_wit).collect(), lost))
+        Ok((events.into_iter().map(|uevent| Arc::unwrap_or_clone(uevent).into()).collect(), lost))
     }
 
     async fn drop(&mut self, monitor: Resource<Monitor>) -> wasmtime::Result<()> {
@@ -209,7 +203,7 @@ impl multicast::HostListener for ComponentState {
         }
         if let Some(replay) = self.world.replay().cloned() {
             let number = replay.listener(place, link);
-            return Ok(Ok(self.table.push(Listener::Replayed(number, place))?));
+            return Ok(Ok(self.table.push(Listener::Replayed(number))?));
         }
         let Some(network) = self.events.network.clone() else { return Ok(Err(multicast::Denied::NotGranted)) };
         let Some(links) = network.may_join(place, link.as_deref()) else {
@@ -236,7 +230,7 @@ impl multicast::HostListener for ComponentState {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let (listener, opened) = match self.table.get(&listener)? {
             Listener::Of(listener, opened) => (listener, *opened),
-            Listener::Replayed(number, _) => {
+            Listener::Replayed(number) => {
                 let taken = self.world.replay().map(|replay| replay.group_datagrams(*number, most));
                 let (datagrams, lost) = taken.unwrap_or_default();
                 let datagrams = datagrams.into_iter().map(|(from, link, payload)| multicast::Datagram {
@@ -250,15 +244,11 @@ impl multicast::HostListener for ComponentState {
         };
         let (datagrams, lost) = listener.take(most);
         if let Some(recorder) = self.world.recorder() {
-            let is_new = opened == Some(recorder.steps());
-            for datagram in &datagrams {
+            let events = datagrams.iter().map(|datagram| {
                 let (place, link) = (listener.place(), datagram.link.to_string());
-                let (from, payload) = (datagram.from, datagram.payload.to_vec());
-                recorder.took(Event::Group { place, link, from, payload }, is_new);
-            }
-            if lost > 0 {
-                recorder.took(Event::Lost("groups".to_owned(), lost), is_new);
-            }
+                Event::Group { place, link, from: datagram.from, payload: datagram.payload.to_vec() }
+            });
+            recorder.took(opened, events, ("groups", lost));
         }
         let as_wit = |datagram: akri_krustlet_events::Datagram| multicast::Datagram {
             from: as_wit(datagram.from.ip()),
@@ -276,7 +266,7 @@ impl multicast::HostListener for ComponentState {
     ) -> wasmtime::Result<Result<(), multicast::Denied>> {
         let listener = match self.table.get(&listener)? {
             Listener::Of(listener, _) => listener.clone(),
-            Listener::Replayed(..) => return Ok(Ok(())),
+            Listener::Replayed(_) => return Ok(Ok(())),
         };
         if let Some(recorder) = self.world.recorder() {
             recorder.note(Event::SentToGroup { place: listener.place(), payload: payload.clone() });
@@ -290,7 +280,7 @@ impl multicast::HostListener for ComponentState {
     }
 
     async fn drop(&mut self, listener: Resource<Listener>) -> wasmtime::Result<()> {
-        if let Listener::Replayed(number, _) = self.table.delete(listener)? {
+        if let Listener::Replayed(number) = self.table.delete(listener)? {
             self.close(number);
         }
         Ok(())
@@ -364,16 +354,11 @@ impl watch::HostWatch for ComponentState {
         };
         let (names, lost) = changes.take();
         if let Some(recorder) = self.world.recorder() {
-            let is_new = opened == Some(recorder.steps());
-            for name in &names {
-                if let Some(path) = recorder.host_path(directory) {
-                    recorder.looked(&path.join(name), true);
-                }
-                recorder.took(Event::Changed { directory: directory.clone(), name: name.clone() }, is_new);
+            if let Some(directory) = recorder.host_path(directory) {
+                names.iter().for_each(|name| recorder.looked(&directory.join(name), true));
             }
-            if lost {
-                recorder.took(Event::Lost("changes".to_owned(), 1), is_new);
-            }
+            let changed = |name: &String| Event::Changed { directory: directory.clone(), name: name.clone() };
+            recorder.took(opened, names.iter().map(changed), ("changes", lost.into()));
         }
         Ok((names, lost.into()))
     }

@@ -8,10 +8,11 @@ use super::{ComponentState, WASI, returned};
 use crate::cpu::thread_cpu_time;
 use crate::directories::{self, Entry};
 use crate::limits::SharedLimits;
+use crate::preopen::descriptor_path;
 use crate::wasi::{PaidCall, price_of};
 use rustix::fs::FileType;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use wasmtime::component::{Linker, LinkerInstance, Resource, ResourceType};
@@ -234,7 +235,7 @@ fn add_calls(types: &mut LinkerInstance<'_, ComponentState>) -> Result<()> {
 
 /// Where an open directory is.
 fn path_of(directory: &impl AsFd) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd())).ok()
+    std::fs::read_link(descriptor_path(directory)).ok()
 }
 
 /// The guest looks at a path in a directory: whoever records it does, too.

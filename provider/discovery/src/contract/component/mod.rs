@@ -326,11 +326,10 @@ fn parts(devices: &[types::Device]) -> usize {
 
 fn device(device: types::Device) -> Device {
     let mount = |types::Mount { container_path, host_path, read_only }| Mount { container_path, host_path, read_only };
-    let letters = [(types::Permissions::READ, 'r'), (types::Permissions::WRITE, 'w'), (types::Permissions::MKNOD, 'm')];
     let spec = |types::DeviceSpec { container_path, host_path, permissions }| DeviceSpec {
         container_path,
         host_path,
-        permissions: letters.iter().filter(|(one, _)| permissions.contains(*one)).map(|(_, letter)| letter).collect(),
+        permissions: letters(permissions),
     };
     Device {
         id: device.id,
@@ -338,6 +337,12 @@ fn device(device: types::Device) -> Device {
         mounts: device.mounts.into_iter().map(mount).collect(),
         device_specs: device.device_specs.into_iter().map(spec).collect(),
     }
+}
+
+/// What may be done with a device's node, as the kubelet's device plugin API writes it.
+fn letters(permissions: types::Permissions) -> String {
+    let letters = [(types::Permissions::READ, 'r'), (types::Permissions::WRITE, 'w'), (types::Permissions::MKNOD, 'm')];
+    letters.iter().filter(|(one, _)| permissions.contains(*one)).map(|(_, letter)| letter).collect()
 }
 
 /// What an instance said and its session has not taken yet.

@@ -1,6 +1,6 @@
 //! What an instance says, as recordings have it: its own words, before the node looks at them.
 
-use super::types;
+use super::{letters, types};
 use akri_krustlet_runtime::world::recording::{Device, Said};
 
 /// `None`: nothing new.
@@ -29,11 +29,8 @@ fn list(devices: &[types::Device]) -> Said {
 fn of_device(device: &types::Device) -> Device {
     let mut properties = device.properties.clone();
     properties.sort();
-    let letters = [(types::Permissions::READ, 'r'), (types::Permissions::WRITE, 'w'), (types::Permissions::MKNOD, 'm')];
-    let node = |spec: &types::DeviceSpec| {
-        let permissions = letters.iter().filter(|(one, _)| spec.permissions.contains(*one)).map(|(_, letter)| letter);
-        (spec.container_path.clone(), spec.host_path.clone(), permissions.collect())
-    };
+    let node =
+        |spec: &types::DeviceSpec| (spec.container_path.clone(), spec.host_path.clone(), letters(spec.permissions));
     let mount = |mount: &types::Mount| (mount.container_path.clone(), mount.host_path.clone(), mount.read_only);
     Device {
         id: device.id.clone(),

@@ -183,15 +183,20 @@ impl Recorder {
         }
     }
 
-    /// Something that has come since the step before; of a source that was opened in this step, since then.
-    pub(crate) fn took(&self, event: Event, since_opened: bool) {
+    /// What has come of a source since the step before, and how much of it was lost under which name; if the source was opened
+    /// in this step, since then.
+    pub(crate) fn took(&self, opened: Option<u64>, events: impl Iterator<Item = Event>, (name, lost): (&str, u32)) {
+        let lost = (lost > 0).then(|| Event::Lost(name.to_owned(), lost));
         let mut state = self.state();
-        if !state.has_room(&event) {
-            return;
-        }
-        match since_opened {
-            true => state.during.push((self.started.elapsed(), event)),
-            false => state.taken.push(event),
+        let since_opened = opened == Some(state.steps);
+        for event in events.chain(lost) {
+            if !state.has_room(&event) {
+                continue;
+            }
+            match since_opened {
+                true => state.during.push((self.started.elapsed(), event)),
+                false => state.taken.push(event),
+            }
         }
     }
 
