@@ -1,12 +1,12 @@
 //! The directory of one cluster: keys, ports, kubeconfigs.
 
 use crate::pki::{Authority, Identity, write_private};
+use crate::port;
 use crate::programs::Programs;
 use crate::running::Running;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 /// A cluster that may run.
@@ -164,12 +164,13 @@ impl Cluster {
 
 impl Ports {
     fn free() -> anyhow::Result<Self> {
-        // All at once, so that they differ.
-        let listeners: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-        let ports: Vec<_> =
-            listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<std::io::Result<_>>()?;
-        let [etcd, etcd_peer, api, controller_manager, scheduler] = ports[..] else { anyhow::bail!("no ports") };
-        Ok(Self { etcd, etcd_peer, api, controller_manager, scheduler })
+        Ok(Self {
+            etcd: port::free()?,
+            etcd_peer: port::free()?,
+            api: port::free()?,
+            controller_manager: port::free()?,
+            scheduler: port::free()?,
+        })
     }
 
     fn read(text: &str) -> anyhow::Result<Self> {

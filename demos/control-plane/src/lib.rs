@@ -8,6 +8,7 @@
 mod cluster;
 pub mod linux_node;
 mod pki;
+pub mod port;
 mod programs;
 mod running;
 

@@ -305,6 +305,14 @@ fn a_machine_that_starts_without_a_network_runs_what_it_remembers() {
     let runs = || std::fs::read_to_string(node.path("shared/runs")).unwrap_or_default().lines().count();
     assert!(wait_for(|| runs() == 1));
     node.kill();
+    // A static pod runs at once, too, though it is a new one.
+    let static_runs = [("FAULT_FILE", "/v/static-runs"), ("FAULT_MILLIS", "600000")];
+    let mut static_pod = with_volume(node.fault_pod("static", "count-runs"), &node, &static_runs);
+    static_pod["metadata"]["namespace"] = json!("no-network");
+    std::fs::create_dir(node.path("static")).unwrap();
+    std::fs::write(node.path("static/pod.json"), static_pod.to_string()).unwrap();
+    let folder = node.path("static").display().to_string();
+    let mut node = node.with(&["--manifests", &folder]);
     // Nothing but the loopback device, and an API server that there is no way to.
     let program = node.path("without-network");
     let script =
@@ -318,5 +326,7 @@ fn a_machine_that_starts_without_a_network_runs_what_it_remembers() {
     node.run(&bootstrap);
     let runs = || std::fs::read_to_string(node.path("shared/runs")).unwrap_or_default().lines().count();
     assert!(wait_for(|| runs() == 2), "{}", node.log());
+    let static_runs = || std::fs::read_to_string(node.path("shared/static-runs")).unwrap_or_default().lines().count();
+    assert!(wait_for(|| static_runs() == 1), "{}", node.log());
     assert!(node.log().contains("the node has the address that it had last"), "{}", node.log());
 }

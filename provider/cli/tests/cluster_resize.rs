@@ -120,3 +120,40 @@ fn what_is_not_granted_is_asked_for_again_when_others_end_and_after_a_restart_of
     assert_eq!(container(&granted)["allocatedResources"], cpu(500)["requests"]);
     assert_eq!(container(&granted)["restartCount"], 1);
 }
+
+#[test]
+fn a_pod_bounds_its_containers_together_and_can_be_resized_as_a_whole() {
+    let Some(cluster) = cluster() else { return };
+    let (node, namespace) = (join(cluster, "whole"), cluster.namespace("whole"));
+    // Each takes more than half of what the pod may have.
+    let mut both = node.fault_pod("both", "sleep");
+    let container = |name: &str| json!({"name": name, "image": format!("fs://{}", fixture::guest("workload").display()), "args": ["memory:40", "print:has it", "forever"]});
+    both["spec"]["containers"] = json!([container("one"), container("other")]);
+    let of_pod = |memory: &str| json!({"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": memory}});
+    both["spec"]["resources"] = of_pod("64Mi");
+    namespace.apply(both);
+    let state = |pod: &Value, what: &str| {
+        let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        statuses.iter().filter(|status| !status.pointer(what).unwrap_or(&Value::Null).is_null()).count()
+    };
+    let killed = namespace.wait_for_pod(&node, "both", "short of memory", |pod| {
+        state(pod, "/lastState/terminated") == 1 && pod["status"]["resources"] == of_pod("64Mi")
+    });
+    let reasons = killed["status"]["containerStatuses"].as_array().unwrap().iter();
+    let mut reasons = reasons.filter_map(|status| status["lastState"]["terminated"]["reason"].as_str());
+    assert_eq!(reasons.next(), Some("OOMKilled"), "{killed:#}");
+    // More for both: the one that was refused gets its memory at its next start.
+    let patch = json!({"spec": {"resources": of_pod("160Mi")}}).to_string();
+    namespace.kubectl_ok(&["patch", "pod", "both", "--subresource", "resize", "-p", &patch]);
+    namespace.wait_for_event(&node, "both", "ResizeCompleted");
+    let resized = namespace.wait_until_ready(&node, "both");
+    assert_eq!(resized["status"]["resources"], of_pod("160Mi"));
+    assert_eq!(state(&resized, "/state/running"), 2);
+    // Less than they have together is refused.
+    let patch = json!({"spec": {"resources": of_pod("48Mi")}}).to_string();
+    namespace.kubectl_ok(&["patch", "pod", "both", "--subresource", "resize", "-p", &patch]);
+    let refused = namespace
+        .wait_for_pod(&node, "both", "refused its limit", |pod| of(pod, "PodResizeInProgress")["reason"] == "Error");
+    let message = of(&refused, "PodResizeInProgress")["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("pod memory limit (50331648) below current usage"), "{message}");
+}

@@ -6,7 +6,6 @@ mod fixture;
 use fixture::cluster::{Cluster, ClusterNode, cluster};
 use fixture::wait_for;
 use serde_json::{Value, json};
-use std::net::TcpListener;
 use std::process::{Child, Command};
 
 /// A metrics-server of this cluster; it ends with this.
@@ -19,7 +18,7 @@ impl MetricsServer {
     fn start(cluster: &Cluster) -> Self {
         let programs = control_plane::Programs::find_or_build().unwrap().with_cluster_tools().unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = control_plane::port::free().unwrap();
         let kubeconfig = cluster.directory.join("admin.conf");
         let kubeconfig = kubeconfig.display();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();

@@ -132,7 +132,7 @@ fn a_component_reaches_what_its_pod_grants() {
 #[test]
 fn a_component_serves_the_ports_that_its_container_has() {
     let node = Node::start();
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = || control_plane::port::free().unwrap();
     let (port, other) = (free(), free());
     let mut pod = workload("serves", &[&format!("serve:{other}"), &format!("serve:{port}")]);
     pod["spec"]["hostNetwork"] = true.into();
@@ -178,7 +178,7 @@ async fn a_broker_reaches_the_device_that_it_was_given() {
 #[test]
 fn a_container_with_a_network_has_probes() {
     let node = Node::start();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = control_plane::port::free().unwrap();
     let probed = |name: &str, steps: &[&str], probes: &[&str], failures: u32| {
         let mut pod = workload(name, steps);
         pod["spec"]["hostNetwork"] = true.into();

@@ -167,7 +167,7 @@ fn metrics_are_this_machines_alone_and_open_metrics_for_who_asks() {
     assert!(head.starts_with("http/1.1 404") && body.contains("/metrics/cadvisor"), "{head} {body}");
 
     // A free port of the loopback.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = control_plane::port::free().unwrap();
     let mut node = Node::prepare();
     node.arguments = vec!["--metrics-address", format!("127.0.0.1:{port}").leak()];
     node.run();

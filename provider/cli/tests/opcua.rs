@@ -9,13 +9,10 @@ use fixture::native::NativeAlone;
 use fixture::peers::{Peer, python};
 use fixture::{HandlerPod, Node, condition, ids, next_ids, wait_for_ids};
 use futures::FutureExt as _;
-use std::net::TcpListener;
 use std::path::Path;
 
-/// Ports that nobody has now.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let all: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    all.map(|listener| listener.local_addr().unwrap().port())
+    std::array::from_fn(|_| control_plane::port::free().unwrap())
 }
 
 fn server(python: &Path, port: u16, name: &str, kind: &str, discovery: Option<&str>) -> Peer {

@@ -230,7 +230,7 @@ fn what_cannot_be_pushed_is_told_in_words() {
     let directory = tempfile::tempdir().unwrap();
     let (text, none) = (directory.path().join("module.txt"), directory.path().join("none.wasm"));
     std::fs::write(&text, "no module").unwrap();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let closed = format!("127.0.0.1:{}", control_plane::port::free().unwrap());
     let (module, here) = (guest("debug-echo"), format!("{closed}/x:v1"));
     for (module, image, extra, message) in [
         (text.to_str().unwrap(), here.as_str(), &[][..], "module.txt would not run"),

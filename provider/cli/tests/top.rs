@@ -5,7 +5,7 @@ mod fixture;
 
 use fixture::{HandlerPod, Node, wait_for};
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 
 /// A node with a handler that has found something, and whoever has asked it.
@@ -63,10 +63,6 @@ async fn top_shows_handlers_devices_containers_and_logs() {
     assert!(!ok && text.contains("no node runs here with the data directory") && text.contains("--data-dir"), "{text}");
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// Head and body of an answer.
 fn get(port: u16, path: &str, host: &str) -> (String, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -79,7 +75,7 @@ fn get(port: u16, path: &str, host: &str) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_web_page_shows_the_same_and_runs_nothing_of_a_guests() {
-    let port = free_port();
+    let port = control_plane::port::free().unwrap();
     let address: &'static str = format!("127.0.0.1:{port}").leak();
     let (node, _stream) = node(&["--web", "--metrics-address", address]).await;
     assert!(wait_for(|| TcpStream::connect(("127.0.0.1", port)).is_ok()));
@@ -149,7 +145,7 @@ async fn the_web_page_shows_the_same_and_runs_nothing_of_a_guests() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_of_this_machine_has_metrics_and_no_more_unless_it_is_asked_for() {
-    let port = free_port();
+    let port = control_plane::port::free().unwrap();
     let address: &'static str = format!("127.0.0.1:{port}").leak();
     let (_node, _stream) = node(&["--metrics-address", address]).await;
     assert!(wait_for(|| TcpStream::connect(("127.0.0.1", port)).is_ok()));

@@ -9,8 +9,8 @@ use crate::quantity;
 use crate::volume::{self, VolumeError};
 use akri_krustlet_discovery::settings::SettingsError;
 use akri_krustlet_discovery::{HandlerInfo, HandlerSettings};
-use akri_krustlet_runtime::ContainerLimits;
-use k8s_openapi::api::core::v1::Container;
+use akri_krustlet_runtime::{ContainerLimits, PodLimits};
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 use std::collections::BTreeMap;
 
 /// Why a pod is refused.
@@ -55,10 +55,10 @@ pub enum AdmissionError {
     #[error(transparent)]
     Probe(#[from] ProbeError),
     /// An amount makes no sense.
-    #[error("container {container}: resources.{list}.{resource}: {message}")]
+    #[error("{place}resources.{list}.{resource}: {message}")]
     Amount {
-        /// The container.
-        container: String,
+        /// Of whom: `container NAME: `, or `spec.` for the pod as a whole.
+        place: String,
         /// `limits` or `requests`.
         list: &'static str,
         /// `memory` or `cpu`.
@@ -83,6 +83,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
     }
     volume::validate(pod)?;
     grants::events(pod)?;
+    pod_limits(pod)?;
     let mut names = Vec::new();
     for container in pod.init_containers().iter().chain(&pod.spec().containers) {
         let name = &container.name;
@@ -95,7 +96,7 @@ pub fn validate(pod: &PodObject, node: &NodeFacts) -> Result<(), AdmissionError>
         names.push(name);
         let environment = environment::variables(container, pod, node, Scope::OfPod)?;
         handler_settings(container, pod, &environment, None)?;
-        limits(container)?;
+        limits(pod, container)?;
         Probes::of(container, node, &*grants::network_of(pod, container)?)?;
     }
     Ok(())
@@ -114,30 +115,45 @@ pub fn handler_settings(
         .map_err(|source| AdmissionError::Handler { container: container.name.clone(), source })
 }
 
-/// A container's limits: its own where it names them, the runtime's defaults elsewhere. Zero is no limit.
-pub fn limits(container: &Container) -> Result<ContainerLimits, AdmissionError> {
-    let mut limits = ContainerLimits::default();
-    let resources = container.resources.clone().unwrap_or_default();
+/// A container's limits: its own where it names them; else of memory the pod's, and the runtime's defaults elsewhere. Zero is no limit.
+pub fn limits(pod: &PodObject, container: &Container) -> Result<ContainerLimits, AdmissionError> {
+    let (memory, cpu_millis) = amounts(container.resources.as_ref(), || format!("container {}: ", container.name))?;
+    let default = ContainerLimits::default();
+    let memory = memory.or(pod_limits(pod)?.memory).unwrap_or(default.memory);
+    Ok(ContainerLimits { memory, cpu_millis, ..default })
+}
+
+/// What the containers of a pod may use together, if it says so.
+pub fn pod_limits(pod: &PodObject) -> Result<PodLimits, AdmissionError> {
+    let (memory, cpu_millis) = amounts(pod.spec().resources.as_ref(), || "spec.".to_owned())?;
+    Ok(PodLimits { memory, cpu_millis })
+}
+
+/// Limits of memory and CPU.
+fn amounts(
+    resources: Option<&ResourceRequirements>,
+    place: impl Fn() -> String,
+) -> Result<(Option<usize>, Option<u32>), AdmissionError> {
     let read = |list: &'static str, resource: &'static str| -> Result<_, AdmissionError> {
-        let failed = |message| AdmissionError::Amount { container: container.name.clone(), list, resource, message };
-        let amounts = if list == "limits" { &resources.limits } else { &resources.requests };
-        let Some(amount) = amounts.as_ref().and_then(|amounts| amounts.get(resource)) else { return Ok(None) };
+        let failed = |message| AdmissionError::Amount { place: place(), list, resource, message };
+        let amounts = resources.and_then(|resources| match list {
+            "limits" => resources.limits.as_ref(),
+            _ => resources.requests.as_ref(),
+        });
+        let Some(amount) = amounts.and_then(|amounts| amounts.get(resource)) else { return Ok(None) };
         match quantity::parse(&amount.0) {
             Ok(read) if read.is_negative() => Err(failed(format!("{} is less than 0", amount.0))),
             Ok(read) => Ok((!read.is_zero()).then_some(read)),
             Err(error) => Err(failed(error.to_string())),
         }
     };
-    if let Some(bytes) = read("limits", "memory")? {
-        limits.memory = usize::try_from(bytes.ceil()).unwrap_or(usize::MAX);
-    }
-    let cpu = read("limits", "cpu")?;
-    limits.cpu_millis = cpu.map(|cores| u32::try_from(cores.millis()).unwrap_or(u32::MAX));
+    let memory = read("limits", "memory")?.map(|bytes| usize::try_from(bytes.ceil()).unwrap_or(usize::MAX));
+    let cpu = read("limits", "cpu")?.map(|cores| u32::try_from(cores.millis()).unwrap_or(u32::MAX));
     // Requests do not bound a guest; one that cannot be read would be counted as none.
     for resource in ["cpu", "memory", "ephemeral-storage"] {
         read("requests", resource)?;
     }
-    Ok(limits)
+    Ok((memory, cpu))
 }
 
 #[cfg(test)]
@@ -174,6 +190,10 @@ mod tests {
         );
         for (spec, message) in [
             (json!({"restartPolicy": "never", "containers": []}), "expected Always"),
+            (
+                json!({"resources": {"limits": {"cpu": "-1"}}, "containers": []}),
+                "spec.resources.limits.cpu: -1 is less",
+            ),
             (json!({"initContainers": [{"name": "i", "restartPolicy": "OnFailure"}], "containers": []}), "sidecar"),
             (json!({"containers": [{"name": "c", "livenessProbe": {"exec": {}}}]}), "livenessProbe"),
         ] {
@@ -186,7 +206,17 @@ mod tests {
     #[test]
     fn limits_become_bytes_and_thousandths_of_a_core() {
         let container = json!({"name": "c", "resources": {"limits": {"memory": "24Mi", "cpu": "100m"}}});
-        let limits = limits(&serde_json::from_value(container).unwrap()).unwrap();
-        assert_eq!((limits.memory, limits.cpu_millis), (24 << 20, Some(100)));
+        let with = |resources: serde_json::Value| {
+            let pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"resources": resources, "containers": [container, {"name": "d"}]}});
+            let pod = PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None };
+            let of_containers = pod.spec().containers.iter().map(|container| limits(&pod, container).unwrap());
+            let of_containers = of_containers.map(|limits| (limits.memory, limits.cpu_millis)).collect::<Vec<_>>();
+            (of_containers, pod_limits(&pod).unwrap())
+        };
+        let default = ContainerLimits::default().memory;
+        assert_eq!(with(json!({})), (vec![(24 << 20, Some(100)), (default, None)], PodLimits::default()));
+        let (of_containers, of_pod) = with(json!({"limits": {"memory": "256Mi", "cpu": "1500m"}}));
+        assert_eq!(of_containers, [(24 << 20, Some(100)), (256 << 20, None)]);
+        assert_eq!(of_pod, PodLimits { memory: Some(256 << 20), cpu_millis: Some(1500) });
     }
 }

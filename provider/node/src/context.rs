@@ -7,7 +7,7 @@ use crate::services::Services;
 use crate::status::{ContainerKind, DISRUPTION_TARGET, StatusReporter};
 use crate::termination::{StopReason, Termination};
 use akri_krustlet_metrics::counted;
-use akri_krustlet_runtime::SharedLimits;
+use akri_krustlet_runtime::{PodShare, SharedLimits};
 use k8s_openapi::api::core::v1::Container;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -34,6 +34,8 @@ pub struct PodContext {
     pub eviction: OnceLock<String>,
     /// What the guests of its containers share: limits, and what was taken of them.
     pub shares: Shares,
+    /// What its containers may use together, if it bounds that.
+    pub pod_share: Option<Arc<PodShare>>,
     /// An earlier run of the node had it.
     pub ran_before: bool,
     /// Of its requests and limits, what it waits for.

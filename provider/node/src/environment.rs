@@ -190,7 +190,7 @@ fn value_from(
             None => Some(container),
         };
         let value = match of {
-            Some(of) => fields::resource(selector, of, node),
+            Some(of) => fields::resource(selector, of, pod, node),
             None => Err(format!("no container {:?}", named.unwrap_or_default())),
         };
         let failed = |what| EnvironmentError::Resource { container: in_container, variable: of_variable, what };

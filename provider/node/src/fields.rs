@@ -4,6 +4,7 @@ use crate::cluster::machine::Capacity;
 use crate::pod::PodObject;
 use crate::quantity;
 use k8s_openapi::api::core::v1::{Container, ResourceFieldSelector};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -90,8 +91,13 @@ fn quoted(text: &str) -> String {
 }
 
 /// An amount of a resource that a container asks for, in units of the divisor, rounded up. A limit that it does not name is
-/// what the node has to give.
-pub fn resource(selector: &ResourceFieldSelector, container: &Container, node: &NodeFacts) -> Result<String, String> {
+/// that of its pod as a whole, or what the node has to give.
+pub fn resource(
+    selector: &ResourceFieldSelector,
+    container: &Container,
+    pod: &PodObject,
+    node: &NodeFacts,
+) -> Result<String, String> {
     let path = selector.resource.as_str();
     let unknown = || {
         format!("resource {path:?} is none of limits.* and requests.* of cpu, memory, ephemeral-storage, hugepages-*")
@@ -107,11 +113,19 @@ pub fn resource(selector: &ResourceFieldSelector, container: &Container, node: &
         return Err(unknown());
     }
     let parse = |text: &str| quantity::parse(text).map_err(|error| error.to_string());
-    let named = amounts.and_then(|amounts| amounts.get(name)).map(|amount| parse(&amount.0)).transpose()?;
+    let amount = |amounts: Option<&BTreeMap<String, Quantity>>| {
+        let amount = amounts.and_then(|amounts| amounts.get(name)).map(|amount| parse(&amount.0)).transpose()?;
+        Ok::<_, String>(amount.filter(|amount| !amount.is_zero()))
+    };
+    let of_pod = pod.spec().resources.as_ref().filter(|_| list == "limits");
+    let named = match amount(amounts)? {
+        None => amount(of_pod.and_then(|resources| resources.limits.as_ref()))?,
+        named => named,
+    };
     let one = quantity::parse("1").map_err(|error| error.to_string())?;
     let divisor = selector.divisor.as_ref().map(|divisor| parse(&divisor.0)).transpose()?;
     let divisor = divisor.filter(|divisor| !divisor.is_zero()).unwrap_or(one);
-    let amount = match (named.filter(|amount| !amount.is_zero()), list, name) {
+    let amount = match (named, list, name) {
         (Some(amount), ..) => amount,
         (None, "limits", "cpu") => parse(&format!("{}m", node.allocatable.cpu_millis))?,
         (None, "limits", "memory") => parse(&node.allocatable.memory.to_string())?,
@@ -161,9 +175,15 @@ mod tests {
         let container: Container = serde_json::from_value(json!({"name": "c", "resources": {
             "limits": {"cpu": "1500m", "memory": "64Mi"}, "requests": {"cpu": "250m"}}}))
         .unwrap();
+        let pod = |resources: serde_json::Value| {
+            let pod =
+                json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"resources": resources, "containers": []}});
+            PodObject { api: Arc::new(serde_json::from_value(pod).unwrap()), folder: None }
+        };
+        let alone = pod(json!(null));
         let value = |resource: &str, divisor: &str| {
             let selector = json!({"resource": resource, "divisor": divisor});
-            super::resource(&serde_json::from_value(selector).unwrap(), &container, &node())
+            super::resource(&serde_json::from_value(selector).unwrap(), &container, &alone, &node())
         };
         for (resource, divisor, expected) in [
             ("limits.cpu", "0", "2"),
@@ -178,5 +198,12 @@ mod tests {
             assert_eq!(value(resource, divisor).as_deref(), Ok(expected), "{resource} in {divisor}");
         }
         assert!(value("limits.gpu", "1").is_err());
+        // What the pod has as a whole bounds a container without a limit of its own.
+        let (of_pod, bare) =
+            (pod(json!({"limits": {"cpu": "2", "memory": "0"}, "requests": {"cpu": "1"}})), Container::default());
+        for (resource, expected) in [("limits.cpu", "2"), ("limits.memory", "1073741824"), ("requests.cpu", "0")] {
+            let selector = serde_json::from_value(json!({"resource": resource})).unwrap();
+            assert_eq!(super::resource(&selector, &bare, &of_pod, &node()).as_deref(), Ok(expected), "{resource}");
+        }
     }
 }

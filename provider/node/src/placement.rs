@@ -2,7 +2,7 @@
 
 use crate::pod::{PodObject, is_sidecar};
 use crate::quantity;
-use k8s_openapi::api::core::v1::{Container, Node, NodeSelectorRequirement, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, ResourceRequirements, Taint, Toleration};
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -87,11 +87,11 @@ pub fn requested(pod: &PodObject, resource: &str) -> u64 {
     requests(pod).get(resource).copied().unwrap_or(0)
 }
 
-/// The sum over the containers and the sidecars, or the largest init container with the sidecars before it if that is more; and
-/// the pod's overhead.
+/// What the pod asks for as a whole, where it does; else the sum over the containers and the sidecars, or the largest init container
+/// with the sidecars before it if that is more. The pod's overhead besides.
 fn requests(pod: &PodObject) -> Requests {
-    let of = |container: &Container, name: &str| {
-        let resources = container.resources.as_ref()?;
+    let of = |resources: Option<&ResourceRequirements>, name: &str| {
+        let resources = resources?;
         let requested = resources.requests.as_ref().and_then(|requests| requests.get(name));
         let limited = resources.limits.as_ref().and_then(|limits| limits.get(name));
         amount(name, &requested.or(limited)?.0)
@@ -100,10 +100,11 @@ fn requests(pod: &PodObject) -> Requests {
     COUNTED
         .into_iter()
         .map(|name| {
-            let containers = total(pod.spec().containers.iter().filter_map(|container| of(container, name)));
+            let containers =
+                total(pod.spec().containers.iter().filter_map(|container| of(container.resources.as_ref(), name)));
             let (mut sidecars, mut init) = (0u64, 0u64);
             for container in pod.init_containers() {
-                let wanted = of(container, name).unwrap_or(0);
+                let wanted = of(container.resources.as_ref(), name).unwrap_or(0);
                 if is_sidecar(container) {
                     sidecars = sidecars.saturating_add(wanted);
                     init = init.max(sidecars);
@@ -112,6 +113,7 @@ fn requests(pod: &PodObject) -> Requests {
                 }
             }
             let most = containers.saturating_add(sidecars).max(init);
+            let most = of(pod.spec().resources.as_ref(), name).unwrap_or(most);
             (name.to_owned(), most.saturating_add(overhead(name).unwrap_or(0)))
         })
         .collect()
@@ -253,6 +255,14 @@ mod tests {
         admitted.admit(&small("3"), Some(&node()), false).unwrap();
         assert_eq!(admitted.admit(&small("4"), Some(&node()), false).unwrap_err().reason, "OutOfpods");
         admitted.admit(&small("5"), Some(&node()), true).unwrap();
+        let as_a_whole = |uid, resources: Value| {
+            let mut spec = requesting("cpu", "600m");
+            spec["resources"] = resources;
+            pod(uid, spec)
+        };
+        assert_eq!(requested(&as_a_whole("6", json!({"requests": {"cpu": "700m"}})), "cpu"), 700);
+        assert_eq!(requested(&as_a_whole("6", json!({"limits": {"cpu": "800m"}})), "cpu"), 800);
+        assert_eq!(requested(&as_a_whole("6", json!({"requests": {"memory": "1Mi"}})), "cpu"), 600);
         assert_eq!(reason(requesting("memory", "2Gi")), Err("OutOfmemory".to_owned()));
     }
 

@@ -1,5 +1,6 @@
 //! Krustlet's contract: what this kind of node runs, and how its pods begin and end.
 
+use crate::admission;
 use crate::container_log::{ContainerLogReader, LogRequest};
 use crate::context::PodContext;
 use crate::pod::PodObject;
@@ -11,6 +12,7 @@ use crate::status::StatusReporter;
 use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
 use akri_krustlet_images::ListedImage;
+use akri_krustlet_runtime::PodLimits;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use krator::SharedState;
 use kubelet::node::Builder;
@@ -65,8 +67,10 @@ impl WasmProvider {
             resize::forget_told(status, &resizing);
         }
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
+        let pod_share = latest.spec().resources.as_ref().and_then(|_| admission::pod_limits(&latest).ok());
         let context = Arc::new(PodContext {
             services,
+            pod_share: pod_share.map(PodLimits::share),
             latest: watch::Sender::new(latest),
             pod,
             reporter,

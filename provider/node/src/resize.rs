@@ -1,7 +1,8 @@
-//! Requests and limits that change while a pod runs (`kubectl patch --subresource resize`), as a kubelet takes them over.
+//! Requests and limits, of containers and of the pod as a whole, that change while a pod runs (`kubectl patch --subresource resize`),
+//! as a kubelet takes them over.
 //!
 //! # Flow
-//! 1. The API has other resources of a pod's containers than the pod was granted ([`update`]).
+//! 1. The API has other resources of a pod or its containers than the pod was granted ([`update`]).
 //! 2. They fit beside the other pods: they are granted. They don't: the pod keeps what it has, and its condition `PodResizePending`
 //!    says so; they are asked for again when another pod ends, and every ten seconds.
 //! 3. What is granted, the containers that run get ([`settle`]): at once, or by another start where their `resizePolicy` says so
@@ -36,15 +37,21 @@ fn amounts(resources: Option<&ResourceRequirements>) -> [BTreeMap<String, Quanti
 
 fn differ(one: &PodObject, other: &PodObject) -> bool {
     let of = |pod: &PodObject| {
-        resizable(pod).map(|(_, container)| amounts(container.resources.as_ref())).collect::<Vec<_>>()
+        let of_containers = resizable(pod).map(|(_, container)| amounts(container.resources.as_ref()));
+        of_containers.chain([amounts(pod.spec().resources.as_ref())]).collect::<Vec<_>>()
     };
     of(one) != of(other)
 }
 
-/// `pod` with other resources, by the containers' kinds and names.
-fn with(pod: &PodObject, resources: impl Fn(ContainerKind, &str) -> Option<ResourceRequirements>) -> PodObject {
+/// `pod` with other resources as a whole, and by the containers' kinds and names.
+fn with(
+    pod: &PodObject,
+    of_pod: Option<ResourceRequirements>,
+    resources: impl Fn(ContainerKind, &str) -> Option<ResourceRequirements>,
+) -> PodObject {
     let mut api = (*pod.api).clone();
     if let Some(spec) = &mut api.spec {
+        spec.resources = of_pod;
         let lists =
             [(ContainerKind::Init, spec.init_containers.as_mut()), (ContainerKind::App, Some(&mut spec.containers))];
         for (kind, containers) in lists {
@@ -73,7 +80,9 @@ pub fn granted_before(pod: &PodObject, remembered: Option<Pod>) -> (PodObject, R
 
 /// `pod` with the requests and limits of `granted`.
 fn as_granted(pod: &PodObject, granted: &PodObject) -> PodObject {
-    with(pod, |kind, name| Some(find(granted, kind, name)?.resources.clone().unwrap_or_default()))
+    with(pod, granted.spec().resources.clone(), |kind, name| {
+        Some(find(granted, kind, name)?.resources.clone().unwrap_or_default())
+    })
 }
 
 /// Takes away what an earlier life of the node has told of a resize, unless it is still so: its containers are started again.
@@ -179,6 +188,9 @@ fn settle_locked(context: &PodContext, resizing: &mut Resizing) {
             context.reporter.update_container(kind, &container.name, |status| status::resized(status, container));
         }
     }
+    if let Err(error) = settle_pod(context, &latest) {
+        errors.push(error);
+    }
     if errors.is_empty() && !waits {
         if std::mem::take(&mut resizing.unsettled) {
             remove(context, RESIZE_IN_PROGRESS);
@@ -198,13 +210,33 @@ fn settle_locked(context: &PodContext, resizing: &mut Resizing) {
     }
 }
 
+/// Gives the pod as a whole what it has been granted.
+fn settle_pod(context: &PodContext, latest: &PodObject) -> Result<(), String> {
+    let resources = latest.spec().resources.as_ref();
+    let (Some(share), true) =
+        (&context.pod_share, amounts(context.reporter.current().resources.as_ref()) != amounts(resources))
+    else {
+        return Ok(());
+    };
+    let limits = admission::pod_limits(latest).map_err(|error| error.to_string())?;
+    let result = share.resize(limits).map_err(|in_use| {
+        let asked = limits.memory.unwrap_or_default();
+        format!("attempting to set pod memory limit ({asked}) below current usage ({in_use})")
+    });
+    context.reporter.update(|status| match result {
+        Ok(()) => status::pod_resized(status, latest),
+        Err(_) => status::pod_allocated(status, latest),
+    });
+    result
+}
+
 fn has_condition(context: &PodContext, kind: &str, reason: &str) -> bool {
     let mut conditions = context.reporter.current().conditions.into_iter().flatten();
     conditions.any(|one| one.type_ == kind && one.reason.as_deref().unwrap_or_default() == reason)
 }
 
 fn resize(context: &PodContext, container: &Container) -> Result<(), String> {
-    let limits = admission::limits(container).map_err(|error| error.to_string())?;
+    let limits = admission::limits(&context.latest(), container).map_err(|error| error.to_string())?;
     let Some(share) = context.limits(&container.name) else { return Ok(()) };
     share.resize(limits.memory, limits.cpu_millis).map_err(|in_use| {
         format!(
@@ -310,7 +342,7 @@ mod tests {
         assert!(!restarts(&pod("2", "1Gi")));
         assert!(!restarts(&pod("1", "1Gi")));
         let granted =
-            with(&pod("2", "2Gi"), |_, name| find(&pod("1", "1Gi"), ContainerKind::App, name)?.resources.clone());
+            with(&pod("2", "2Gi"), None, |_, name| find(&pod("1", "1Gi"), ContainerKind::App, name)?.resources.clone());
         assert!(!differ(&granted, &pod("1", "1Gi")));
     }
 }

@@ -51,7 +51,11 @@ const POD: &[Row] = &[
     ("priorityClassName", Ignored, "the scheduler's"),
     ("readinessGates", Honoured, ""),
     ("resourceClaims", Refused, "not supported"),
-    ("resources", Refused, "not supported yet for the pod as a whole; limits belong to its containers"),
+    (
+        "resources",
+        Honoured,
+        "of the pod as a whole: what its containers may use together besides their own limits, and what is counted in place of the sum of their requests; can be changed while it runs",
+    ),
     ("restartPolicy", Honoured, ""),
     ("runtimeClassName", Ignored, "there is one runtime"),
     ("schedulerName", Ignored, "the scheduler's"),

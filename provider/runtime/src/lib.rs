@@ -53,7 +53,7 @@ pub use component::link::{Granted, Item, LinkError};
 pub use component::{CallError, ComponentSpec, ComponentState, EventGrant};
 pub use engine::Counting;
 pub use guest::{Guest, GuestSpec};
-pub use limits::{ContainerLimits, InitialSizes, SharedLimits};
+pub use limits::{ContainerLimits, InitialSizes, PodLimits, PodShare, SharedLimits};
 pub use module::{Digest, ModuleKind};
 pub use needs::Needs;
 pub use outcome::Outcome;

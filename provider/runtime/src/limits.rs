@@ -1,4 +1,4 @@
-//! What a container may use, shared by all of its guests.
+//! What a container may use, shared by all of its guests; and what the containers of a pod may use together.
 
 use crate::cpu::CpuShare;
 use crate::module::ModuleKind;
@@ -53,16 +53,89 @@ pub const RANDOM_BYTES: u64 = 8 << 20;
 impl ContainerLimits {
     /// The limits as the guests of one container share them.
     pub fn share(self) -> Arc<SharedLimits> {
+        self.share_in(None)
+    }
+
+    /// The same for a container of a pod whose containers share limits of their own.
+    pub fn share_in(self, pod: Option<Arc<PodShare>>) -> Arc<SharedLimits> {
         Arc::new(SharedLimits {
             first: self,
-            memory_limit: AtomicUsize::new(self.memory),
-            memory: AtomicUsize::new(0),
+            memory: Memory::new(self.memory),
+            pod,
             cpu: CpuShare::new(self.cpu_millis),
             cpu_time: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             file_calls: Arc::new(Semaphore::new(FILE_CALLS)),
         })
+    }
+}
+
+/// What the containers of one pod may use together, as the pod states it; each has its own limits besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// Linear memory of all guests, in bytes.
+    pub memory: Option<usize>,
+    /// CPU of all guests, in thousandths of a core.
+    pub cpu_millis: Option<u32>,
+}
+
+impl PodLimits {
+    /// The limits as the containers of one pod share them.
+    pub fn share(self) -> Arc<PodShare> {
+        let memory = Memory::new(self.memory.unwrap_or(usize::MAX));
+        Arc::new(PodShare { memory, cpu: CpuShare::new(self.cpu_millis) })
+    }
+}
+
+/// The limits of one pod and what its guests have taken of them.
+#[derive(Debug)]
+pub struct PodShare {
+    memory: Memory,
+    cpu: CpuShare,
+}
+
+impl PodShare {
+    /// Other limits from now on. Below what the guests have, nothing is changed, and what they have is the error.
+    pub fn resize(&self, limits: PodLimits) -> Result<(), usize> {
+        self.memory.resize(limits.memory.unwrap_or(usize::MAX))?;
+        self.cpu.set(limits.cpu_millis);
+        Ok(())
+    }
+}
+
+/// Bytes, of which no more are given than the limit that there is at that time.
+#[derive(Debug)]
+struct Memory {
+    limit: AtomicUsize,
+    used: AtomicUsize,
+}
+
+impl Memory {
+    fn new(limit: usize) -> Self {
+        Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }
+    }
+
+    fn in_use(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn resize(&self, limit: usize) -> Result<(), usize> {
+        let in_use = self.in_use();
+        if limit < in_use {
+            return Err(in_use);
+        }
+        self.limit.store(limit, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let more = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit.load(Ordering::Relaxed));
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -122,9 +195,9 @@ impl InitialSizes {
 pub struct SharedLimits {
     /// As the container was started; memory and CPU may be others since.
     first: ContainerLimits,
-    memory_limit: AtomicUsize,
-    memory: AtomicUsize,
+    memory: Memory,
     cpu: CpuShare,
+    pod: Option<Arc<PodShare>>,
     /// What its guests have taken in all, in nanoseconds.
     cpu_time: AtomicU64,
     /// What they have sent and received by the network, in bytes.
@@ -141,25 +214,21 @@ impl SharedLimits {
 
     /// The limits as they are now.
     pub fn limits(&self) -> ContainerLimits {
-        let memory = self.memory_limit.load(Ordering::Relaxed);
+        let memory = self.memory.limit.load(Ordering::Relaxed);
         ContainerLimits { memory, cpu_millis: self.cpu.millis(), ..self.first }
     }
 
     /// Other limits of memory and CPU from now on, for the guests that run, too. A guest gives nothing back: below what they have, the
     /// limit is not changed, and what they have is the error.
     pub fn resize(&self, memory: usize, cpu_millis: Option<u32>) -> Result<(), usize> {
-        let in_use = self.memory_in_use();
-        if memory < in_use {
-            return Err(in_use);
-        }
-        self.memory_limit.store(memory, Ordering::Relaxed);
+        self.memory.resize(memory)?;
         self.cpu.set(cpu_millis);
         Ok(())
     }
 
     /// Bytes of linear memory that the container's guests have now.
     pub fn memory_in_use(&self) -> usize {
-        self.memory.load(Ordering::Relaxed)
+        self.memory.in_use()
     }
 
     /// CPU time that the container's guests have taken, and the host for them.
@@ -188,7 +257,8 @@ impl SharedLimits {
     /// Charges CPU time to the container, and says how long its guests wait until they may have more.
     pub(crate) fn pay(&self, used: Duration) -> Option<Duration> {
         self.cpu_time.fetch_add(u64::try_from(used.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.cpu.pay(used)
+        let of_pod = self.pod.as_ref().and_then(|pod| pod.cpu.pay(used));
+        self.cpu.pay(used).max(of_pod)
     }
 
     /// Charges what was spent elsewhere; whoever runs next waits for it.
@@ -197,11 +267,21 @@ impl SharedLimits {
     }
 
     fn take_memory(&self, bytes: usize) -> bool {
-        self.memory
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.memory_limit.load(Ordering::Relaxed))
-            })
-            .is_ok()
+        if !self.memory.take(bytes) {
+            return false;
+        }
+        let granted = self.pod.as_ref().is_none_or(|pod| pod.memory.take(bytes));
+        if !granted {
+            self.memory.give_back(bytes);
+        }
+        granted
+    }
+
+    fn give_back_memory(&self, bytes: usize) {
+        self.memory.give_back(bytes);
+        if let Some(pod) = &self.pod {
+            pod.memory.give_back(bytes);
+        }
     }
 }
 
@@ -235,7 +315,7 @@ impl GuestLimiter {
 
 impl Drop for GuestLimiter {
     fn drop(&mut self) {
-        self.container.memory.fetch_sub(self.memory, Ordering::Relaxed);
+        self.container.give_back_memory(self.memory);
     }
 }
 
@@ -311,6 +391,28 @@ mod tests {
         limits.resize(200, None).unwrap();
         assert!(guest.memory_growing(60, 200, None).unwrap());
         assert_eq!(limits.limits().cpu_millis, None);
+    }
+
+    #[test]
+    fn containers_of_a_pod_share_its_limits_besides_their_own() {
+        let pod = PodLimits { memory: Some(100), cpu_millis: Some(100) }.share();
+        let container = |memory| ContainerLimits { memory, ..Default::default() }.share_in(Some(pod.clone()));
+        let (large, small) = (container(1000), container(30));
+        let (mut first, mut second) = (GuestLimiter::new(large.clone()), GuestLimiter::new(small.clone()));
+        assert!(first.memory_growing(0, 80, None).unwrap());
+        assert!(!second.memory_growing(0, 21, None).unwrap(), "the pod has no more");
+        assert_eq!(small.memory_in_use(), 0, "what the pod refuses is not counted");
+        assert!(second.memory_growing(0, 20, None).unwrap());
+        assert_eq!(pod.resize(PodLimits { memory: Some(99), cpu_millis: None }), Err(100));
+        drop(first);
+        assert!(!second.memory_growing(20, 31, None).unwrap(), "nor the container");
+        pod.resize(PodLimits { memory: Some(40), cpu_millis: Some(50) }).unwrap();
+        assert!(!GuestLimiter::new(large.clone()).memory_growing(0, 21, None).unwrap());
+        // What one container spends, the others wait for.
+        assert!(large.pay(Duration::from_millis(100)).is_some_and(|pause| pause > Duration::from_millis(800)));
+        assert!(small.pay(Duration::ZERO).is_some());
+        pod.resize(PodLimits::default()).unwrap();
+        assert!(small.pay(Duration::ZERO).is_none());
     }
 
     #[test]

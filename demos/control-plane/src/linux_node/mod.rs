@@ -19,11 +19,11 @@ mod share;
 pub use config::WASM_RUNTIME;
 
 use crate::cluster::Cluster;
+use crate::port;
 use crate::programs::{self, Programs};
 use anyhow::{Context as _, bail};
 use config::{KERNEL_SETTINGS, PAUSE_IMAGE, Paths};
 use share::Share;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -258,8 +258,7 @@ fn write_configuration(cluster: &Cluster, paths: &Paths, share: &Share) -> anyho
     let containerd = config::containerd(paths, &programs::runc()?, wasm_shim.transpose()?.as_deref());
     std::fs::write(paths.containerd_config(), containerd)?;
     std::fs::write(paths.network_config(), config::network(paths, share).to_string())?;
-    let port = TcpListener::bind("127.0.0.1:0")?;
-    let kubelet = config::kubelet(cluster, paths, share, port.local_addr()?.port());
+    let kubelet = config::kubelet(cluster, paths, share, port::free()?);
     std::fs::write(paths.kubelet_config(), kubelet.to_string())?;
     std::fs::write(paths.files.join("socket"), paths.socket().as_os_str().as_encoded_bytes())?;
     Ok(())

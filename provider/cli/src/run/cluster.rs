@@ -11,8 +11,8 @@ use akri_krustlet_node::cluster::serving::Serving;
 use akri_krustlet_node::cluster::{Connection, EventRecorder, Identity, IdentitySource, labels};
 use akri_krustlet_node::endpoint::{Endpoint, EndpointConfig};
 use akri_krustlet_node::services::ClusterAccess;
-use akri_krustlet_node::source::ClusterSource;
-use akri_krustlet_node::status::ApiSink;
+use akri_krustlet_node::source::{ClusterSource, FolderSource, NodeSource};
+use akri_krustlet_node::status::{ApiSink, MirrorSink, Mirrors};
 use akri_krustlet_node::{DataDirectory, Node, quantity};
 use akri_krustlet_runtime::network::NodeNetwork;
 use anyhow::{Context as _, bail};
@@ -89,6 +89,11 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let flags = &arguments.cluster;
+    if arguments.status_config_map.is_some() {
+        bail!(
+            "--status-config-map is for a node without a cluster of its own; this one joins one, which shows the statuses of its pods"
+        );
+    }
     let labels = labels::parse(&flags.node_labels)?;
     let reserved = reserved(&flags.system_reserved)?;
     let hostname = flags.hostname.clone().unwrap_or_else(|| name.clone());
@@ -130,8 +135,16 @@ pub(super) async fn run(
     config.allow_local_modules = flags.allow_local_modules;
     akri_krustlet_node::cluster::protect_api_server(config.network.clone(), connection.server(), connection.client())
         .await;
+    let static_pods_owner = watched.clone();
     config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));
-    let node = Node::new(config, Arc::new(ApiSink::new(connection.client(), data.clone(), events))).await?;
+    let api = ApiSink::new(connection.client(), data.clone(), events);
+    let mirrors = Mirrors::start(connection.client(), static_pods_owner, api.clone());
+    let node = Node::new(config, Arc::new(MirrorSink::new(api, mirrors.clone()))).await?;
+    let static_pods = arguments.manifests.as_deref().map(|folder| {
+        let source = FolderSource::of_static_pods(folder, &name, node.watcher());
+        source.with_context(|| format!("--manifests {}", folder.display()))
+    });
+    let static_pods = static_pods.transpose()?;
     serve_metrics(arguments, &node, &data);
 
     let serving = Serving {
@@ -174,7 +187,8 @@ pub(super) async fn run(
     tokio::spawn(endpoint.serve());
     tokio::spawn(serving.keep(certificate, signed, connection.clone()));
     tokio::spawn(identity.keep());
-    node.run(ClusterSource::new(connection.client(), &name, data), shutdown).await;
+    let source = NodeSource::new(ClusterSource::new(connection.client(), &name, data), static_pods, mirrors);
+    node.run(source, shutdown).await;
     let _ = registration.await;
     Ok(())
 }

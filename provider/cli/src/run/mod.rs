@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 /// Run the node: its pods, and the sockets of the discovery handlers in them. Ends on SIGTERM and SIGINT; the pods are taken
 /// up again by the next start.
 ///
-/// With --bootstrap-file or --kubeconfig it joins a cluster; with --manifests it runs alone.
+/// With --bootstrap-file or --kubeconfig it joins a cluster; with --manifests and without them it runs alone.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArguments {
     /// File with these settings, YAML with the flags' names; files FILE.d/*.yaml change some of them. The command line and the
@@ -46,9 +46,10 @@ pub(crate) struct RunArguments {
     /// What the node logs: error, warn, info, debug or trace, or a list of TARGET=LEVEL
     #[arg(long, env = "RUST_LOG", value_name = "LEVEL", default_value = "info,kube_client=off", hide_default_value = true, value_parser = log_level)]
     log_level: String,
-    /// Folder of Pod manifests (*.yaml, *.json), for a node without a cluster. Watched: a file added starts its pods, a
-    /// changed one replaces them, a removed one stops them
-    #[arg(long, value_name = "DIR", conflicts_with = "bootstrap_file")]
+    /// Folder of Pod manifests (*.yaml, *.json): all pods of a node without a cluster; in a cluster static pods, which run beside its
+    /// own and which it shows as mirror pods. Watched: a file added starts its pods, a changed one replaces them, a removed one
+    /// stops them
+    #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
     /// Kubeconfig whose user is this node (system:node:NAME). With --bootstrap-file it need not exist and is not used
     #[arg(long, value_name = "FILE")]
@@ -161,6 +162,14 @@ pub(crate) struct RunArguments {
     cluster: cluster::ClusterArguments,
 }
 
+impl RunArguments {
+    /// Whether the node has no cluster.
+    fn is_alone(&self) -> bool {
+        // KUBECONFIG is not asked: its user may have it for other things.
+        self.manifests.is_some() && self.bootstrap_file.is_none() && self.kubeconfig.is_none()
+    }
+}
+
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     let level = log::start(arguments.log_format, &arguments.log_level)?;
     raise_open_files();
@@ -193,10 +202,7 @@ async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<(
     check_addresses(&arguments.node_ip)?;
     let network = Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?));
     let service = Service::start(arguments, level, network.clone())?;
-    if let Some(manifests) = &arguments.manifests {
-        if arguments.kubeconfig.is_some() {
-            bail!("--manifests is for a node without a cluster; with --kubeconfig, the pods come from the cluster");
-        }
+    if let Some(manifests) = arguments.manifests.as_ref().filter(|_| arguments.is_alone()) {
         return standalone::run(arguments, manifests, name, data, network, service, shutdown).await;
     }
     cluster::run(arguments, name, data, network, service, shutdown).await
@@ -340,7 +346,7 @@ fn handler_namespaces(pairs: &[String]) -> anyhow::Result<BTreeMap<String, Strin
 fn device_plugins(arguments: &RunArguments, data: &DataDirectory) -> anyhow::Result<DevicePlugins> {
     let (directory, required) = match &arguments.device_plugins_directory {
         Some(directory) => (std::path::absolute(directory)?, true),
-        None if arguments.manifests.is_some() => return Ok(DevicePlugins::None),
+        None if arguments.is_alone() => return Ok(DevicePlugins::None),
         None => (PathBuf::from("/var/lib/kubelet/device-plugins"), false),
     };
     let mut config = DevicesConfig::new(directory, data.devices());

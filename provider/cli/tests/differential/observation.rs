@@ -236,6 +236,12 @@ fn of_pod(facts: &mut Facts, history: &History, last: &Value, normalise: &dyn Fn
     for field in fields(status) {
         insert(&format!("status field {field}"), "there".to_owned());
     }
+    // A kubelet tells the runtime's largest number of a pod that has none.
+    if !last["spec"]["resources"].is_null() {
+        for field in ["resources", "allocatedResources"] {
+            insert(&format!("{field} of the pod"), status[field].to_string());
+        }
+    }
     let generation = &last["metadata"]["generation"];
     let observed = if status["observedGeneration"] == *generation { "the pod's" } else { "another" };
     insert("observedGeneration", observed.to_owned());

@@ -218,7 +218,16 @@ impl Run {
 
     /// Other requests and limits for its container `main`.
     pub async fn resize(&self, resources: Value) -> Result<(), String> {
-        let patch = Patch::Strategic(json!({"spec": {"containers": [{"name": "main", "resources": resources}]}}));
+        self.patch_resize(json!({"containers": [{"name": "main", "resources": resources}]})).await
+    }
+
+    /// The same for the pod as a whole.
+    pub async fn resize_pod(&self, resources: Value) -> Result<(), String> {
+        self.patch_resize(json!({"resources": resources})).await
+    }
+
+    async fn patch_resize(&self, spec: Value) -> Result<(), String> {
+        let patch = Patch::Strategic(json!({"spec": spec}));
         let patched = self.pods().patch_subresource("resize", &self.name, &PatchParams::default(), &patch).await;
         patched.map(drop).map_err(|error| error.to_string())
     }

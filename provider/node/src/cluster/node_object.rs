@@ -151,6 +151,7 @@ impl NodeObject {
             }),
             node_info: Some(self.info.clone()),
             images: Some(self.images()),
+            declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
             ..NodeStatus::default()
         }
     }
@@ -191,6 +192,9 @@ impl NodeObject {
         there.map(|(name, amount)| (name, Quantity(which(amount).to_string()))).collect()
     }
 }
+
+/// Without it the API server resizes no pod as a whole.
+const DECLARED_FEATURES: [&str; 1] = ["InPlacePodLevelResourcesVerticalScaling"];
 
 /// Our conditions, and those that others have set on the Node, since a list is replaced as a whole. A transition time
 /// is kept where the status is the same.

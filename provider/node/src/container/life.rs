@@ -75,7 +75,10 @@ async fn prepare(
     let services = &context.services;
     let scope = Scope::All(sources);
     let devices = device::access(context, kind, &container.name).await?;
-    let limits = admission::limits(container).map_err(|error| error.to_string())?.share();
+    let limits = {
+        let limits = admission::limits(&context.latest(), container).map_err(|error| error.to_string())?;
+        limits.share_in(context.pod_share.clone())
+    };
     context.shares.begin(&container.name, limits.clone());
     let mut variables = environment::variables(container, &context.latest(), &services.node, scope)
         .map_err(|error| error.to_string())?;

@@ -1,5 +1,6 @@
 //! Pods from manifest files: YAML or JSON, several documents a file.
 
+pub mod static_pod;
 mod unknown_field;
 
 use crate::pod::{MANIFEST_ANNOTATION, PodObject};

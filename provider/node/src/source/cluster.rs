@@ -8,6 +8,7 @@
 use super::{PodEvent, PodSource};
 use crate::cluster::connection::watch_back_off;
 use crate::data_directory::DataDirectory;
+use crate::manifest::static_pod::is_static;
 use crate::pod::PodObject;
 use akri_krustlet_host::until;
 use futures::StreamExt as _;
@@ -127,6 +128,8 @@ impl ClusterSource {
                 return;
             }
         };
+        // The static ones are taken up by their manifests.
+        let stored: Vec<_> = stored.into_iter().filter(|stored| !is_static(&stored.pod)).collect();
         if !stored.is_empty() {
             tracing::warn!("the API server does not answer; the {} pods of the last run are taken up", stored.len());
         }

@@ -1,9 +1,10 @@
-//! Pods from a folder of manifests, for a node without a cluster.
+//! Pods from a folder of manifests: all of a node without a cluster, and the static pods of a node of one.
 //!
 //! A file added starts its pods, a changed one replaces those that changed, a removed one stops them. A file that cannot be
 //! read for the moment (a syntax error while somebody edits it) keeps the pods that it had.
 
 use super::{PodEvent, PodSource};
+use crate::manifest::static_pod::static_pod;
 use crate::manifest::{MOST_FILE, Manifest, ManifestError, is_manifest};
 use crate::pod::PodObject;
 use akri_krustlet_host::DirectoryWatcher;
@@ -17,6 +18,8 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct FolderSource {
     folder: PathBuf,
+    /// The node of whose static pods the folder has the manifests; none for a node without a cluster.
+    node: Option<String>,
     watcher: DirectoryWatcher,
     changes: Option<watch::Receiver<()>>,
     files: BTreeMap<PathBuf, File>,
@@ -38,10 +41,20 @@ struct File {
 impl FolderSource {
     /// A source of the manifests in `folder`, which must exist.
     pub fn open(folder: &Path, watcher: DirectoryWatcher) -> std::io::Result<Self> {
+        Self::open_for(folder, None, watcher)
+    }
+
+    /// A source of the static pods of a node of a cluster.
+    pub fn of_static_pods(folder: &Path, node: &str, watcher: DirectoryWatcher) -> std::io::Result<Self> {
+        Self::open_for(folder, Some(node.to_owned()), watcher)
+    }
+
+    fn open_for(folder: &Path, node: Option<String>, watcher: DirectoryWatcher) -> std::io::Result<Self> {
         let folder = folder.canonicalize()?;
         let changes = watcher.watch(&folder)?;
         let mut source = Self {
             folder,
+            node,
             watcher,
             changes: Some(changes),
             files: BTreeMap::new(),
@@ -105,7 +118,19 @@ impl FolderSource {
             return Ok(());
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
-        let Manifest { mut pods, errors } = Manifest::parse(path, &text);
+        let Manifest { mut pods, mut errors } = Manifest::parse(path, &text);
+        if let Some(node) = &self.node {
+            pods = pods
+                .into_iter()
+                .filter_map(|(pod, line)| match static_pod(&pod, node) {
+                    Ok(pod) => Some((pod, line)),
+                    Err(message) => {
+                        errors.push(ManifestError { file: path.to_owned(), line, message });
+                        None
+                    }
+                })
+                .collect();
+        }
         // Most are what they were, and the node has that object already.
         for (pod, _) in &mut pods {
             let known = self.files.get(path).into_iter().flat_map(|file| &file.pods);

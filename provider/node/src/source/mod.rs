@@ -2,9 +2,11 @@
 
 mod cluster;
 mod folder;
+mod static_pods;
 
 pub use cluster::ClusterSource;
 pub use folder::FolderSource;
+pub use static_pods::NodeSource;
 
 use crate::pod::PodObject;
 use std::path::PathBuf;

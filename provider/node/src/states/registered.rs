@@ -61,7 +61,11 @@ impl State<PodState> for Registered {
             services.admitted.admit(&context.latest(), node.as_deref(), context.ran_before)
         };
         match admitted {
-            Ok(()) => Transition::next(self, Resources),
+            Ok(()) => {
+                let pod = context.latest();
+                context.reporter.update(|status| crate::status::pod_resized(status, &pod));
+                Transition::next(self, Resources)
+            }
             Err(Rejection { reason, message }) => Transition::next(self, Rejected { reason, message }),
         }
     }

@@ -34,8 +34,9 @@ const MOST_FAILURES: u32 = 3;
 /// - What fails for the moment is tried until it succeeds or the pod is gone. What the API server refuses is told by an event and
 ///   tried again, without the field that it names, if it names one.
 /// - Every status is in the data directory before it is sent.
+#[derive(Clone)]
 pub struct ApiSink {
-    files: FileSink,
+    files: Arc<FileSink>,
     sender: Arc<Sender>,
 }
 
@@ -67,7 +68,21 @@ impl ApiSink {
     /// A sink that keeps statuses in `data` as well, and tells by `events` what the API server refuses.
     pub fn new(client: Client, data: DataDirectory, events: EventRecorder) -> Self {
         let sender = Sender { client, events, pods: Mutex::default(), permits: Semaphore::new(CONCURRENT) };
-        Self { files: FileSink::new(data), sender: Arc::new(sender) }
+        Self { files: Arc::new(FileSink::new(data)), sender: Arc::new(sender) }
+    }
+
+    /// Keeps a status in the data directory.
+    pub(super) fn remember(&self, pod: &PodObject, status: &PodStatus) {
+        self.files.report(pod, status);
+    }
+
+    /// Sends a status.
+    pub(super) fn show(&self, pod: &PodObject, status: &PodStatus) {
+        let status = serde_json::to_value(status).unwrap_or_default();
+        self.sender.change(pod, |entry| {
+            entry.wanted = Some(status);
+            entry.reports += 1;
+        });
     }
 }
 
@@ -79,12 +94,8 @@ impl std::fmt::Debug for ApiSink {
 
 impl StatusSink for ApiSink {
     fn report(&self, pod: &PodObject, status: &PodStatus) {
-        self.files.report(pod, status);
-        let status = serde_json::to_value(status).unwrap_or_default();
-        self.sender.change(pod, |entry| {
-            entry.wanted = Some(status);
-            entry.reports += 1;
-        });
+        self.remember(pod, status);
+        self.show(pod, status);
     }
 
     fn seen(&self, pod: &PodObject, wanted: &dyn Fn() -> PodStatus) {

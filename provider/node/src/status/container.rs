@@ -1,10 +1,11 @@
 //! Container statuses.
 
 use super::now;
+use crate::pod::PodObject;
 use akri_krustlet_runtime::{Digest, Outcome};
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ResourceRequirements, VolumeMountStatus,
+    PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 
 /// Which list of the pod a container is in.
@@ -97,6 +98,19 @@ pub fn resized(status: &mut ContainerStatus, container: &Container) {
     allocated(status, container);
     let resources = container.resources.clone().unwrap_or_default();
     status.resources = Some(ResourceRequirements { claims: None, ..resources });
+}
+
+/// The pod as a whole has been granted what it asks for.
+pub fn pod_allocated(status: &mut PodStatus, pod: &PodObject) {
+    let requests = pod.spec().resources.as_ref().and_then(|resources| resources.requests.clone());
+    status.allocated_resources = requests.filter(|requests| !requests.is_empty());
+}
+
+/// And has it.
+pub fn pod_resized(status: &mut PodStatus, pod: &PodObject) {
+    pod_allocated(status, pod);
+    let resources = pod.spec().resources.clone();
+    status.resources = resources.map(|resources| ResourceRequirements { claims: None, ..resources });
 }
 
 /// The container ended. What it left as its last words is its message, else what it died of.

@@ -4,12 +4,16 @@ mod api;
 mod condition;
 mod config_map;
 mod container;
+mod mirror;
 mod sink;
 
 pub use api::ApiSink;
 pub use config_map::ConfigMapSink;
 pub(crate) use container::lost_with_node;
-pub use container::{ContainerKind, allocated, failed_start, resized, running, terminated, waiting};
+pub use container::{
+    ContainerKind, allocated, failed_start, pod_allocated, pod_resized, resized, running, terminated, waiting,
+};
+pub use mirror::{MirrorSink, Mirrors, is_mirror};
 pub use sink::{FileSink, StatusSink};
 
 use crate::pod::{self, PodObject};

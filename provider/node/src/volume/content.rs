@@ -229,7 +229,7 @@ fn pod_file(item: &DownwardAPIVolumeFile, pod: &PodObject, context: &PodContext)
     let mut containers = pod.spec().containers.iter().chain(pod.init_containers());
     let container =
         containers.find(|container| container.name == name).ok_or_else(|| format!("no container {name:?}"))?;
-    fields::resource(selector, container, node)
+    fields::resource(selector, container, pod, node)
 }
 
 /// The token that there is, or another one. If that cannot be had, the old one is used as long as it lives.

@@ -25,7 +25,7 @@ use akri_krustlet_host::patience::patiently;
 use akri_krustlet_runtime::Preopen;
 use content::Content;
 use files::{FileMount, Private};
-use k8s_openapi::api::core::v1::{Container, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -237,11 +237,14 @@ async fn in_memory(context: &PodContext, volume: &Volume, on_disk: PathBuf) -> P
 fn memory_size(pod: &PodObject, volume: &Volume) -> Option<u64> {
     let bytes = |quantity: &Quantity| quantity::parse(&quantity.0).ok().map(quantity::Quantity::ceil);
     let own = volume.empty_dir.as_ref().and_then(|source| bytes(source.size_limit.as_ref()?));
-    let limit =
-        |container: &Container| bytes(container.resources.as_ref()?.limits.as_ref()?.get("memory")?).filter(|&b| b > 0);
-    let limits: Option<Vec<_>> = pod.spec().containers.iter().map(limit).collect();
-    let of_pod = limits.map(|limits| limits.into_iter().fold(0, u64::saturating_add));
-    own.filter(|&bytes| bytes > 0).into_iter().chain(of_pod).min()
+    let limit = |resources: Option<&ResourceRequirements>| {
+        bytes(resources?.limits.as_ref()?.get("memory")?).filter(|&bytes| bytes > 0)
+    };
+    let limits: Option<Vec<_>> =
+        pod.spec().containers.iter().map(|container| limit(container.resources.as_ref())).collect();
+    let of_containers = limits.map(|limits| limits.into_iter().fold(0, u64::saturating_add));
+    let of_pod = limit(pod.spec().resources.as_ref());
+    own.filter(|&bytes| bytes > 0).into_iter().chain(of_containers).chain(of_pod).min()
 }
 
 /// The directories of one container.

@@ -68,6 +68,20 @@ pub fn specs() -> Vec<Spec> {
             run.recorder.wait_for(run.kind, &run.name, |history| has(history, "300m", "80Mi")).await?;
             run.until_events("ResizeCompleted", 2).await
         }),
+        scenario("resized-as-a-whole", |run| async move {
+            let of_pod = |cpu: &str, memory: &str| json!({"requests": {"cpu": "100m"}, "limits": {"cpu": cpu, "memory": memory}});
+            let mut pod = run.pod(&["forever"]);
+            pod["spec"]["resources"] = of_pod("500m", "64Mi");
+            run.create(&pod).await?;
+            run.until(&Until::Ready).await?;
+            run.resize_pod(of_pod("600m", "96Mi")).await?;
+            let has = |history: &History| {
+                let limits = history.last().map(|pod| &pod["status"]["resources"]["limits"]);
+                limits == Some(&json!({"cpu": "600m", "memory": "96Mi"}))
+            };
+            run.recorder.wait_for(run.kind, &run.name, has).await?;
+            run.until_events("ResizeCompleted", 1).await
+        }),
         scenario("resized-by-another-start", |run| async move {
             let mut pod = with_resources(&run, resources("100m", "500m", "64Mi"));
             pod["spec"]["containers"][0]["resizePolicy"] = json!([

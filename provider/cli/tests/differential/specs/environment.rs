@@ -86,6 +86,16 @@ pub fn specs() -> Vec<Spec> {
             pod["spec"]["containers"][0]["env"] = json!(env);
             pod["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": "1500m", "memory": "128Mi", "ephemeral-storage": "1Gi"}, "requests": {"cpu": "10m"}});
         }),
+        logged("env-limits-of-the-pod", |_, pod| {
+            let resources = ["limits.cpu", "limits.memory", "requests.cpu", "requests.memory"];
+            let names = ["variable:R0", "variable:R1", "variable:R2", "variable:R3"];
+            let env = resources.iter().enumerate().map(|(index, resource)| {
+                json!({"name": format!("R{index}"), "valueFrom": {"resourceFieldRef": {"resource": resource}}})
+            });
+            prints(pod, &names);
+            pod["spec"]["containers"][0]["env"] = env.collect();
+            pod["spec"]["resources"] = json!({"limits": {"cpu": "2", "memory": "96Mi"}, "requests": {"cpu": "20m"}});
+        }),
         logged("env-addresses-are-set", |_, pod| {
             prints(pod, &["names:IP"]);
             let of = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});

@@ -1,32 +1,24 @@
 //! Probes of pods with the machine's network. The program is a component on this node: modules have no sockets.
 
-use crate::side::Kind;
 use crate::spec::{Run, Spec, Until, pod};
+use control_plane::port;
 use serde_json::{Value, json};
 
 pub fn specs() -> Vec<Spec> {
     vec![
         pod("probe-succeeds-late", Until::Ready, |run, pod| {
-            let port = port(run, 0);
+            // Both nodes are in one network.
+            let port = port::free().unwrap();
             probed(run, pod, &["sleep:4000", &format!("serve:{port}")], port, &["readinessProbe", "startupProbe"]);
         }),
         // Until the first end: a kubelet's pauses between ends that probes cause are those of the end before.
         pod("probe-fails-at-startup", Until::Event("Killing"), |run, pod| {
-            probed(run, pod, &["forever"], port(run, 1), &["startupProbe", "readinessProbe"]);
+            probed(run, pod, &["forever"], port::free().unwrap(), &["startupProbe", "readinessProbe"]);
         }),
         pod("probe-fails-for-ever", Until::Event("Killing"), |run, pod| {
-            probed(run, pod, &["forever"], port(run, 2), &["livenessProbe"]);
+            probed(run, pod, &["forever"], port::free().unwrap(), &["livenessProbe"]);
         }),
     ]
-}
-
-/// Both nodes are in one network.
-fn port(run: &Run, number: u16) -> u16 {
-    let first = match run.kind {
-        Kind::Wasm => 39_180,
-        Kind::Linux => 39_190,
-    };
-    first + number
 }
 
 fn probed(run: &Run, pod: &mut Value, steps: &[&str], port: u16, probes: &[&str]) {

@@ -11,7 +11,23 @@ pub fn specs() -> Vec<Spec> {
             pod["spec"]["containers"][0]["resources"] = resources.clone();
         })
     };
+    let of_pod = |name: &str, resources: Value, container: Value| {
+        pod(name, Until::Ended, move |_, pod| {
+            ends(pod, "exit:0");
+            pod["spec"]["resources"] = resources.clone();
+            pod["spec"]["containers"][0]["resources"] = container.clone();
+        })
+    };
+    let both = |cpu: &str, memory: &str| json!({"cpu": cpu, "memory": memory});
     vec![
+        of_pod(
+            "resources-of-pod-guaranteed",
+            json!({"requests": both("50m", "64Mi"), "limits": both("50m", "64Mi")}),
+            json!({"requests": {"cpu": "10m"}}),
+        ),
+        of_pod("resources-of-pod-burstable", json!({"requests": both("50m", "64Mi")}), json!({})),
+        of_pod("resources-of-pod-limits-only", json!({"limits": both("50m", "64Mi")}), json!({})),
+        of_pod("resources-of-pod-over-capacity", json!({"requests": both("1000", "64Mi")}), json!({})),
         of_container("resources-none", json!({})),
         of_container("resources-zero-cpu-request", json!({"requests": {"cpu": "0"}})),
         of_container("resources-zero-of-both", json!({"requests": {"cpu": "0", "memory": "0"}})),

@@ -328,7 +328,10 @@ mod tests {
                 (result, _) => panic!("{status}: {result:?}"),
             }
         }
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Bound, so that nobody else has it, and listened on by nobody.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let closed = held.local_addr().unwrap().port();
         for check in ["tcpSocket", "httpGet", "grpc"] {
             let error = read(json!({check: {"port": closed}})).unwrap().attempt().await.unwrap_err();
             assert!(error.to_lowercase().contains("connection refused"), "{error}");
