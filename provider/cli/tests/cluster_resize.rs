@@ -129,7 +129,8 @@ fn a_pod_bounds_its_containers_together_and_can_be_resized_as_a_whole() {
     let mut both = node.fault_pod("both", "sleep");
     let container = |name: &str| json!({"name": name, "image": format!("fs://{}", fixture::guest("workload").display()), "args": ["memory:40", "print:has it", "forever"]});
     both["spec"]["containers"] = json!([container("one"), container("other")]);
-    let of_pod = |memory: &str| json!({"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": memory}});
+    let of_pod =
+        |memory: &str| json!({"requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": memory}});
     both["spec"]["resources"] = of_pod("64Mi");
     namespace.apply(both);
     let state = |pod: &Value, what: &str| {
