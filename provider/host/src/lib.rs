@@ -8,6 +8,7 @@ mod authority;
 mod back_off;
 mod directory_watcher;
 pub mod file;
+pub mod logind;
 mod one_line;
 pub mod patience;
 pub mod resting_memory;

@@ -24,6 +24,7 @@ pub mod grants;
 pub mod loaded_image;
 pub mod local_modules;
 pub mod local_storage;
+pub mod machine_shutdown;
 pub mod manifest;
 pub mod memory_directory;
 pub mod metrics;

@@ -65,6 +65,8 @@ pub struct Services {
     pub node: NodeFacts,
     /// The node's own end.
     pub shutdown: Shutdown,
+    /// The machine is about to go down.
+    pub machine_goes_down: watch::Sender<bool>,
     /// Where statuses go.
     pub sink: Arc<dyn StatusSink>,
 }

@@ -25,6 +25,8 @@ pub enum StopReason {
     DeadlineExceeded,
     /// It takes more than it may have, or than the node has left.
     Evicted,
+    /// The machine goes down.
+    NodeShutdown,
 }
 
 /// A request to stop.

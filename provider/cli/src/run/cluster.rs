@@ -128,6 +128,7 @@ pub(super) async fn run(
         max_pods: flags.max_pods,
         reserved,
         pressure: config.pressure.conditions(),
+        machine_goes_down: config.machine_goes_down.subscribe(),
         data: data.path().to_owned(),
         instance: data.instance().context("cannot make the node's instance file")?,
     };

@@ -14,6 +14,7 @@ use akri_krustlet_images::{GarbageCollection, ImagePolicy, NodeCredentials};
 use akri_krustlet_node::cluster::machine::{Capacity, Thresholds};
 use akri_krustlet_node::eviction::{EvictionSettings, PressureWatch, Reclaim};
 use akri_krustlet_node::fields::NodeFacts;
+use akri_krustlet_node::machine_shutdown::ShutdownPeriods;
 use akri_krustlet_node::metrics::{MetricsAddress, MetricsServer, NodeMetrics, Pages};
 use akri_krustlet_node::{DataDirectory, DevicePlugins, Node, NodeConfig};
 use akri_krustlet_runtime::RuntimeConfig;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Run the node: its pods, and the sockets of the discovery handlers in them. Ends on SIGTERM and SIGINT; the pods are taken
@@ -149,6 +151,18 @@ pub(crate) struct RunArguments {
     /// How long containers with a standard input, which see its end when the node ends, may take for their own, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     shutdown_grace_period: u64,
+    /// When the machine goes down, how long its pods may take to end, in seconds: systemd-logind has it wait, the Node is not Ready, and
+    /// the pods are Failed with reason Terminated, so that their controllers make others. 0: they end with the machine, and run
+    /// again when it is back
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    node_shutdown_grace_period: u64,
+    /// Of that, how long is for the critical pods (priority 2000000000 and more), which end after all others
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    node_shutdown_grace_period_critical_pods: u64,
+    /// In place of both, periods by priority: pods of that priority and more, up to the next one; the lowest end first
+    #[arg(long, value_name = "PRIORITY=SECONDS,...", default_value = "", hide_default_value = true,
+        conflicts_with_all = ["node_shutdown_grace_period", "node_shutdown_grace_period_critical_pods"])]
+    node_shutdown_grace_period_by_pod_priority: ShutdownPeriods,
     /// End as by a signal when the standard input ends: with whoever has started this
     #[arg(long, hide = true)]
     until_input_ends: bool,
@@ -306,8 +320,19 @@ fn node_config(
             },
         )),
         shutdown_grace_period: Duration::from_secs(arguments.shutdown_grace_period),
+        shutdown_periods: shutdown_periods(arguments)?,
+        machine_goes_down: watch::Sender::new(false),
         cluster: None,
     })
+}
+
+fn shutdown_periods(arguments: &RunArguments) -> anyhow::Result<ShutdownPeriods> {
+    if !arguments.node_shutdown_grace_period_by_pod_priority.is_empty() {
+        return Ok(arguments.node_shutdown_grace_period_by_pod_priority.clone());
+    }
+    let (all, critical) = (arguments.node_shutdown_grace_period, arguments.node_shutdown_grace_period_critical_pods);
+    ShutdownPeriods::of_all(Duration::from_secs(all), Duration::from_secs(critical))
+        .map_err(|error| anyhow::anyhow!("--node-shutdown-grace-period-critical-pods: {error}"))
 }
 
 fn network_ceiling(file: Option<&Path>) -> anyhow::Result<NetworkCeiling> {

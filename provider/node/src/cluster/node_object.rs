@@ -47,6 +47,8 @@ pub struct NodeSettings {
     pub reserved: Capacity,
     /// What the machine is short of.
     pub pressure: watch::Receiver<Pressure>,
+    /// The machine is about to go down.
+    pub machine_goes_down: watch::Receiver<bool>,
     /// The data directory, whose filesystem is the node's storage.
     pub data: PathBuf,
     /// Which installation this is; another one of the same name is another node.
@@ -143,7 +145,10 @@ impl NodeObject {
                     ("KubeletHasSufficientPID", "the node has sufficient processes available"),
                     "KubeletHasInsufficientPID",
                 ),
-                condition("Ready", "True", "KubeletReady", "the node takes WebAssembly pods"),
+                match *settings.machine_goes_down.borrow() {
+                    true => condition("Ready", "False", "KubeletNotReady", "node is shutting down"),
+                    false => condition("Ready", "True", "KubeletReady", "the node takes WebAssembly pods"),
+                },
             ]),
             addresses: Some(addresses.map(|(kind, address)| NodeAddress { type_: kind.to_owned(), address }).collect()),
             daemon_endpoints: Some(NodeDaemonEndpoints {

@@ -89,12 +89,14 @@ impl Registration {
         let mut heart =
             Heart { lease: None, sent: None, sent_at: Instant::now(), version: 0, stale: false, outage: false };
         let mut failing_watch = false;
+        let mut goes_down = Some(self.object.settings.machine_goes_down.clone());
         let mut amounts = self.provider.devices().map(|devices| devices.amounts());
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = beat.tick() => self.beat(&mut heart, true).await,
+                () = changed(&mut goes_down) => self.beat(&mut heart, false).await,
                 () = changed(&mut amounts) => {
                     tokio::time::sleep(COALESCED).await;
                     self.beat(&mut heart, false).await;

@@ -4,6 +4,7 @@ use crate::cluster::EventRecorder;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::eviction::PressureWatch;
 use crate::fields::NodeFacts;
+use crate::machine_shutdown::ShutdownPeriods;
 use crate::services::ClusterAccess;
 use akri_krustlet_devices::{Devices, DevicesConfig, DevicesError};
 use akri_krustlet_discovery::HandlersConfig;
@@ -13,6 +14,7 @@ use akri_krustlet_runtime::network::NodeNetwork;
 use akri_krustlet_runtime::{RuntimeConfig, RuntimeError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What a node is made of.
 #[derive(Debug)]
@@ -43,6 +45,10 @@ pub struct NodeConfig {
     pub pressure: Arc<PressureWatch>,
     /// How long containers that notice the node's end, by that of their standard input, may take for their own.
     pub shutdown_grace_period: Duration,
+    /// How long pods may take to end when the machine goes down.
+    pub shutdown_periods: ShutdownPeriods,
+    /// It is about to, for whoever tells of it.
+    pub machine_goes_down: watch::Sender<bool>,
     /// The cluster, and where events go.
     pub cluster: Option<(ClusterAccess, EventRecorder)>,
 }

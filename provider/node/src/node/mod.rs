@@ -12,6 +12,7 @@ use crate::context::PodContext;
 use crate::data_directory::{DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
 use crate::eviction::{Candidate, Resource};
+use crate::machine_shutdown::{self, ShutdownPeriods};
 use crate::memory_directory::MemoryDirectory;
 use crate::metrics::NodeMetrics;
 use crate::objects::Objects;
@@ -50,6 +51,7 @@ pub struct Node {
     /// What the pods that run take of the disk, while it is looked at.
     measured: JoinSet<(String, Vec<Candidate>)>,
     shutdown_grace_period: Duration,
+    shutdown_periods: ShutdownPeriods,
     /// Pods of a node alone that are tried again: what the node gave up, after a pause.
     retries: JoinSet<String>,
     pauses: HashMap<String, BackOff>,
@@ -138,6 +140,7 @@ impl Node {
             data: config.data,
             node: config.facts,
             shutdown: Shutdown::default(),
+            machine_goes_down: config.machine_goes_down,
             sink,
         });
         Ok(Self {
@@ -149,6 +152,7 @@ impl Node {
             image_gc_period: config.image_gc.period,
             measured: JoinSet::new(),
             shutdown_grace_period: config.shutdown_grace_period,
+            shutdown_periods: config.shutdown_periods,
             retries: JoinSet::new(),
             pauses: HashMap::new(),
             had_full_disk: false,
@@ -184,6 +188,10 @@ impl Node {
             let (client, instances) = (cluster.client.clone(), self.services.handlers.instances());
             tokio::spawn(crate::cluster::instances::follow(client, instances))
         });
+        if !self.shutdown_periods.is_empty() {
+            let (services, periods) = (self.services.clone(), std::mem::take(&mut self.shutdown_periods));
+            tokio::spawn(machine_shutdown::follow(services, periods, shutdown.clone()));
+        }
         self.remove_directories("of an earlier run".to_owned(), self.services.data.left_aside());
         let period = self.image_gc_period;
         let mut pressure = tokio::time::interval_at(tokio::time::Instant::now() + PRESSURE, PRESSURE);

@@ -47,6 +47,11 @@ impl State<PodState> for Registered {
                 Rejected { reason: "FailedValidation".to_owned(), message: error.to_string() },
             );
         }
+        if *services.machine_goes_down.borrow() {
+            let (reason, message) =
+                ("NodeShutdown".to_owned(), "Pod was rejected as the node is shutting down.".to_owned());
+            return Transition::next(self, Rejected { reason, message });
+        }
         // One that ran here is judged when it is next to go.
         let pressure = services.pressure.conditions().borrow().clone();
         if let Err(Rejection { reason, message }) = eviction::admit(&context.pod, &pressure)

@@ -40,6 +40,9 @@ pub(super) fn final_status(state: &PodState, succeeded: bool) -> anyhow::Result<
             let message = state.context.eviction.get().cloned().unwrap_or_default();
             explained(state, Phase::Failed, "Evicted", &message)
         }
+        Some(StopReason::NodeShutdown) => {
+            explained(state, Phase::Failed, "Terminated", crate::machine_shutdown::MESSAGE)
+        }
         _ => phase(state, if succeeded { Phase::Succeeded } else { Phase::Failed }),
     }
 }

@@ -138,6 +138,10 @@ impl StatusSink for ApiSink {
         });
     }
 
+    fn is_told(&self) -> bool {
+        self.sender.pods().values().all(|entry| !entry.sending)
+    }
+
     fn forget(&self, uid: &str) {
         self.sender.pods().remove(uid);
     }

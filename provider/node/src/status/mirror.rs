@@ -283,6 +283,10 @@ impl StatusSink for MirrorSink {
         }
     }
 
+    fn is_told(&self) -> bool {
+        self.api.is_told()
+    }
+
     fn forget(&self, uid: &str) {
         let mut pods = self.mirrors.pods();
         let of_static = pods.replaced.remove(uid) || {

@@ -233,9 +233,10 @@ pub(crate) fn is_final(status: &PodStatus) -> bool {
 }
 
 /// Reasons of failures that are the node's, and may be over later.
-const GIVEN_UP: [&str; 3] = ["Evicted", "UnexpectedAdmissionError", "NodeFault"];
+const GIVEN_UP: [&str; 5] = ["Evicted", "UnexpectedAdmissionError", "NodeFault", "NodeShutdown", "Terminated"];
 
-/// Whether the node failed the pod for what may be otherwise later: it was short of something, or a device was not to be had.
+/// Whether the node failed the pod for what may be otherwise later: it was short of something, a device was not to be had, or the
+/// machine went down.
 pub fn is_given_up(status: &PodStatus) -> bool {
     let reason = status.reason.as_deref().unwrap_or_default();
     status.phase.as_deref() == Some("Failed") && (GIVEN_UP.contains(&reason) || reason.starts_with("OutOf"))

@@ -15,6 +15,11 @@ pub trait StatusSink: std::fmt::Debug + Send + Sync {
     /// The pod is being deleted and nothing of it runs any more. Must not wait.
     fn ended(&self, _pod: &PodObject) {}
 
+    /// All that was reported has arrived.
+    fn is_told(&self) -> bool {
+        true
+    }
+
     /// The pod does not exist any more.
     fn forget(&self, _uid: &str) {}
 }
