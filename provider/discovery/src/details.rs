@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 use serde_saphyr::{Location, Spanned};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use tracing::Span;
 
 /// Longest discovery details, in bytes; a ConfigMap could not hold more either.
 pub const MOST_DETAILS: usize = 1 << 20;
@@ -41,6 +43,8 @@ pub struct DiscoveryRequest {
     pub raw_details: String,
     /// The properties, by name.
     pub properties: Vec<(String, Option<Vec<u8>>)>,
+    /// The call that it came with, for the guest that is the first to have it.
+    pub call: Mutex<Span>,
 }
 
 impl DiscoveryRequest {
@@ -67,7 +71,17 @@ impl DiscoveryRequest {
         let properties = request.discovery_properties.into_iter();
         let mut properties: Vec<_> = properties.map(|(name, data)| (name, data.vec)).collect();
         properties.sort();
-        Ok(Self { json, details, raw_details, properties })
+        Ok(Self { json, details, raw_details, properties, call: Mutex::new(Span::none()) })
+    }
+
+    /// The span of its call, for the first who does something for it.
+    pub fn take_call(&self) -> Span {
+        std::mem::replace(&mut *self.call.lock().unwrap_or_else(PoisonError::into_inner), Span::none())
+    }
+
+    /// It has its first list.
+    pub fn ended(&self) {
+        drop(self.take_call());
     }
 }
 

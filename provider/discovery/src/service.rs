@@ -3,11 +3,11 @@
 use crate::details::DiscoveryRequest;
 use crate::handlers::Handler;
 use crate::session::{self, Verdict};
-use akri_krustlet_host::{GrpcService, resting_memory};
+use akri_krustlet_host::{GrpcService, resting_memory, span};
 use akri_krustlet_metrics::counted;
 use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandlerServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,7 +48,9 @@ impl Service {
     async fn answer(&self, request: DiscoverRequest, started: Instant) -> Result<Answer, Status> {
         let request = DiscoveryRequest::read(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         resting_memory::has_worked();
-        let (stream, verdict) = session::open(self.handler.clone(), request, started);
+        let span = span!(parent: None, "discover", akri.handler = self.handler.name);
+        *request.call.lock().unwrap_or_else(PoisonError::into_inner) = span.clone();
+        let (stream, verdict) = session::open(self.handler.clone(), request, (started, span));
         match tokio::time::timeout(VERDICT, verdict).await {
             Ok(Ok(Verdict::InvalidDetails(reason))) => Err(Status::invalid_argument(reason)),
             Ok(Ok(Verdict::Exhausted(reason))) => Err(Status::resource_exhausted(reason)),

@@ -38,6 +38,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
+use tracing::Span;
 
 /// Pause before a failed guest is replaced: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -63,7 +64,7 @@ type Stream = mpsc::Receiver<Result<DiscoverResponse, Status>>;
 pub(crate) fn open(
     handler: Arc<Handler>,
     request: DiscoveryRequest,
-    called: Instant,
+    called: (Instant, Span),
 ) -> (Stream, oneshot::Receiver<Verdict>) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (sender, stream) = mpsc::channel(4);
@@ -100,7 +101,7 @@ struct Session {
     /// For whoever looks at the node.
     shown: Arc<Shown>,
     /// When it was asked for, until its first list is sent.
-    called: Option<Instant>,
+    called: Option<(Instant, Span)>,
     /// Devices in its newest list.
     devices: i64,
     handler: Arc<Handler>,
@@ -191,7 +192,8 @@ impl Session {
             counted().lists.add([&self.handler.name]);
             counted().devices.change([&self.handler.name], devices - std::mem::replace(&mut self.devices, devices));
         }
-        if let Some(called) = self.called.take() {
+        if let Some((called, _ended)) = self.called.take() {
+            self.request.ended();
             counted().first_list.observe([&self.handler.name], called.elapsed());
         }
         is_news

@@ -2,7 +2,7 @@
 //! [`ServedSocket`]), also with those who send anything ([`Untrusted`], [`one_line()`]), changes of directories
 //! ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]), work that may never end ([`patience`]), how often
 //! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]), work for one at a time ([`Turns`]), the program's own memory while nothing does
-//! ([`resting_memory`]).
+//! ([`resting_memory`]); a machine that goes down ([`logind`]), and what is told to a collector of traces ([`spans`]).
 
 mod authority;
 mod back_off;
@@ -14,6 +14,7 @@ pub mod patience;
 pub mod resting_memory;
 mod served_socket;
 pub mod socket;
+pub mod spans;
 mod token_bucket;
 mod turns;
 mod until;

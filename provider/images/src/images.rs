@@ -5,8 +5,8 @@ use crate::policy::{ImagePolicy, PolicyError};
 use crate::pull_error::PullError;
 use crate::registry::{DEADLINE, Fetched, Registry};
 use crate::store::{Access, Image, ImageStore};
-use akri_krustlet_host::Turns;
 use akri_krustlet_host::file::ReadFiles;
+use akri_krustlet_host::{Turns, span, spans};
 use akri_krustlet_metrics::counted;
 use oci_client::Reference;
 use oci_client::manifest::OciImageManifest;
@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use tracing::Instrument as _;
 
 /// How images are had.
 #[derive(Clone, Debug)]
@@ -159,7 +160,11 @@ impl Images {
         self.config.policy.check_name(reference).await?;
         let started = Instant::now();
         let attempt = |credential, holder| self.pull_with(reference, credential, holder);
-        let pulled = self.with_each(reference, credentials, attempt).await;
+        let span = span!("image pull", container.image.name = %reference.whole());
+        let pulled = self.with_each(reference, credentials, attempt).instrument(span.clone()).await;
+        if let Err(error) = &pulled {
+            spans::fail(&span, error);
+        }
         counted().pulls.observe([if pulled.is_ok() { "pulled" } else { "failed" }], started.elapsed());
         pulled
     }

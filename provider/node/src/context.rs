@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tracing::Span;
 
 /// What the containers of one pod have in common.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct PodContext {
     pub ran_before: bool,
     /// Of its requests and limits, what it waits for.
     pub resizing: Mutex<Resizing>,
+    /// Its start, until one of its containers runs.
+    pub start: Mutex<Span>,
 }
 
 impl PodContext {
@@ -56,6 +59,16 @@ impl PodContext {
             self.services.events.pod(pod, EventType::Warning, "FailedValidation", message.to_owned());
         }
         self.latest.send_replace(pod.clone());
+    }
+
+    /// The span of its start, in which what belongs to it is told; none when it has been started.
+    pub fn start_span(&self) -> Span {
+        self.start.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One of its containers runs.
+    pub fn has_started(&self) {
+        *self.start.lock().unwrap_or_else(PoisonError::into_inner) = Span::none();
     }
 
     /// What the pod waits for of its requests and limits.

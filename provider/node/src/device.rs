@@ -9,11 +9,13 @@ use crate::volume::files::FileMount;
 use akri_krustlet_devices::allocation::ProvidedMount;
 use akri_krustlet_devices::{ContainerRequest, PodRequest, Provided};
 use akri_krustlet_host::patience::patiently;
+use akri_krustlet_host::{span, spans};
 use akri_krustlet_runtime::Preopen;
 use k8s_openapi::api::core::v1::Container;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use std::time::Duration;
+use tracing::Instrument as _;
 
 /// A pod that waits for its devices for longer says so.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -50,6 +52,15 @@ fn is_extended(name: &str) -> bool {
 
 /// Gives the pod its devices, all or none; the error says in words why it has none.
 pub async fn allocate(context: &PodContext) -> Result<(), String> {
+    let span = span!(parent: &context.start_span(), "devices allocate");
+    let allocated = allocate_all(context).instrument(span.clone()).await;
+    if let Err(error) = &allocated {
+        spans::fail(&span, error);
+    }
+    allocated
+}
+
+async fn allocate_all(context: &PodContext) -> Result<(), String> {
     let request = request(&context.pod);
     if let Some(devices) = &context.services.devices {
         let allocation = devices.allocate(&request);

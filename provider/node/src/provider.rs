@@ -11,6 +11,7 @@ use crate::states::{Registered, Terminated};
 use crate::status::StatusReporter;
 use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
+use akri_krustlet_host::span;
 use akri_krustlet_images::ListedImage;
 use akri_krustlet_runtime::PodLimits;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
@@ -68,7 +69,11 @@ impl WasmProvider {
         }
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
         let pod_share = latest.spec().resources.as_ref().and_then(|_| admission::pod_limits(&latest).ok());
+        let start = span!(
+            parent: None, "pod start", k8s.namespace.name = pod.namespace(), k8s.pod.name = pod.name(), k8s.pod.uid = pod.uid()
+        );
         let context = Arc::new(PodContext {
+            start: Mutex::new(start),
             services,
             pod_share: pod_share.map(PodLimits::share),
             latest: watch::Sender::new(latest),

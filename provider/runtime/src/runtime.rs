@@ -10,12 +10,14 @@ use crate::program::{LoadError, Program};
 use crate::wasi::{self, GuestState};
 use crate::world::RecordTo;
 use akri_krustlet_events::EventSources;
+use akri_krustlet_host::{span, spans};
 use akri_krustlet_metrics::counted;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use tracing::Instrument as _;
 use wasmtime::component::{self, InstancePre};
 use wasmtime::{Engine, Linker};
 
@@ -231,7 +233,12 @@ impl Runtime {
         }
         let staged = self.store.stage().map_err(LoadError::Store)?;
         let started = Instant::now();
-        let compiled = lane.compiler.compile(module, staged.path()).await;
+        let span = span!("module compile", module.digest = %digest, module.bytes = module.len());
+        let compiled = lane.compiler.compile(module, staged.path()).instrument(span.clone()).await;
+        if let Err(error) = &compiled {
+            spans::fail(&span, error);
+        }
+        drop(span);
         let result = match &compiled {
             Ok(_) => "compiled",
             Err(CompileError::Invalid(_)) => "invalid",

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use std::io::IsTerminal as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 /// How the log is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -36,19 +36,25 @@ fn filter(level: &str) -> anyhow::Result<EnvFilter> {
     EnvFilter::builder().parse(level).with_context(|| format!("{level:?} is no level, and no list of TARGET=LEVEL"))
 }
 
-/// Starts the log.
-pub(super) fn start(format: LogFormat, level: &str) -> anyhow::Result<LogLevel> {
+/// Starts the log, and whatever else is told of what happens.
+pub(super) fn start(
+    format: LogFormat,
+    level: &str,
+    other: Option<impl Layer<Registry> + Send + Sync>,
+) -> anyhow::Result<LogLevel> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
+    let is_terminal = std::io::stderr().is_terminal();
+    let log = match format {
         LogFormat::Text => {
-            let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-            registry.with(lines.with_target(false)).init();
+            let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(is_terminal);
+            lines.with_target(false).with_filter(filter).boxed()
         }
         LogFormat::Json => {
             let objects = fmt::layer().with_writer(std::io::stderr).json().flatten_event(true);
-            registry.with(objects.with_current_span(false).with_span_list(false)).init();
+            objects.with_current_span(false).with_span_list(false).with_filter(filter).boxed()
         }
-    }
+    };
+    let layers: Vec<_> = [log].into_iter().chain(other.map(Layer::boxed)).collect();
+    tracing_subscriber::registry().with(layers).init();
     Ok(LogLevel(handle))
 }

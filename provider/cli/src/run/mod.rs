@@ -4,6 +4,7 @@ mod cluster;
 mod log;
 mod service;
 mod standalone;
+mod traces;
 
 use crate::DirectoryArguments;
 use crate::output::host_name;
@@ -107,6 +108,14 @@ pub(crate) struct RunArguments {
     /// endpoint serves them to those who may read them [default: not]
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<MetricsAddress>,
+    /// Send traces to a collector, by OTLP over gRPC without TLS: pods' starts with pulls and compiles, calls of handlers and their steps
+    /// [default: not]
+    #[arg(long, value_name = "HOST:PORT", value_parser = traces::endpoint)]
+    tracing_endpoint: Option<String>,
+    /// So many of a million traces
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, requires = "tracing_endpoint",
+        value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    tracing_sampling_rate_per_million: u32,
     /// Serve a web page of what the node is at to this machine's processes, read-only: handlers, devices, containers, logs, events.
     /// At the address of --metrics-address [default then: 127.0.0.1:9464]
     #[arg(long)]
@@ -185,7 +194,6 @@ impl RunArguments {
 }
 
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
-    let level = log::start(arguments.log_format, &arguments.log_level)?;
     raise_open_files();
     // The node's own work is short; guests have threads of their own.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -196,12 +204,22 @@ pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the node's threads")?;
-    runtime.block_on(run_node(arguments, level))?;
+    {
+        let _entered = runtime.enter();
+        let name = node_name(arguments)?;
+        let spans = arguments.tracing_endpoint.as_deref();
+        let spans = spans.map(|endpoint| traces::layer(endpoint, arguments.tracing_sampling_rate_per_million, &name));
+        let (spans, traces) = spans.transpose()?.unzip();
+        let level = log::start(arguments.log_format, &arguments.log_level, spans)?;
+        runtime.block_on(run_node(arguments, name, level))?;
+        // With what has not been sent.
+        drop(traces);
+    }
     // Streams end here, with the process. A guest may still be in a system call that never returns.
     std::process::exit(0)
 }
 
-async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<()> {
+async fn run_node(arguments: &RunArguments, name: String, level: LogLevel) -> anyhow::Result<()> {
     let shutdown = shutdown_on_signals()?;
     if arguments.until_input_ends {
         let shutdown = shutdown.clone();
@@ -212,7 +230,6 @@ async fn run_node(arguments: &RunArguments, level: LogLevel) -> anyhow::Result<(
     }
     tokio::spawn(akri_krustlet_host::resting_memory::let_go_at_rest());
     let data = arguments.directories.data_directory()?;
-    let name = node_name(arguments)?;
     check_addresses(&arguments.node_ip)?;
     let network = Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?));
     let service = Service::start(arguments, level, network.clone())?;

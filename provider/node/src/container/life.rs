@@ -17,12 +17,14 @@ use crate::volume::files::Private;
 use crate::volume::{self, MountedVolumes};
 use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
 use akri_krustlet_host::patience::patiently;
+use akri_krustlet_host::span;
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
 use akri_krustlet_runtime::{GuestSpec, ModuleKind, Outcome};
 use k8s_openapi::api::core::v1::Container;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tracing::Instrument as _;
 
 /// What one life of a container has that the next one may have otherwise.
 pub struct Life<'a> {
@@ -54,7 +56,8 @@ pub async fn run_once(
 ) -> Result<End, String> {
     let restart = life.restart;
     // Apart: what only the preparations need is not kept for as long as the container runs.
-    let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life)).await?;
+    let span = span!(parent: &context.start_span(), "container prepare", k8s.container.name = container.name);
+    let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life).instrument(span)).await?;
     match life.handler {
         Some((claim, settings)) => {
             run_handler(context, kind, container, restart, image, prepared, claim, settings).await

@@ -31,6 +31,7 @@ use progress::{End, Replaced, log_end};
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 /// Runs a container until it has ended for good; true if it succeeded then.
 ///
@@ -69,7 +70,7 @@ pub async fn supervise(
         // Apart, so that what they need is not kept for as long as the container runs.
         let image = match tried.take() {
             Some(image) => *image,
-            None => Box::pin(obtain_image(context, kind, &mut container)).await,
+            None => Box::pin(obtain_image(context, kind, &mut container).instrument(context.start_span())).await,
         };
         let mut sources = Box::pin(obtain_sources(context, kind, &container)).await;
         // That may have taken long, and a pod that has its image already was not looked at.

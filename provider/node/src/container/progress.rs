@@ -34,6 +34,9 @@ pub fn report_running(
         status::running(status, container, restart, context.pod.uid(), (&image.name, &image.id));
     });
     context.event(kind, name, EventType::Normal, "Started", format!("Container started: {name}"));
+    if kind == ContainerKind::App {
+        context.has_started();
+    }
     resize::settle(context);
 }
 

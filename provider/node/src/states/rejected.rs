@@ -2,6 +2,7 @@
 
 use super::prelude::*;
 use crate::cluster::events::EventType;
+use akri_krustlet_host::spans;
 
 /// Failed before anything was started.
 #[derive(Debug, TransitionTo)]
@@ -24,6 +25,8 @@ impl State<PodState> for Rejected {
         let context = &state.context;
         tracing::error!(pod = context.pod.key(), reason = self.reason, "pod refused: {}", self.message);
         let message = self.message.clone();
+        spans::fail(&context.start_span(), &message);
+        context.has_started();
         context.services.events.pod(&context.pod, EventType::Warning, self.reason.clone(), message);
         Transition::Complete(Ok(()))
     }

@@ -5,6 +5,8 @@ use super::prelude::*;
 use crate::cluster::events::EventType;
 use crate::objects::Awaited;
 use crate::volume;
+use akri_krustlet_host::span;
+use tracing::Instrument as _;
 
 /// Tried again until all volumes are there: when a ConfigMap or Secret that is missing changes, and with back-off.
 #[derive(Debug, Default, TransitionTo)]
@@ -31,7 +33,8 @@ impl State<PodState> for VolumeMount {
             }
         }
         let mut awaited = Awaited::default();
-        match volume::mount(&state.context, &mut awaited).await {
+        let span = span!(parent: &state.context.start_span(), "volumes mount");
+        match volume::mount(&state.context, &mut awaited).instrument(span).await {
             Ok(volumes) => {
                 state.volumes = volumes;
                 Transition::next(self, Initializing)

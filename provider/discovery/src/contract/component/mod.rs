@@ -16,7 +16,7 @@ use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
-use akri_krustlet_host::{BackOff, TokenBucket, until};
+use akri_krustlet_host::{BackOff, TokenBucket, span, spans, until};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
@@ -30,6 +30,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, Span};
 use wasmtime::Store;
 
 #[allow(missing_docs, reason = "generated")]
@@ -142,11 +143,20 @@ impl Component {
     async fn call<T: Send + 'static>(
         &self,
         inline: Option<Duration>,
+        call: Span,
         work: impl Future<Output = (Store<ComponentState>, wasmtime::Result<T>)> + Send + 'static,
     ) -> Result<(Store<ComponentState>, T), CallError> {
+        let span = span!(parent: &call, "step", akri.handler = self.spec.settings.name);
         let deadline = self.spec.settings.step_deadline;
         let started = Instant::now();
-        let done = self.runtime.call(&self.spec.limits, &self.spec.name, inline, deadline, work).await;
+        let done = self
+            .runtime
+            .call(&self.spec.limits, &self.spec.name, inline, deadline, work)
+            .instrument(span.clone())
+            .await;
+        if let Err(error) = &done {
+            spans::fail(&span, error);
+        }
         counted().steps.observe([&self.spec.settings.name], started.elapsed());
         done
     }
@@ -171,7 +181,7 @@ impl Component {
         let (handler, inbox) = (self.handler.clone(), store.data().inbox());
         // Files may be on something that hangs: not on the threads of calls.
         let inline = self.instance.preopens.is_empty().then_some(INLINE);
-        let first = self.call(inline, async move {
+        let first = self.call(inline, request.take_call(), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
                 let guest = handler.akri_discovery_handler();
@@ -230,7 +240,7 @@ impl Component {
             if let Some(recorder) = &recorder {
                 recorder.step();
             }
-            let step = self.call(None, async move {
+            let step = self.call(None, Span::none(), async move {
                 let result = handler.akri_discovery_handler().call_step(&mut store).await;
                 (store, result.map(|outcome| (handler, outcome)))
             });

@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::Span;
 use wasmtime::Store;
 
 /// One instance of a discovery handler, and what it was asked.
@@ -108,7 +109,7 @@ impl Trial {
         let mut store = component.clone().store(&request, world.clone()).await.map_err(|error| unusable(&error))?;
         let handler: DiscoveryHandlerPre<ComponentState> = component.handler.clone();
         let (started, before) = (Instant::now(), store.get_fuel().ok());
-        let opened = component.call(None, async move {
+        let opened = component.call(None, Span::none(), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
                 let opened = handler.akri_discovery_handler().call_open(&mut store, &as_wit(&request)).await?;
@@ -142,7 +143,7 @@ impl Trial {
             recorder.step();
         }
         let (started, before) = (Instant::now(), store.get_fuel().ok());
-        let step = self.component.call(None, async move {
+        let step = self.component.call(None, Span::none(), async move {
             let result = handler.akri_discovery_handler().call_step(&mut store).await;
             (store, result.map(|outcome| (handler, outcome)))
         });

@@ -1,0 +1,31 @@
+//! Spans: what a pod's start and a handler's call consist of, for a collector of traces (OpenTelemetry).
+//!
+//! They are of a target of their own and of the lowest level, so that logs do not have them and nobody pays for them unless they are exported.
+
+use std::fmt::Display;
+
+/// Their target.
+pub const TARGET: &str = "akri_krustlet::spans";
+
+/// A span by its name, with fields as those of `tracing`. Its parent is the span in which it is made, or `parent: &span`.
+#[macro_export]
+macro_rules! span {
+    ($($arguments:tt)*) => {
+        $crate::spans::tracing::trace_span!(
+            target: $crate::spans::TARGET, $($arguments)*,
+            otel.status_code = $crate::spans::tracing::field::Empty,
+            otel.status_description = $crate::spans::tracing::field::Empty
+        )
+    };
+}
+
+#[doc(hidden)]
+pub use tracing;
+
+/// What the span is of failed.
+pub fn fail(span: &tracing::Span, error: &dyn Display) {
+    if !span.is_disabled() {
+        span.record("otel.status_code", "ERROR");
+        span.record("otel.status_description", error.to_string());
+    }
+}
