@@ -8,7 +8,7 @@ TARGET_DIR = $(CARGO) metadata --no-deps --format-version 1 | sed -n 's/.*"targe
 HOST = $$(rustc -vV | sed -n 's/^host: //p')
 
 .DEFAULT_GOAL := help
-.PHONY: help deb book upgrade-test image quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
+.PHONY: help deb book upgrade-test image image-test quickstart test differential bench guests build check docs deny toolchain programs workload test-peers interop
 # Where programs of others are installed: the user's cache.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/akri-krustlet
 
@@ -52,7 +52,7 @@ differential: guests workload programs ## compare this node with a real kubelet,
 	$(CARGO) test --package akri-krustlet --test differential -- --nocapture
 
 # `make bench -- peers` measures one part only, and leaves the others in docs/benchmarks.md.
-PARTS := discovery typed protocols authors cluster pods devices akri peers
+PARTS := discovery typed protocols authors cluster pods devices akri fleet peers
 .PHONY: $(PARTS)
 $(PARTS):
 	@$(if $(filter bench,$(MAKECMDGOALS)),:,$(MAKE) --no-print-directory bench -- $@)
@@ -74,6 +74,10 @@ image: toolchain ## make a container image of the static program, without a daem
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --package akri-krustlet --bin akri-krustlet --target $(HOST)
 	@mkdir -p $$($(TARGET_DIR))/image
 	manifests/image/build $$($(TARGET_DIR))/$(HOST)/release/akri-krustlet $$($(TARGET_DIR))/image/akri-krustlet.tar
+
+image-test: image guests programs ## run the container image in a real containerd (needs root)
+	$(CARGO) build --workspace --bins
+	IMAGE=$$($(TARGET_DIR))/image/akri-krustlet.tar $(CARGO) test --package akri-krustlet --test cluster_image -- --nocapture
 
 build: toolchain ## build the node, and the control plane of tests and demos (debug)
 	$(CARGO) build --workspace --bins

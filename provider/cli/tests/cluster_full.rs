@@ -83,6 +83,52 @@ async fn a_full_disk_is_told_and_when_there_is_room_again_all_goes_on() {
     }
 }
 
+#[test]
+fn a_disk_that_becomes_read_only_is_told_and_what_runs_runs_on() {
+    let Some(cluster) = cluster() else { return };
+    let mut node = ClusterNode::prepare("read-only");
+    let Some(_disk) = SmallDisk::mount(&node.path("data")) else { return };
+    node.run(&cluster.bootstrap());
+    node.wait_until_ready(cluster);
+    let namespace = cluster.namespace("read-only");
+    namespace.apply(node.fault_pod("stays", "sleep"));
+    namespace.apply(node.handler_pod("handler", "readOnly"));
+    for name in ["stays", "handler"] {
+        namespace.wait_until_ready(&node, name);
+    }
+    let data = node.path("data");
+    let remount = |how: &str| {
+        let options = format!("remount,{how}");
+        let done = Command::new("mount").args(["-o", &options]).arg(&data).output().unwrap();
+        done.status.success() || panic!("{}", String::from_utf8_lossy(&done.stderr))
+    };
+    // While a file is open for writing, the kernel refuses it; the kernel itself, that found an error, does not ask.
+    if !Command::new("mount").args(["-o", "remount,ro"]).arg(node.path("data")).status().unwrap().success() {
+        println!("skipped: the disk cannot be made read-only while the node writes");
+        return;
+    }
+    namespace.apply(node.fault_pod("late", "sleep"));
+    node.wait_for_log("Read-only file system");
+    assert!(node.is_running());
+    assert!(fixture::serves(&node.socket("readOnly")));
+    assert_eq!(namespace.pod("stays").unwrap()["status"]["phase"], "Running");
+    assert!(remount("rw"));
+    namespace.wait_until_ready(&node, "late");
+    for name in ["stays", "handler"] {
+        let pod = namespace.wait_until_ready(&node, name);
+        assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    }
+    // A node that starts with it says what it needs.
+    node.kill();
+    fixture::unmount(&node.path("data/memory"));
+    assert!(remount("ro"));
+    node.run(&cluster.bootstrap());
+    assert_ne!(node.wait(), Some(0));
+    let log = node.log();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains("Read-only file system") && last.contains("data"), "{last}");
+}
+
 fn list(pods: impl Iterator<Item = Value>) -> Value {
     json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": pods.collect::<Vec<_>>()})
 }

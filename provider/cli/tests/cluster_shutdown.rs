@@ -7,7 +7,6 @@ use fixture::cluster::{Cluster, ClusterNode, Namespace, cluster};
 use fixture::{condition, wait_for};
 use serde_json::{Value, json};
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use zbus::object_server::SignalEmitter;
@@ -97,11 +96,7 @@ impl Drop for Machine {
 
 fn join(cluster: &Cluster, machine: &Machine, name: &str, arguments: &[&str]) -> ClusterNode {
     let mut node = ClusterNode::prepare(name).with(arguments);
-    let program = node.path("on-the-bus");
-    let script = format!("#!/bin/sh\nDBUS_SYSTEM_BUS_ADDRESS={} exec {} \"$@\"\n", machine.address, fixture::PROGRAM);
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    node.program = program;
+    node.environment.push(("DBUS_SYSTEM_BUS_ADDRESS", machine.address.clone()));
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
     node

@@ -5,6 +5,7 @@
 //! - One watch for each object, however many pods refer to it, as long as one of them does.
 //! - What has been read stays while the API server is away.
 
+use crate::cluster::History;
 use crate::cluster::connection::{describe, watch_back_off};
 use futures::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
@@ -76,7 +77,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// The objects that are watched.
 #[derive(Default)]
 pub struct Objects {
-    client: Option<Client>,
+    cluster: Option<(Client, History)>,
     watched: Mutex<HashMap<ObjectKey, Weak<WatchedObject>>>,
 }
 
@@ -110,13 +111,13 @@ impl Drop for WatchedObject {
 
 impl Objects {
     /// Those of a cluster; without one every object is an error.
-    pub fn new(client: Option<Client>) -> Self {
-        Self { client, watched: Mutex::default() }
+    pub fn new(cluster: Option<(Client, History)>) -> Self {
+        Self { cluster, watched: Mutex::default() }
     }
 
     /// Watches an object.
     pub fn watch(&self, key: &ObjectKey) -> Result<Arc<WatchedObject>, ObjectError> {
-        let Some(client) = &self.client else { return Err(ObjectError::NoCluster(key.clone())) };
+        let Some((client, history)) = &self.cluster else { return Err(ObjectError::NoCluster(key.clone())) };
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = watched.get(key).and_then(Weak::upgrade) {
             return Ok(known);
@@ -125,11 +126,13 @@ impl Objects {
         let task = match key.kind {
             ObjectKind::ConfigMap => tokio::spawn(follow(
                 Api::<ConfigMap>::namespaced(client.clone(), &key.namespace),
+                history.clone(),
                 key.name.clone(),
                 sender,
             )),
             ObjectKind::Secret => tokio::spawn(follow(
                 Api::<Secret>::namespaced(client.clone(), &key.namespace),
+                history.clone(),
                 key.name.clone(),
                 sender,
             )),
@@ -220,13 +223,13 @@ impl HasValues for Secret {
     }
 }
 
-async fn follow<K>(api: Api<K>, name: String, known: watch::Sender<Known>)
+async fn follow<K>(api: Api<K>, history: History, name: String, known: watch::Sender<Known>)
 where
     K: Resource<Scope = NamespaceResourceScope> + HasValues + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
 {
     // A node may list and watch an object by its name only.
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = watcher(api, config).backoff(watch_back_off()).boxed();
+    let mut events = history.follow(move || watcher(api.clone(), config.clone()).backoff(watch_back_off()));
     let mut listed = false;
     let set = |new: Known| {
         known.send_if_modified(|known| {

@@ -50,9 +50,10 @@ impl WasmProvider {
     /// The state of a pod, continuing what the node remembers of it.
     pub fn pod_state(&self, pod: PodObject) -> PodState {
         let services = self.state.services.clone();
-        // A node that lost its data knows a pod that has ended from the API only.
+        // A node that lost its data knows from the API only that a pod has ended, or has run before.
         let told = pod.api.status.as_ref().filter(|status| crate::status::is_final(status)).cloned();
-        let mut earlier = told.or_else(|| services.data.status(pod.uid()));
+        let begun = pod.api.status.as_ref().filter(|status| crate::status::has_begun(status));
+        let mut earlier = told.or_else(|| services.data.status(pod.uid())).or_else(|| begun.cloned());
         // Of a node alone, nobody else makes another pod of what the node itself gave up.
         if pod.folder.is_some() && earlier.as_ref().is_some_and(crate::status::is_given_up) {
             earlier = None;

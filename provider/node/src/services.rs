@@ -1,6 +1,6 @@
 //! What a node's pods share.
 
-use crate::cluster::EventRecorder;
+use crate::cluster::{EventRecorder, History};
 use crate::context::PodContext;
 use crate::data_directory::DataDirectory;
 use crate::eviction::PressureWatch;
@@ -99,6 +99,8 @@ pub struct ClusterAccess {
     pub client: kube::Client,
     /// The node's own object, once the API server has told it.
     pub node: watch::Receiver<Option<Arc<Node>>>,
+    /// What is known of the API server's time.
+    pub history: History,
 }
 
 impl std::fmt::Debug for ClusterAccess {

@@ -15,6 +15,7 @@ mod devices;
 mod discovery;
 #[path = "../../tests/fixture/mod.rs"]
 mod fixture;
+mod fleet;
 mod peers;
 mod pods;
 mod process;
@@ -65,7 +66,7 @@ struct Part {
     measure: fn(&tokio::runtime::Runtime) -> Vec<Row>,
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part {
         name: "discovery",
         title: "Handlers by the contract of 2021",
@@ -86,6 +87,7 @@ const PARTS: [Part; 9] = [
         title: "With Akri's Agent and Controller",
         measure: |runtime| runtime.block_on(akri::measure()),
     },
+    Part { name: "fleet", title: "Many nodes", measure: |_| fleet::measure() },
     Part { name: "peers", title: "Beside a Linux node", measure: |runtime| runtime.block_on(peers::measure()) },
 ];
 

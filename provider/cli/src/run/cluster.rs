@@ -8,7 +8,7 @@ use akri_krustlet_node::cluster::machine::Capacity;
 use akri_krustlet_node::cluster::node_object::NodeSettings;
 use akri_krustlet_node::cluster::registration::Registration;
 use akri_krustlet_node::cluster::serving::Serving;
-use akri_krustlet_node::cluster::{Connection, EventRecorder, Identity, IdentitySource, labels};
+use akri_krustlet_node::cluster::{Connection, EventRecorder, History, Identity, IdentitySource, labels};
 use akri_krustlet_node::endpoint::{Endpoint, EndpointConfig};
 use akri_krustlet_node::services::ClusterAccess;
 use akri_krustlet_node::source::{ClusterSource, FolderSource, NodeSource};
@@ -137,7 +137,9 @@ pub(super) async fn run(
     akri_krustlet_node::cluster::protect_api_server(config.network.clone(), connection.server(), connection.client())
         .await;
     let static_pods_owner = watched.clone();
-    config.cluster = Some((ClusterAccess { client: connection.client(), node: watched }, events.clone()));
+    let history = History::default();
+    let access = ClusterAccess { client: connection.client(), node: watched, history: history.clone() };
+    config.cluster = Some((access, events.clone()));
     let api = ApiSink::new(connection.client(), data.clone(), events);
     let mirrors = Mirrors::start(connection.client(), static_pods_owner, api.clone());
     let node = Node::new(config, Arc::new(MirrorSink::new(api, mirrors.clone()))).await?;
@@ -170,7 +172,7 @@ pub(super) async fn run(
     })
     .await?;
 
-    let registration = Registration::new(connection.clone(), settings, node.provider(), node_object);
+    let registration = Registration::new(connection.clone(), settings, node.provider(), node_object, history.clone());
     tokio::select! {
         claimed = registration.claim() => claimed?,
         () = shutdown.cancelled() => return Ok(()),
@@ -188,7 +190,7 @@ pub(super) async fn run(
     tokio::spawn(endpoint.serve());
     tokio::spawn(serving.keep(certificate, signed, connection.clone()));
     tokio::spawn(identity.keep());
-    let source = NodeSource::new(ClusterSource::new(connection.client(), &name, data), static_pods, mirrors);
+    let source = NodeSource::new(ClusterSource::new(connection.client(), &history, &name, data), static_pods, mirrors);
     node.run(source, shutdown).await;
     let _ = registration.await;
     Ok(())

@@ -110,8 +110,12 @@ impl Identity {
     /// Renews the certificate, again and again. One of a user's kubeconfig is the user's to renew, and is read again then.
     pub async fn keep(mut self) {
         let Some((mut certificate, bootstrap)) = self.asked.take() else { return self.connection.follow_files().await };
+        let mut is_new = false;
         loop {
             super::sleep_until(certificate.renew_at(renewal_part())).await;
+            if !certificate.is_valid() && is_new {
+                super::clock_is_wrong(certificate.not_after).await;
+            }
             certificate = self.renewed(&certificate, &bootstrap).await;
             if let Err(error) = certificate.write(&self.pki.join("client.pem")) {
                 tracing::error!(%error, "cannot write the renewed client certificate");
@@ -120,6 +124,7 @@ impl Identity {
                 tracing::error!(%error, "cannot use the renewed client certificate");
             }
             tracing::info!(until = %certificate.not_after, "the node's client certificate is renewed");
+            is_new = true;
         }
     }
 

@@ -4,6 +4,7 @@
 //! - Nothing is asked for before a handler lists a device.
 //! - What is told is what the API server has: while the watch fails, nothing is told.
 
+use super::History;
 use super::connection::{code, describe};
 use akri_krustlet_discovery::instance::{Hash, Instances, hash_of};
 use futures::StreamExt as _;
@@ -20,11 +21,11 @@ const RETRY: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows the Instances of the whole cluster and tells those of this node. Never ends.
-pub async fn follow(client: Client, instances: Arc<Instances>) {
+pub async fn follow(client: Client, history: History, instances: Arc<Instances>) {
     let mut told = false;
     loop {
         instances.wanted().await;
-        let error = watch(&client, &instances).await;
+        let error = watch(&client, &history, &instances).await;
         instances.update(None);
         let Some(error) = error else {
             tokio::time::sleep(AGAIN).await;
@@ -41,10 +42,10 @@ pub async fn follow(client: Client, instances: Arc<Instances>) {
 
 /// Watches until the watch fails; what the API server said, if this cannot be. Begins with a list, so that what came and went
 /// between two watches is not missed.
-async fn watch(client: &Client, instances: &Instances) -> Option<String> {
+async fn watch(client: &Client, history: &History, instances: &Instances) -> Option<String> {
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("akri.sh", "v0", "Instance"));
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
-    let mut changes = watcher(api, watcher::Config::default()).boxed();
+    let mut changes = history.follow(move || watcher(api.clone(), watcher::Config::default()));
     // By namespace and name.
     let mut present: HashMap<(String, String), Hash> = HashMap::new();
     let mut is_complete = false;

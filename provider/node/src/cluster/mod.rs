@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod connection;
 pub mod events;
+pub mod history;
 pub mod identity;
 pub mod instances;
 pub mod labels;
@@ -17,11 +18,19 @@ mod transport;
 
 pub use connection::Connection;
 pub use events::{EventRecorder, RecentEvent};
+pub use history::History;
 pub use identity::{Identity, IdentitySource};
 pub use protected::protect_api_server;
 
 use jiff::Timestamp;
 use std::time::Duration;
+
+/// A certificate that was signed just now has ended already, by this machine's clock: asking for another one helps nobody.
+async fn clock_is_wrong(until: Timestamp) {
+    let pause = Duration::from_secs(600);
+    tracing::warn!(%until, "a certificate that was just signed has ended by this machine's clock, which is wrong, then; asking again in {} min", pause.as_secs() / 60);
+    tokio::time::sleep(pause).await;
+}
 
 /// Sleeps until a time of the clock. The clock may be set meanwhile: it is looked at every hour.
 pub(crate) async fn sleep_until(at: Timestamp) {

@@ -9,6 +9,7 @@
 //! 4. On shutdown nothing is told: most ends are restarts that take a second, and after 40 s the cluster notices by the lease.
 //!    Pods are never deleted.
 
+use super::History;
 use super::connection::{Connection, code, describe, version, watch_back_off};
 use super::lease::{ClaimError, NodeLease};
 use super::node_object::{NodeObject, NodeSettings, comparable, merged};
@@ -46,6 +47,7 @@ pub struct Registration {
     lease: NodeLease,
     provider: Arc<WasmProvider>,
     node: watch::Sender<Option<Arc<Node>>>,
+    history: History,
 }
 
 impl Registration {
@@ -56,6 +58,7 @@ impl Registration {
         settings: NodeSettings,
         provider: Arc<WasmProvider>,
         node: watch::Sender<Option<Arc<Node>>>,
+        history: History,
     ) -> Self {
         let address = settings.addresses.first().map(IpAddr::to_string).unwrap_or_default();
         let lease = NodeLease {
@@ -64,7 +67,7 @@ impl Registration {
             host: format!("{} ({address})", settings.machine),
         };
         let object = NodeObject::new(settings, provider.clone());
-        Self { connection, object, lease, provider, node }
+        Self { connection, object, lease, provider, node, history }
     }
 
     fn nodes(&self) -> Api<Node> {
@@ -82,7 +85,9 @@ impl Registration {
 
     /// Keeps the Node until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        let own = kube::runtime::watcher::watch_object(self.nodes(), self.name()).backoff(watch_back_off());
+        let (nodes, name) = (self.nodes(), self.name().to_owned());
+        let watch = move || kube::runtime::watcher::watch_object(nodes.clone(), &name).backoff(watch_back_off());
+        let own = self.history.follow(watch);
         pin_mut!(own);
         let mut beat = tokio::time::interval(RENEWAL);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -104,6 +109,7 @@ impl Registration {
                 change = own.next() => match change {
                     Some(Ok(Some(node))) => {
                         failing_watch = false;
+                        self.history.saw(version(&node.metadata));
                         // Others write conditions too: the controller that takes the node for dead, for one.
                         let is_news = version(&node.metadata) > heart.version;
                         heart.stale = is_news && heart.sent.is_some() && self.object.differs(&node);
@@ -170,7 +176,12 @@ impl Registration {
             (heart.sent, heart.sent_at, heart.stale) = (Some(comparable), Instant::now(), false);
         }
         if renews {
-            heart.lease = Some(self.lease.renew(&self.connection.client(), heart.lease.take()).await?);
+            let newest = self.history.newest();
+            let lease = self.lease.renew(&self.connection.client(), heart.lease.take()).await?;
+            if self.history.wrote(version(&lease.metadata), newest) {
+                (heart.version, heart.stale) = (0, true);
+            }
+            heart.lease = Some(lease);
         }
         Ok(())
     }
@@ -232,9 +243,10 @@ impl Registration {
 }
 
 /// Resolves when there are other devices than before.
-async fn changed<T>(amounts: &mut Option<watch::Receiver<T>>) {
-    let told = match amounts {
-        Some(amounts) => amounts.changed().await.is_ok(),
+/// Resolves when there is something new; never for what is not there.
+pub(crate) async fn changed<T>(receiver: &mut Option<watch::Receiver<T>>) {
+    let told = match receiver {
+        Some(receiver) => receiver.changed().await.is_ok(),
         None => false,
     };
     if !told {

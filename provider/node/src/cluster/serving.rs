@@ -63,9 +63,13 @@ impl Serving {
         mut signed: Option<Certificate>,
         connection: Arc<Connection>,
     ) {
+        let mut is_new = false;
         loop {
             if let Some(signed) = &signed {
                 super::sleep_until(signed.renew_at(renewal_part())).await;
+                if !signed.is_valid() && is_new {
+                    super::clock_is_wrong(signed.not_after).await;
+                }
             }
             let purpose = Purpose::Serving { names: self.names.clone(), addresses: self.addresses.clone() };
             let request = SigningRequest {
@@ -90,7 +94,7 @@ impl Serving {
                 tracing::error!(%error, "cannot write the endpoint's certificate");
             }
             tracing::info!(until = %new.not_after, "the node's endpoint has a certificate of the cluster");
-            signed = Some(new);
+            (signed, is_new) = (Some(new), true);
         }
     }
 

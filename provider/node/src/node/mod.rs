@@ -8,6 +8,7 @@ pub use config::{DevicePlugins, NodeConfig, NodeError};
 
 use crate::back_off::{self, BackOff};
 use crate::cluster::events::EventType;
+use crate::cluster::registration::changed;
 use crate::context::PodContext;
 use crate::data_directory::{DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
@@ -118,7 +119,7 @@ impl Node {
         let watcher = DirectoryWatcher::start().map_err(NodeError::Watch)?;
         let devices = config.devices.start(&watcher).await?;
         let (cluster, events) = config.cluster.unzip();
-        let objects = Objects::new(cluster.as_ref().map(|cluster| cluster.client.clone()));
+        let objects = Objects::new(cluster.as_ref().map(|cluster| (cluster.client.clone(), cluster.history.clone())));
         let services = Arc::new(Services {
             objects,
             runtime,
@@ -185,8 +186,8 @@ impl Node {
         let registration =
             tokio::spawn(registration::run(self.services.handlers.clone(), self.services.watcher.clone()));
         let instances = self.services.cluster.as_ref().map(|cluster| {
-            let (client, instances) = (cluster.client.clone(), self.services.handlers.instances());
-            tokio::spawn(crate::cluster::instances::follow(client, instances))
+            let (client, history) = (cluster.client.clone(), cluster.history.clone());
+            tokio::spawn(crate::cluster::instances::follow(client, history, self.services.handlers.instances()))
         });
         if !self.shutdown_periods.is_empty() {
             let (services, periods) = (self.services.clone(), std::mem::take(&mut self.shutdown_periods));
@@ -196,10 +197,12 @@ impl Node {
         let period = self.image_gc_period;
         let mut pressure = tokio::time::interval_at(tokio::time::Instant::now() + PRESSURE, PRESSURE);
         let mut garbage = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+        let mut restored = self.services.cluster.as_ref().map(|cluster| cluster.history.restored());
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                () = changed(&mut restored) => self.services.sink.restored(),
                 _ = garbage.tick() => self.collect_garbage(Unused::AboveThreshold),
                 _ = pressure.tick() => {
                     self.retry_resizes();

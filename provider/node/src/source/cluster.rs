@@ -6,7 +6,8 @@
 //! - A node that starts while the API server does not answer takes up the pods that it remembers.
 
 use super::{PodEvent, PodSource};
-use crate::cluster::connection::watch_back_off;
+use crate::cluster::History;
+use crate::cluster::connection::{version, watch_back_off};
 use crate::data_directory::DataDirectory;
 use crate::manifest::static_pod::is_static;
 use crate::pod::PodObject;
@@ -29,6 +30,7 @@ type Changes = BoxStream<'static, Result<watcher::Event<DynamicObject>, watcher:
 /// Watches the pods of one node.
 pub struct ClusterSource {
     changes: Changes,
+    history: History,
     data: DataDirectory,
     /// UIDs that the node has been told of.
     told: HashSet<String>,
@@ -49,16 +51,18 @@ impl std::fmt::Debug for ClusterSource {
 
 impl ClusterSource {
     /// The pods bound to `node`.
-    pub fn new(client: Client, node: &str, data: DataDirectory) -> Self {
+    pub fn new(client: Client, history: &History, node: &str, data: DataDirectory) -> Self {
         // Objects of any content, so that one that is malformed does not make the whole list fail.
         let pods: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
         let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-        Self::of(watcher(pods, config).backoff(watch_back_off()).boxed(), data)
+        let watch = move || watcher(pods.clone(), config.clone()).backoff(watch_back_off());
+        Self::of(history.follow(watch), history.clone(), data)
     }
 
-    fn of(changes: Changes, data: DataDirectory) -> Self {
+    fn of(changes: Changes, history: History, data: DataDirectory) -> Self {
         Self {
             changes,
+            history,
             data,
             told: HashSet::new(),
             listed: HashSet::new(),
@@ -99,6 +103,7 @@ impl ClusterSource {
     }
 
     fn apply(&mut self, object: DynamicObject) {
+        self.history.saw(version(&object.metadata));
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let key = format!(
             "{}/{}",
@@ -186,7 +191,7 @@ mod tests {
 
     fn source(changes: Vec<watcher::Event<DynamicObject>>, directory: &std::path::Path) -> ClusterSource {
         let changes = stream::iter(changes.into_iter().map(Ok)).chain(stream::pending()).boxed();
-        ClusterSource::of(changes, DataDirectory::new(directory, directory))
+        ClusterSource::of(changes, History::default(), DataDirectory::new(directory, directory))
     }
 
     async fn next(source: &mut ClusterSource) -> String {

@@ -138,6 +138,10 @@ impl StatusSink for ApiSink {
         });
     }
 
+    fn restored(&self) {
+        self.sender.pods().values_mut().for_each(|entry| entry.version = 0);
+    }
+
     fn is_told(&self) -> bool {
         self.sender.pods().values().all(|entry| !entry.sending)
     }

@@ -283,6 +283,10 @@ impl StatusSink for MirrorSink {
         }
     }
 
+    fn restored(&self) {
+        self.api.restored();
+    }
+
     fn is_told(&self) -> bool {
         self.api.is_told()
     }

@@ -232,6 +232,15 @@ pub(crate) fn is_final(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
+/// A container of the pod has run.
+pub(crate) fn has_begun(status: &PodStatus) -> bool {
+    let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    containers.any(|container| {
+        let state = container.state.as_ref();
+        container.restart_count > 0 || state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    })
+}
+
 /// Reasons of failures that are the node's, and may be over later.
 const GIVEN_UP: [&str; 5] = ["Evicted", "UnexpectedAdmissionError", "NodeFault", "NodeShutdown", "Terminated"];
 

@@ -15,6 +15,9 @@ pub trait StatusSink: std::fmt::Debug + Send + Sync {
     /// The pod is being deleted and nothing of it runs any more. Must not wait.
     fn ended(&self, _pod: &PodObject) {}
 
+    /// The API has gone back in time: what it has now counts, whatever it had.
+    fn restored(&self) {}
+
     /// All that was reported has arrived.
     fn is_told(&self) -> bool {
         true
