@@ -83,11 +83,65 @@ async fn a_full_disk_is_told_and_when_there_is_room_again_all_goes_on() {
     }
 }
 
+/// A disk in a file, which can fail.
+struct FailingDisk {
+    image: PathBuf,
+    directory: PathBuf,
+}
+
+impl FailingDisk {
+    /// `None` where there can be none.
+    fn mount(image: &Path, directory: &Path) -> Option<Self> {
+        std::fs::create_dir_all(directory).unwrap();
+        std::fs::File::create(image).unwrap().set_len(64 << 20).unwrap();
+        let disk = Self { image: image.to_owned(), directory: directory.to_owned() };
+        let made = Command::new("mkfs.ext4").arg("-q").arg(image).output().is_ok_and(|output| output.status.success());
+        if !made || !disk.mount_again("rw") {
+            println!("skipped: a disk in a file needs root, loop devices and mkfs.ext4");
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn mount_again(&self, how: &str) -> bool {
+        let options = format!("loop,errors=remount-ro,{how}");
+        Command::new("mount")
+            .args(["-o", &options])
+            .args([&self.image, &self.directory])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    }
+
+    fn unmount(&self) {
+        let unmounted = wait_for(|| Command::new("umount").arg(&self.directory).output().unwrap().status.success());
+        assert!(unmounted);
+        // What it finds to mend is no failure.
+        let _ = Command::new("e2fsck").args(["-f", "-y"]).arg(&self.image).output();
+    }
+
+    /// As the kernel does it when it reads nonsense.
+    fn fail(&self) {
+        let device = Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(&self.image).output().unwrap();
+        let device = String::from_utf8(device.stdout).unwrap();
+        let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", device.trim().trim_start_matches("/dev/"));
+        std::fs::write(trigger, "a test").unwrap();
+        assert!(wait_for(|| std::fs::write(self.directory.join("probe"), "").is_err()));
+    }
+}
+
+impl Drop for FailingDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.directory).output();
+    }
+}
+
 #[test]
 fn a_disk_that_becomes_read_only_is_told_and_what_runs_runs_on() {
     let Some(cluster) = cluster() else { return };
     let mut node = ClusterNode::prepare("read-only");
-    let Some(_disk) = SmallDisk::mount(&node.path("data")) else { return };
+    let Some(disk) = FailingDisk::mount(&node.path("disk"), &node.path("data")) else { return };
     node.run(&cluster.bootstrap());
     node.wait_until_ready(cluster);
     let namespace = cluster.namespace("read-only");
@@ -96,37 +150,38 @@ fn a_disk_that_becomes_read_only_is_told_and_what_runs_runs_on() {
     for name in ["stays", "handler"] {
         namespace.wait_until_ready(&node, name);
     }
-    let data = node.path("data");
-    let remount = |how: &str| {
-        let options = format!("remount,{how}");
-        let done = Command::new("mount").args(["-o", &options]).arg(&data).output().unwrap();
-        done.status.success() || panic!("{}", String::from_utf8_lossy(&done.stderr))
-    };
-    // While a file is open for writing, the kernel refuses it; the kernel itself, that found an error, does not ask.
-    if !Command::new("mount").args(["-o", "remount,ro"]).arg(node.path("data")).status().unwrap().success() {
-        println!("skipped: the disk cannot be made read-only while the node writes");
-        return;
-    }
+    disk.fail();
     namespace.apply(node.fault_pod("late", "sleep"));
     node.wait_for_log("Read-only file system");
     assert!(node.is_running());
     assert!(fixture::serves(&node.socket("readOnly")));
-    assert_eq!(namespace.pod("stays").unwrap()["status"]["phase"], "Running");
-    assert!(remount("rw"));
-    namespace.wait_until_ready(&node, "late");
     for name in ["stays", "handler"] {
         let pod = namespace.wait_until_ready(&node, name);
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
     }
-    // A node that starts with it says what it needs.
+    // A start says what it needs.
     node.kill();
     fixture::unmount(&node.path("data/memory"));
-    assert!(remount("ro"));
+    disk.unmount();
+    assert!(disk.mount_again("ro"));
     node.run(&cluster.bootstrap());
     assert_ne!(node.wait(), Some(0));
     let log = node.log();
     let last = log.lines().last().unwrap_or_default();
     assert!(last.contains("Read-only file system") && last.contains("data"), "{last}");
+    // Mended.
+    disk.unmount();
+    assert!(disk.mount_again("rw"));
+    node.run(&cluster.bootstrap());
+    for name in ["stays", "handler", "late"] {
+        namespace.wait_for_pod(&node, name, "ready", |pod| {
+            fixture::condition(pod, "Ready") == Some(true)
+                && pod["status"]["containerStatuses"][0]["state"]["running"].is_object()
+        });
+    }
+    assert_eq!(node.terminate(), Some(0));
+    fixture::unmount(&node.path("data/memory"));
+    disk.unmount();
 }
 
 fn list(pods: impl Iterator<Item = Value>) -> Value {

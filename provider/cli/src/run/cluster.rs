@@ -130,7 +130,9 @@ pub(super) async fn run(
         pressure: config.pressure.conditions(),
         machine_goes_down: config.machine_goes_down.subscribe(),
         data: data.path().to_owned(),
-        instance: data.instance().context("cannot make the node's instance file")?,
+        instance: data.instance().with_context(|| {
+            format!("cannot make the node's instance file in {}, which has to be writable", data.path().display())
+        })?,
     };
     config.facts.allocatable = config.facts.allocatable.without(&settings.reserved);
     config.allow_local_modules = flags.allow_local_modules;
