@@ -52,7 +52,7 @@ differential: guests workload programs ## compare this node with a real kubelet,
 	$(CARGO) test --package akri-krustlet --test differential -- --nocapture
 
 # `make bench -- peers` measures one part only, and leaves the others in docs/benchmarks.md.
-PARTS := discovery typed protocols authors cluster pods devices akri fleet peers
+PARTS := discovery typed protocols authors cluster pods devices akri handler-mode fleet peers
 .PHONY: $(PARTS)
 $(PARTS):
 	@$(if $(filter bench,$(MAKECMDGOALS)),:,$(MAKE) --no-print-directory bench -- $@)

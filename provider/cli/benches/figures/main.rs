@@ -16,6 +16,7 @@ mod discovery;
 #[path = "../../tests/fixture/mod.rs"]
 mod fixture;
 mod fleet;
+mod handler_mode;
 mod peers;
 mod pods;
 mod process;
@@ -66,7 +67,7 @@ struct Part {
     measure: fn(&tokio::runtime::Runtime) -> Vec<Row>,
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part {
         name: "discovery",
         title: "Handlers by the contract of 2021",
@@ -87,6 +88,7 @@ const PARTS: [Part; 10] = [
         title: "With Akri's Agent and Controller",
         measure: |runtime| runtime.block_on(akri::measure()),
     },
+    Part { name: "handler-mode", title: "Handlers only", measure: |runtime| runtime.block_on(handler_mode::measure()) },
     Part { name: "fleet", title: "Many nodes", measure: |_| fleet::measure() },
     Part { name: "peers", title: "Beside a Linux node", measure: |runtime| runtime.block_on(peers::measure()) },
 ];

@@ -4,9 +4,10 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ED25519, ParsedPublicKey,
     RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };
+use ed25519_dalek::{Signature, VerifyingKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject as _;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -21,11 +22,12 @@ const KINDS: [(&[u8], Algorithms); 4] = [
         b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x05\x2b\x81\x04\x00\x22",
         &[&ECDSA_P384_SHA384_ASN1, &ECDSA_P384_SHA256_ASN1],
     ),
-    // id-Ed25519.
-    (b"\x06\x03\x2b\x65\x70", &[&ED25519]),
+    (ED25519_IDENTIFIER, &[&ED25519]),
     // rsaEncryption.
     (b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01", &[&RSA_PKCS1_2048_8192_SHA256]),
 ];
+/// id-Ed25519. The key itself is the last 32 bytes.
+const ED25519_IDENTIFIER: &[u8] = b"\x06\x03\x2b\x65\x70";
 /// The identifiers are in the first bytes: a sequence, in it a sequence.
 const HEAD: usize = 32;
 
@@ -35,6 +37,7 @@ pub(super) struct PublicKey {
     algorithms: Algorithms,
     key: SubjectPublicKeyInfoDer<'static>,
     fingerprint: String,
+    is_ed25519: bool,
 }
 
 impl fmt::Debug for PublicKey {
@@ -49,13 +52,14 @@ impl PublicKey {
             .map_err(|_| "it has no public key (-----BEGIN PUBLIC KEY-----), as cosign.pub has".to_owned())?;
         let head = &key[..key.len().min(HEAD)];
         let kind = KINDS.iter().find(|(identifier, _)| head.windows(identifier.len()).any(|part| part == *identifier));
-        let (_, algorithms) = kind.ok_or("its key is of no kind that is known: ECDSA P-256 or P-384, Ed25519, RSA")?;
+        let (identifier, algorithms) =
+            kind.ok_or("its key is of no kind that is known: ECDSA P-256 or P-384, Ed25519, RSA")?;
         let parsed = |algorithm: &&'static dyn VerificationAlgorithm| ParsedPublicKey::new(*algorithm, &*key).is_ok();
         if !algorithms.iter().all(parsed) {
             return Err("its key is malformed".to_owned());
         }
         let fingerprint = crate::digest::hex(&Sha256::digest(&*key));
-        Ok(Self { path: path.to_owned(), algorithms, key, fingerprint })
+        Ok(Self { path: path.to_owned(), algorithms, key, fingerprint, is_ed25519: *identifier == ED25519_IDENTIFIER })
     }
 
     /// The file's name, for messages.
@@ -72,7 +76,15 @@ impl PublicKey {
         let verifies = |algorithm: &&'static dyn VerificationAlgorithm| {
             UnparsedPublicKey::new(*algorithm, &*self.key).verify(message, signature).is_ok()
         };
-        self.algorithms.iter().any(verifies)
+        self.algorithms.iter().any(verifies) || self.verifies_prehashed(message, signature)
+    }
+
+    /// Ed25519ph: cosign signs what it has hashed with such keys, since 2.6.
+    fn verifies_prehashed(&self, message: &[u8], signature: &[u8]) -> bool {
+        let (true, Ok(signature)) = (self.is_ed25519, Signature::from_slice(signature)) else { return false };
+        let key = self.key.last_chunk().and_then(|key| VerifyingKey::from_bytes(key).ok());
+        let hash = || Sha512::new_with_prefix(message);
+        key.is_some_and(|key| key.verify_prehashed_strict(hash(), None, &signature).is_ok())
     }
 }
 
@@ -108,6 +120,11 @@ mod tests {
         }
         let pair = Ed25519KeyPair::generate().unwrap();
         signed.push((der(pair.public_key()), pair.sign(b"text").as_ref().to_vec()));
+        // The same kind of key, hashed first.
+        let pair = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        let key = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], pair.verifying_key().as_bytes()].concat();
+        let signature = pair.sign_prehashed(Sha512::new_with_prefix(b"text"), None).unwrap();
+        signed.push((key, signature.to_vec()));
         let pair = RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
         let mut signature = vec![0; pair.public_modulus_len()];
         pair.sign(&RSA_PKCS1_SHA256, &random, b"text", &mut signature).unwrap();
