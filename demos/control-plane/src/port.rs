@@ -3,7 +3,7 @@
 //! below that range, and are held until this process ends.
 
 use anyhow::Context as _;
-use rustix::net::{AddressFamily, SocketType, bind, ipproto, socket, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
@@ -12,6 +12,9 @@ use std::sync::Mutex;
 const FIRST: u16 = 15_000;
 /// Below those of a cluster's services of type NodePort, and of what Linux gives to who asks for any.
 const END: u16 = 30_000;
+
+/// Where fewer are outside of that range, they are taken out of it.
+const ENOUGH: u16 = 1000;
 
 /// What nobody else is given.
 static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
@@ -22,8 +25,8 @@ pub fn free() -> anyhow::Result<u16> {
     let end = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()
         .and_then(|range| range.split_whitespace().next()?.parse().ok())
-        .map_or(END, |first: u16| first.min(END))
-        .max(FIRST + 1);
+        .filter(|first: &u16| *first > FIRST + ENOUGH)
+        .map_or(END, |first| first.min(END));
     // Processes that ask at the same time begin elsewhere.
     let start = std::process::id().wrapping_mul(61);
     let number = u32::from(end - FIRST);
@@ -39,7 +42,8 @@ pub fn free() -> anyhow::Result<u16> {
 
 /// Bound as by who shares it with nobody, so that it is refused where anyone has it; shared only afterwards.
 fn hold(port: u16) -> anyhow::Result<OwnedFd> {
-    let held = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).context("a socket")?;
+    let (family, kind, tcp) = (AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP));
+    let held = socket_with(family, kind, SocketFlags::CLOEXEC, tcp).context("a socket")?;
     bind(&held, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
     sockopt::set_socket_reuseaddr(&held, true)?;
     Ok(held)

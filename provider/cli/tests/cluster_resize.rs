@@ -158,3 +158,35 @@ fn a_pod_bounds_its_containers_together_and_can_be_resized_as_a_whole() {
     let message = of(&refused, "PodResizeInProgress")["message"].as_str().unwrap().to_owned();
     assert!(message.contains("pod memory limit (50331648) below current usage"), "{message}");
 }
+
+#[test]
+fn a_guest_that_runs_has_what_its_pod_is_given_as_a_whole() {
+    let Some(cluster) = cluster() else { return };
+    let (node, namespace) = (join(cluster, "grows"), cluster.namespace("grows"));
+    let mut grows = node.pod("grows", "workload");
+    // It asks for more when the test has had time to grant it.
+    grows["spec"]["containers"][0]["args"] = json!(["memory:30", "sleep:15000", "memory:60", "print:grew", "forever"]);
+    let of_pod = |memory: &str| json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": memory}});
+    grows["spec"]["resources"] = of_pod("64Mi");
+    namespace.apply(grows);
+    namespace.wait_until_ready(&node, "grows");
+    let patch = json!({"spec": {"resources": of_pod("160Mi")}}).to_string();
+    namespace.kubectl_ok(&["patch", "pod", "grows", "--subresource", "resize", "-p", &patch]);
+    namespace.wait_for_event(&node, "grows", "ResizeCompleted");
+    let grew = || namespace.kubectl_ok(&["logs", "grows"]).contains("grew");
+    assert!(fixture::wait_for(grew), "{}", node.log());
+    assert_eq!(container(&namespace.pod("grows").unwrap())["restartCount"], 0);
+    // One that said nothing of itself as a whole.
+    let mut alone = node.pod("alone", "workload");
+    alone["spec"]["containers"][0]["args"] = json!(["sleep:15000", "memory:40", "print:grew", "forever"]);
+    // The API server changes no pod's class.
+    alone["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "10m"}});
+    namespace.apply(alone);
+    namespace.wait_until_ready(&node, "alone");
+    let patch = json!({"spec": {"resources": {"limits": {"memory": "16Mi"}}}}).to_string();
+    let patched = namespace.kubectl(&["patch", "pod", "alone", "--subresource", "resize", "-p", &patch]);
+    assert!(patched.status.success(), "{}", String::from_utf8_lossy(&patched.stderr));
+    namespace.wait_for_pod(&node, "alone", "short of memory", |pod| {
+        container(pod)["lastState"]["terminated"]["reason"] == "OOMKilled"
+    });
+}

@@ -160,7 +160,7 @@ async fn pods_end_in_order_before_the_machine_goes_down() {
     let log = node.log();
     let at = |what: &str| log.find(what).unwrap_or_else(|| panic!("{what}: {log}"));
     assert!(
-        at("pod stopped pod=\"goes-down/first\"") < at("pod ends with the machine pod=\"goes-down/last\""),
+        at("container completed pod=\"goes-down/first\"") < at("pod ends with the machine pod=\"goes-down/last\""),
         "{log}"
     );
     for name in ["first", "last"] {

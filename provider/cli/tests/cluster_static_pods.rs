@@ -135,7 +135,17 @@ fn a_static_pod_that_needs_the_api_is_refused_in_words() {
     let mut homeless = pod(&node, &namespace, "homeless", "one");
     homeless["metadata"]["namespace"] = json!("static-not-yet");
     write(&node, &homeless);
+    for number in 0..4 {
+        let mut other = homeless.clone();
+        other["metadata"]["name"] = json!(format!("homeless-{number}"));
+        write(&node, &other);
+    }
     node.wait_for_log("the mirror pod is not made yet");
+    // Those that can be made do not wait for them.
+    for number in 0..4 {
+        write(&node, &pod(&node, &namespace, &format!("good-{number}"), "one"));
+        namespace.wait_until_ready(&node, &format!("good-{number}-refused"));
+    }
     let runs = || node.log().contains("pod added pod=\"static-not-yet/homeless-refused\"");
     assert!(wait_for(runs), "{}", node.log());
     cluster.namespace("static-not-yet").wait_until_ready(&node, "homeless-refused");

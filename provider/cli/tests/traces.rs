@@ -158,11 +158,15 @@ async fn a_collector_that_is_away_is_told_once_and_costs_nothing_else() {
     node.wait_for_log("the collector of traces takes spans again");
     assert_eq!(node.log().matches("takes no spans").count(), 1, "{}", node.log());
     // What was not sent when the node ended is sent then.
-    let (mut stream, _) = node.first_list("debugEcho", "descriptions: [last]").await;
     let calls = || collector.spans.lock().unwrap().iter().filter(|span| span.name == "discover").count();
+    let before = calls();
+    let (first, _) = node.first_list("debugEcho", "descriptions: [first]").await;
+    assert!(wait_for(|| calls() > before));
+    let sent = calls();
+    let (last, _) = node.first_list("debugEcho", "descriptions: [last]").await;
     assert_eq!(node.terminate(), Some(0));
-    assert!(calls() > 0, "{:#?}", collector.spans.lock().unwrap());
-    let _ = stream.message().await;
+    assert_eq!(calls(), sent + 1, "{:#?}", collector.spans.lock().unwrap());
+    drop((first, last));
     server.abort();
 }
 

@@ -3,7 +3,7 @@
 use crate::details::DiscoveryRequest;
 use crate::handlers::Handler;
 use crate::session::{self, Verdict};
-use akri_krustlet_host::{GrpcService, resting_memory, span};
+use akri_krustlet_host::{GrpcService, resting_memory, span, spans};
 use akri_krustlet_metrics::counted;
 use akri_proto::v0::discovery_handler_server::{DiscoveryHandler, DiscoveryHandlerServer};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
@@ -50,10 +50,14 @@ impl Service {
         resting_memory::has_worked();
         let span = span!(parent: None, "discover", akri.handler = self.handler.name);
         *request.call.lock().unwrap_or_else(PoisonError::into_inner) = span.clone();
-        let (stream, verdict) = session::open(self.handler.clone(), request, (started, span));
+        let (stream, verdict) = session::open(self.handler.clone(), request, (started, span.clone()));
+        let refused = |status: Status| {
+            spans::fail(&span, &status.message());
+            Err(status)
+        };
         match tokio::time::timeout(VERDICT, verdict).await {
-            Ok(Ok(Verdict::InvalidDetails(reason))) => Err(Status::invalid_argument(reason)),
-            Ok(Ok(Verdict::Exhausted(reason))) => Err(Status::resource_exhausted(reason)),
+            Ok(Ok(Verdict::InvalidDetails(reason))) => refused(Status::invalid_argument(reason)),
+            Ok(Ok(Verdict::Exhausted(reason))) => refused(Status::resource_exhausted(reason)),
             // A list is on its way, or nothing is known yet: the stream stays open either way.
             Ok(Ok(Verdict::Answered) | Err(_)) | Err(_) => Ok(Response::new(ReceiverStream::new(stream))),
         }

@@ -26,5 +26,5 @@ pub use one_line::one_line;
 pub use served_socket::{GrpcService, ServedSocket};
 pub use token_bucket::TokenBucket;
 pub use turns::Turns;
-pub use until::until;
+pub use until::{changed, until};
 pub use untrusted::Untrusted;

@@ -22,10 +22,15 @@ macro_rules! span {
 #[doc(hidden)]
 pub use tracing;
 
+/// Longest description of what failed, in bytes: a guest may have its part in it.
+const MOST: usize = 1024;
+
 /// What the span is of failed.
 pub fn fail(span: &tracing::Span, error: &dyn Display) {
     if !span.is_disabled() {
+        let mut error = error.to_string();
+        error.truncate(error.floor_char_boundary(MOST));
         span.record("otel.status_code", "ERROR");
-        span.record("otel.status_description", error.to_string());
+        span.record("otel.status_description", error);
     }
 }

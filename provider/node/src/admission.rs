@@ -115,11 +115,14 @@ pub fn handler_settings(
         .map_err(|source| AdmissionError::Handler { container: container.name.clone(), source })
 }
 
-/// A container's limits: its own where it names them; else of memory the pod's, and the runtime's defaults elsewhere. Zero is no limit.
+/// A container's limits: its own where it names them; else of memory none beside the pod's, and the runtime's defaults elsewhere. Zero
+/// is no limit.
 pub fn limits(pod: &PodObject, container: &Container) -> Result<ContainerLimits, AdmissionError> {
     let (memory, cpu_millis) = amounts(container.resources.as_ref(), || format!("container {}: ", container.name))?;
     let default = ContainerLimits::default();
-    let memory = memory.or(pod_limits(pod)?.memory).unwrap_or(default.memory);
+    // Where the pod bounds its containers together, that does, whatever it comes to be while they run.
+    let together = pod_limits(pod)?.memory.map(|_| usize::MAX);
+    let memory = memory.or(together).unwrap_or(default.memory);
     Ok(ContainerLimits { memory, cpu_millis, ..default })
 }
 
@@ -216,7 +219,7 @@ mod tests {
         let default = ContainerLimits::default().memory;
         assert_eq!(with(json!({})), (vec![(24 << 20, Some(100)), (default, None)], PodLimits::default()));
         let (of_containers, of_pod) = with(json!({"limits": {"memory": "256Mi", "cpu": "1500m"}}));
-        assert_eq!(of_containers, [(24 << 20, Some(100)), (256 << 20, None)]);
+        assert_eq!(of_containers, [(24 << 20, Some(100)), (usize::MAX, None)]);
         assert_eq!(of_pod, PodLimits { memory: Some(256 << 20), cpu_millis: Some(1500) });
     }
 }

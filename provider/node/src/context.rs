@@ -35,8 +35,8 @@ pub struct PodContext {
     pub eviction: OnceLock<String>,
     /// What the guests of its containers share: limits, and what was taken of them.
     pub shares: Shares,
-    /// What its containers may use together, if it bounds that.
-    pub pod_share: Option<Arc<PodShare>>,
+    /// What its containers may use together: all that they want, unless the pod bounds it.
+    pub pod_share: Arc<PodShare>,
     /// An earlier run of the node had it.
     pub ran_before: bool,
     /// Of its requests and limits, what it waits for.

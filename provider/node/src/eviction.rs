@@ -9,6 +9,7 @@
 //! - Processes: told, and no pod is ended for it; guests have none.
 
 use crate::cluster::machine::{Least, Pressure, Shortage, Thresholds};
+use crate::manifest::static_pod::is_static;
 use crate::placement::Rejection;
 use crate::pod::PodObject;
 use crate::status;
@@ -179,11 +180,19 @@ impl PressureWatch {
     }
 }
 
+/// A pod's priority. Static pods are what keeps a node going.
+pub fn priority(pod: &PodObject) -> i32 {
+    match pod.folder.is_some() && is_static(&pod.api) {
+        true => CRITICAL,
+        false => pod.spec().priority.unwrap_or(0),
+    }
+}
+
 /// Whether a pod is taken while this is told.
 pub fn admit(pod: &PodObject, pressure: &Pressure) -> Result<(), Rejection> {
     let conditions = [("MemoryPressure", &pressure.memory), ("DiskPressure", &pressure.disk)];
     let told: Vec<_> = conditions.iter().filter(|(_, message)| message.is_some()).map(|(name, _)| *name).collect();
-    if told.is_empty() || pod.spec().priority.unwrap_or(0) >= CRITICAL {
+    if told.is_empty() || priority(pod) >= CRITICAL {
         return Ok(());
     }
     let tolerates_memory = pod.spec().tolerations.iter().flatten().any(|toleration| {

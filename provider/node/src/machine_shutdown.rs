@@ -23,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 pub const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.";
 /// Pauses while there is no bus.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// How long the API server may take to be told how the pods ended.
-const TELL: Duration = Duration::from_secs(3);
-/// What is kept of logind's patience.
-const RESERVE: Duration = Duration::from_millis(500);
+/// How long the API server may take to be told how the pods ended, and at most this part of logind's patience.
+const TELL: (Duration, u32) = (Duration::from_secs(3), 5);
+/// What a group takes besides its period.
+const RESERVE: Duration = Duration::from_millis(200);
 
 /// How long pods may take to end when the machine goes down, by their priority: each group is of the pods of its priority and more,
 /// up to the next. Empty for a node that does not care.
@@ -55,6 +55,16 @@ impl ShutdownPeriods {
     /// Of all groups together.
     pub fn total(&self) -> Duration {
         self.0.iter().map(|(_, period)| *period).sum()
+    }
+
+    /// How long all of it takes at most, if logind is so patient.
+    fn all_of_it(&self, patience: Duration) -> Duration {
+        self.total() + self.besides(patience)
+    }
+
+    /// What it takes besides the periods.
+    fn besides(&self, patience: Duration) -> Duration {
+        RESERVE * u32::try_from(self.0.len() + 1).unwrap_or(u32::MAX) + tell(patience)
     }
 
     /// Each less, in proportion, so that they are no more together.
@@ -95,6 +105,11 @@ impl std::str::FromStr for ShutdownPeriods {
     }
 }
 
+/// How long the API server may take.
+fn tell(patience: Duration) -> Duration {
+    TELL.0.min(patience / TELL.1)
+}
+
 /// Follows logind until `shutdown`, and ends the node's pods before the machine goes down.
 pub async fn follow(services: Arc<Services>, periods: ShutdownPeriods, shutdown: CancellationToken) {
     let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
@@ -102,7 +117,7 @@ pub async fn follow(services: Arc<Services>, periods: ShutdownPeriods, shutdown:
     loop {
         let ended = tokio::select! {
             () = shutdown.cancelled() => return,
-            ended = follow_once(&services, &periods, &mut is_told) => ended,
+            ended = follow_once(&services, &periods, &mut is_told, &mut back_off) => ended,
         };
         if let Err(error) = ended
             && !std::mem::replace(&mut is_told, true)
@@ -118,44 +133,58 @@ pub async fn follow(services: Arc<Services>, periods: ShutdownPeriods, shutdown:
     }
 }
 
-async fn follow_once(services: &Services, periods: &ShutdownPeriods, is_told: &mut bool) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let mut logind = Logind::connect().await.map_err(|error| text(&error))?;
-    let patience = logind.patience().await.map_err(|error| text(&error))?;
+async fn follow_once(
+    services: &Services,
+    periods: &ShutdownPeriods,
+    is_told: &mut bool,
+    back_off: &mut BackOff,
+) -> Result<(), String> {
+    let mut logind = Logind::connect().await?;
+    let patience = logind.patience().await?;
     let why = "its pods end in time";
-    let mut inhibitor = Some(logind.inhibit("akri-krustlet", why).await.map_err(|error| text(&error))?);
+    let mut inhibitor = Some(logind.inhibit("akri-krustlet", why).await?);
     *is_told = false;
+    back_off.reset();
     tracing::info!(patience = ?patience, "a shutdown of the machine waits for the pods");
-    if periods.total() > patience {
+    if periods.all_of_it(patience) > patience {
         tracing::warn!(
             "pods are to have {} s when the machine goes down, and systemd-logind waits for {} s: set InhibitDelayMaxSec={} in /etc/systemd/logind.conf.d/akri-krustlet.conf; until then each has a part of its period",
             periods.total().as_secs(),
             patience.as_secs(),
-            periods.total().as_secs() + 5
+            (periods.total() + TELL.0).as_secs() + 5
         );
     }
-    while let Some(begins) = logind.next().await {
+    // It may have been told while nobody listened.
+    let mut news = logind.is_going_down().await.ok().filter(|begins| *begins != *services.machine_goes_down.borrow());
+    loop {
+        let begins = match news.take() {
+            Some(begins) => begins,
+            None => match logind.next().await {
+                Some(begins) => begins,
+                None => return Err("the system bus is gone".to_owned()),
+            },
+        };
         services.machine_goes_down.send_replace(begins);
         let what = if begins { "event" } else { "cancellation" };
         let message = format!("Shutdown manager detected shutdown {what}");
         services.events.node(&services.node.name, EventType::Normal, "NodeShutdown", message);
         if begins {
             tracing::warn!("the machine goes down; the node's pods end");
-            end_pods(services, &periods.within(patience.saturating_sub(RESERVE))).await;
+            end_pods(services, &periods.within(patience.saturating_sub(periods.besides(patience))), tell(patience))
+                .await;
             // The machine need not wait any longer.
             inhibitor = None;
         } else {
             tracing::info!("the shutdown of the machine is called off");
             if inhibitor.is_none() {
-                inhibitor = Some(logind.inhibit("akri-krustlet", why).await.map_err(|error| text(&error))?);
+                inhibitor = Some(logind.inhibit("akri-krustlet", why).await?);
             }
         }
     }
-    Err("the system bus is gone".to_owned())
 }
 
 /// Ends the pods, one group after the other.
-async fn end_pods(services: &Services, periods: &ShutdownPeriods) {
+async fn end_pods(services: &Services, periods: &ShutdownPeriods, tell: Duration) {
     let runs = |context: &Arc<PodContext>| !is_final(&context.reporter.current());
     let pods: Vec<_> = services.pods.all().into_iter().filter(runs).collect();
     for (number, (_, period)) in periods.0.iter().enumerate() {
@@ -169,7 +198,7 @@ async fn end_pods(services: &Services, periods: &ShutdownPeriods) {
             context.reporter.set_condition(DISRUPTION_TARGET, true, "TerminationByKubelet", MESSAGE);
             context.termination.stop(context.pod.grace_period().min(*period), StopReason::NodeShutdown);
         }
-        let ended = futures::future::join_all(of_group.iter().map(|context| has_ended(context)));
+        let ended = futures::future::join_all(of_group.iter().map(|context| context.reporter.ended()));
         if tokio::time::timeout_at(deadline + RESERVE, ended).await.is_err() {
             tracing::warn!("some pods did not end in their {} s", period.as_secs());
         }
@@ -179,14 +208,8 @@ async fn end_pods(services: &Services, periods: &ShutdownPeriods) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    if tokio::time::timeout(TELL, told).await.is_err() {
+    if tokio::time::timeout(tell, told).await.is_err() {
         tracing::warn!("the API server is not told yet how the pods ended");
-    }
-}
-
-async fn has_ended(context: &PodContext) {
-    while !is_final(&context.reporter.current()) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

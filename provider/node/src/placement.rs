@@ -3,6 +3,7 @@
 use crate::pod::{PodObject, is_sidecar};
 use crate::quantity;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, ResourceRequirements, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -113,10 +114,18 @@ fn requests(pod: &PodObject) -> Requests {
                 }
             }
             let most = containers.saturating_add(sidecars).max(init);
-            let most = of(pod.spec().resources.as_ref(), name).unwrap_or(most);
+            let most = whole(pod.spec().resources.as_ref(), name, most);
             (name.to_owned(), most.saturating_add(overhead(name).unwrap_or(0)))
         })
         .collect()
+}
+
+/// What the pod asks for as a whole; without that, as the API server fills it in: what its containers ask for, or its limit.
+fn whole(resources: Option<&ResourceRequirements>, name: &str, of_containers: u64) -> u64 {
+    let of = |amounts: Option<&BTreeMap<String, Quantity>>| amount(name, &amounts?.get(name)?.0);
+    let requested = resources.and_then(|resources| of(resources.requests.as_ref()));
+    let limited = resources.and_then(|resources| of(resources.limits.as_ref()));
+    requested.or(Some(of_containers).filter(|amount| *amount > 0)).or(limited).unwrap_or(0)
 }
 
 fn amount(name: &str, quantity: &str) -> Option<u64> {
@@ -261,7 +270,8 @@ mod tests {
             pod(uid, spec)
         };
         assert_eq!(requested(&as_a_whole("6", json!({"requests": {"cpu": "700m"}})), "cpu"), 700);
-        assert_eq!(requested(&as_a_whole("6", json!({"limits": {"cpu": "800m"}})), "cpu"), 800);
+        assert_eq!(requested(&as_a_whole("6", json!({"limits": {"cpu": "800m"}})), "cpu"), 600);
+        assert_eq!(requested(&as_a_whole("6", json!({"limits": {"memory": "1Mi"}})), "memory"), 1 << 20);
         assert_eq!(requested(&as_a_whole("6", json!({"requests": {"memory": "1Mi"}})), "cpu"), 600);
         assert_eq!(reason(requesting("memory", "2Gi")), Err("OutOfmemory".to_owned()));
     }

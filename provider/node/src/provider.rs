@@ -8,12 +8,11 @@ use crate::pod_state::{PodState, ProviderState};
 use crate::resize;
 use crate::services::Services;
 use crate::states::{Registered, Terminated};
-use crate::status::StatusReporter;
+use crate::status::{StatusReporter, is_final};
 use crate::volume::Volumes;
 use akri_krustlet_devices::Devices;
 use akri_krustlet_host::span;
 use akri_krustlet_images::ListedImage;
-use akri_krustlet_runtime::PodLimits;
 use akri_krustlet_runtime::log::{LogOptions, LogPrinter};
 use krator::SharedState;
 use kubelet::node::Builder;
@@ -21,6 +20,7 @@ use kubelet::pod::Pod;
 use kubelet::provider::Provider;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{RwLock, watch};
+use tracing::Span;
 
 /// Runs pods whose containers are WebAssembly modules.
 #[derive(Debug)]
@@ -52,31 +52,38 @@ impl WasmProvider {
         let services = self.state.services.clone();
         // A node that lost its data knows from the API only that a pod has ended, or has run before.
         let told = pod.api.status.as_ref().filter(|status| crate::status::is_final(status)).cloned();
-        let begun = pod.api.status.as_ref().filter(|status| crate::status::has_begun(status));
-        let mut earlier = told.or_else(|| services.data.status(pod.uid())).or_else(|| begun.cloned());
+        let known = services.data.status(pod.uid());
+        // Whoever may write statuses may write this one: it makes the node skip nothing.
+        let mut ran_before = told.is_some() || known.is_some();
+        let mut earlier = told.or(known).or_else(|| pod.api.status.as_ref().and_then(crate::status::begun));
         // Of a node alone, nobody else makes another pod of what the node itself gave up.
         if pod.folder.is_some() && earlier.as_ref().is_some_and(crate::status::is_given_up) {
-            earlier = None;
+            (earlier, ran_before) = (None, false);
         }
         if let Some(status) = &mut earlier {
             let containers = status.container_statuses.iter_mut().chain(&mut status.init_container_statuses);
             containers.flatten().for_each(crate::status::lost_with_node);
         }
-        let ran_before = earlier.is_some();
         let remembered = ran_before.then(|| services.data.remembered(pod.uid())).flatten();
         let (latest, resizing) = resize::granted_before(&pod, remembered);
         if let Some(status) = &mut earlier {
             resize::forget_told(status, &resizing);
         }
         let reporter = StatusReporter::new(pod.clone(), earlier, &services.node.addresses, services.sink.clone());
-        let pod_share = latest.spec().resources.as_ref().and_then(|_| admission::pod_limits(&latest).ok());
-        let start = span!(
-            parent: None, "pod start", k8s.namespace.name = pod.namespace(), k8s.pod.name = pod.name(), k8s.pod.uid = pod.uid()
-        );
+        // What makes no sense fails the pod before anything of it runs.
+        let pod_limits = admission::pod_limits(&latest).unwrap_or_default();
+        let start = match is_final(&reporter.current()) {
+            // Nothing of it starts.
+            true => Span::none(),
+            false => span!(
+                parent: None, "pod start",
+                k8s.namespace.name = pod.namespace(), k8s.pod.name = pod.name(), k8s.pod.uid = pod.uid()
+            ),
+        };
         let context = Arc::new(PodContext {
             start: Mutex::new(start),
             services,
-            pod_share: pod_share.map(PodLimits::share),
+            pod_share: pod_limits.share(),
             latest: watch::Sender::new(latest),
             pod,
             reporter,

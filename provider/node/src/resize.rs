@@ -213,13 +213,11 @@ fn settle_locked(context: &PodContext, resizing: &mut Resizing) {
 /// Gives the pod as a whole what it has been granted.
 fn settle_pod(context: &PodContext, latest: &PodObject) -> Result<(), String> {
     let resources = latest.spec().resources.as_ref();
-    let (Some(share), true) =
-        (&context.pod_share, amounts(context.reporter.current().resources.as_ref()) != amounts(resources))
-    else {
+    if amounts(context.reporter.current().resources.as_ref()) == amounts(resources) {
         return Ok(());
-    };
+    }
     let limits = admission::pod_limits(latest).map_err(|error| error.to_string())?;
-    let result = share.resize(limits).map_err(|in_use| {
+    let result = context.pod_share.resize(limits).map_err(|in_use| {
         let asked = limits.memory.unwrap_or_default();
         format!("attempting to set pod memory limit ({asked}) below current usage ({in_use})")
     });

@@ -116,6 +116,10 @@ impl Memory {
         Self { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) }
     }
 
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     fn in_use(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -130,7 +134,7 @@ impl Memory {
     }
 
     fn take(&self, bytes: usize) -> bool {
-        let more = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit.load(Ordering::Relaxed));
+        let more = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit());
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
@@ -212,9 +216,10 @@ impl SharedLimits {
         &self.file_calls
     }
 
-    /// The limits as they are now.
+    /// The limits as they are now; of memory no more than the pod's.
     pub fn limits(&self) -> ContainerLimits {
-        let memory = self.memory.limit.load(Ordering::Relaxed);
+        let of_pod = self.pod.as_ref().map_or(usize::MAX, |pod| pod.memory.limit());
+        let memory = self.memory.limit().min(of_pod);
         ContainerLimits { memory, cpu_millis: self.cpu.millis(), ..self.first }
     }
 

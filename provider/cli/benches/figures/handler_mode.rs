@@ -20,7 +20,7 @@ const NATIVE: [(&str, &str); 4] = [
 ];
 /// By what each is served.
 const OURS: [(&str, &str); 5] =
-    [("udev", "udev"), ("onvif", "onvif"), ("opcua", "opcua"), ("http_handler", "http"), ("zeroconf", "zeroconf")];
+    [("udev", "udev"), ("onvif", "onvif"), ("opcua", "opcua"), ("http", "http"), ("zeroconf", "zeroconf")];
 /// After which nothing of a start is under way.
 const SETTLED: Duration = Duration::from_secs(20);
 
@@ -125,6 +125,8 @@ async fn native_image(registry: &Registry, name: &str, program: &Path) -> String
     let listed = String::from_utf8(listed.stdout).unwrap();
     let libraries = listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
     let mut layer = tar::Builder::new(Vec::new());
+    // containerd knows no other files.
+    layer.sparse(false);
     layer.append_path_with_name(program, "handler").unwrap();
     for library in libraries {
         let name = library.strip_prefix("/").unwrap().to_owned();

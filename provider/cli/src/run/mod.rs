@@ -194,7 +194,6 @@ impl RunArguments {
 }
 
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
-    raise_open_files();
     // The node's own work is short; guests have threads of their own.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -211,6 +210,7 @@ pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
         let spans = spans.map(|endpoint| traces::layer(endpoint, arguments.tracing_sampling_rate_per_million, &name));
         let (spans, traces) = spans.transpose()?.unzip();
         let level = log::start(arguments.log_format, &arguments.log_level, spans)?;
+        raise_open_files();
         runtime.block_on(run_node(arguments, name, level))?;
         // With what has not been sent.
         drop(traces);

@@ -21,6 +21,7 @@ use kube::api::Api;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Where the node's identity comes from.
 #[derive(Clone, Debug)]
@@ -110,11 +111,12 @@ impl Identity {
     /// Renews the certificate, again and again. One of a user's kubeconfig is the user's to renew, and is read again then.
     pub async fn keep(mut self) {
         let Some((mut certificate, bootstrap)) = self.asked.take() else { return self.connection.follow_files().await };
-        let mut is_new = false;
+        let mut received = None;
         loop {
             super::sleep_until(certificate.renew_at(renewal_part())).await;
-            if !certificate.is_valid() && is_new {
+            if !certificate.is_valid() && received.take().is_some_and(super::is_just_now) {
                 super::clock_is_wrong(certificate.not_after).await;
+                continue;
             }
             certificate = self.renewed(&certificate, &bootstrap).await;
             if let Err(error) = certificate.write(&self.pki.join("client.pem")) {
@@ -124,7 +126,7 @@ impl Identity {
                 tracing::error!(%error, "cannot use the renewed client certificate");
             }
             tracing::info!(until = %certificate.not_after, "the node's client certificate is renewed");
-            is_new = true;
+            received = Some(Instant::now());
         }
     }
 

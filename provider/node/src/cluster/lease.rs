@@ -92,6 +92,11 @@ impl NodeLease {
         }
     }
 
+    /// The lease as the API server has it.
+    pub async fn found(&self, client: &Client) -> Result<Option<Lease>, kube::Error> {
+        leases(client).get_opt(&self.name).await
+    }
+
     /// Seconds since another installation renewed the lease, and when; `None` if it is ours or has run out.
     fn holder_age(&self, lease: &Lease) -> Option<(i64, Timestamp)> {
         let instance = annotation(lease, INSTANCE);

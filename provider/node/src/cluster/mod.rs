@@ -25,6 +25,11 @@ pub use protected::protect_api_server;
 use jiff::Timestamp;
 use std::time::Duration;
 
+/// By a clock that nobody sets.
+fn is_just_now(at: tokio::time::Instant) -> bool {
+    at.elapsed() < Duration::from_secs(300)
+}
+
 /// A certificate that was signed just now has ended already, by this machine's clock: asking for another one helps nobody.
 async fn clock_is_wrong(until: Timestamp) {
     let pause = Duration::from_secs(600);

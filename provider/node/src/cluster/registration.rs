@@ -14,6 +14,7 @@ use super::connection::{Connection, code, describe, version, watch_back_off};
 use super::lease::{ClaimError, NodeLease};
 use super::node_object::{NodeObject, NodeSettings, comparable, merged};
 use crate::provider::WasmProvider;
+use akri_krustlet_host::changed;
 use futures::{StreamExt as _, pin_mut};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
@@ -91,8 +92,15 @@ impl Registration {
         pin_mut!(own);
         let mut beat = tokio::time::interval(RENEWAL);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut heart =
-            Heart { lease: None, sent: None, sent_at: Instant::now(), version: 0, stale: false, outage: false };
+        let mut heart = Heart {
+            lease: None,
+            lease_version: 0,
+            sent: None,
+            sent_at: Instant::now(),
+            version: 0,
+            stale: false,
+            outage: false,
+        };
         let mut failing_watch = false;
         let mut goes_down = Some(self.object.settings.machine_goes_down.clone());
         let mut amounts = self.provider.devices().map(|devices| devices.amounts());
@@ -109,7 +117,6 @@ impl Registration {
                 change = own.next() => match change {
                     Some(Ok(Some(node))) => {
                         failing_watch = false;
-                        self.history.saw(version(&node.metadata));
                         // Others write conditions too: the controller that takes the node for dead, for one.
                         let is_news = version(&node.metadata) > heart.version;
                         heart.stale = is_news && heart.sent.is_some() && self.object.differs(&node);
@@ -124,7 +131,8 @@ impl Registration {
                         failing_watch = false;
                         if self.node.send_replace(None).is_some() {
                             tracing::warn!("somebody deleted this node's object; registering again");
-                            (heart.sent, heart.lease) = (None, None);
+                            // The lease goes with it.
+                            (heart.sent, heart.lease, heart.lease_version) = (None, None, 0);
                             self.beat(&mut heart, true).await;
                         }
                     }
@@ -172,15 +180,30 @@ impl Registration {
         // After an outage, whatever was made of the status meanwhile.
         let is_due = heart.stale || heart.outage || heart.sent_at.elapsed() >= STATUS;
         if is_due || heart.sent.as_ref() != Some(&comparable) {
-            heart.version = self.send_status(&status).await?;
+            heart.version = match self.send_status(&status).await {
+                // A backup was restored that is older than the Node.
+                Err(error) if code(&error) == Some(404) => {
+                    self.register(&status).await?;
+                    self.send_status(&status).await?
+                }
+                sent => sent?,
+            };
             (heart.sent, heart.sent_at, heart.stale) = (Some(comparable), Instant::now(), false);
         }
         if renews {
-            let newest = self.history.newest();
-            let lease = self.lease.renew(&self.connection.client(), heart.lease.take()).await?;
-            if self.history.wrote(version(&lease.metadata), newest) {
+            let client = self.connection.client();
+            let known = match heart.lease.take() {
+                Some(known) => Some(known),
+                // Its last renewal failed, or is the first one.
+                None => self.lease.found(&client).await?,
+            };
+            let found = known.as_ref().map_or(0, |lease| version(&lease.metadata));
+            if found < heart.lease_version {
+                self.history.went_back();
                 (heart.version, heart.stale) = (0, true);
             }
+            let lease = self.lease.renew(&client, known).await?;
+            heart.lease_version = version(&lease.metadata);
             heart.lease = Some(lease);
         }
         Ok(())
@@ -242,21 +265,11 @@ impl Registration {
     }
 }
 
-/// Resolves when there are other devices than before.
-/// Resolves when there is something new; never for what is not there.
-pub(crate) async fn changed<T>(receiver: &mut Option<watch::Receiver<T>>) {
-    let told = match receiver {
-        Some(receiver) => receiver.changed().await.is_ok(),
-        None => false,
-    };
-    if !told {
-        std::future::pending().await
-    }
-}
-
 /// What is remembered between beats.
 struct Heart {
     lease: Option<Lease>,
+    /// Its version, when it was written last.
+    lease_version: u64,
     /// The status that was sent last, without its times.
     sent: Option<Value>,
     sent_at: Instant,

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The certificate in use.
 #[derive(Debug)]
@@ -63,12 +64,13 @@ impl Serving {
         mut signed: Option<Certificate>,
         connection: Arc<Connection>,
     ) {
-        let mut is_new = false;
+        let mut received = None;
         loop {
             if let Some(signed) = &signed {
                 super::sleep_until(signed.renew_at(renewal_part())).await;
-                if !signed.is_valid() && is_new {
+                if !signed.is_valid() && received.take().is_some_and(super::is_just_now) {
                     super::clock_is_wrong(signed.not_after).await;
+                    continue;
                 }
             }
             let purpose = Purpose::Serving { names: self.names.clone(), addresses: self.addresses.clone() };
@@ -94,7 +96,7 @@ impl Serving {
                 tracing::error!(%error, "cannot write the endpoint's certificate");
             }
             tracing::info!(until = %new.not_after, "the node's endpoint has a certificate of the cluster");
-            (signed, is_new) = (Some(new), true);
+            (signed, received) = (Some(new), Some(Instant::now()));
         }
     }
 

@@ -17,7 +17,7 @@ use crate::volume::files::Private;
 use crate::volume::{self, MountedVolumes};
 use akri_krustlet_discovery::{HandlerClaim, HandlerSettings};
 use akri_krustlet_host::patience::patiently;
-use akri_krustlet_host::span;
+use akri_krustlet_host::{span, spans};
 use akri_krustlet_runtime::log::{ContainerLog, LogLimits};
 use akri_krustlet_runtime::stdin::Stdin;
 use akri_krustlet_runtime::{GuestSpec, ModuleKind, Outcome};
@@ -57,7 +57,12 @@ pub async fn run_once(
     let restart = life.restart;
     // Apart: what only the preparations need is not kept for as long as the container runs.
     let span = span!(parent: &context.start_span(), "container prepare", k8s.container.name = container.name);
-    let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life).instrument(span)).await?;
+    let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life).instrument(span.clone())).await;
+    if let Err(error) = &prepared {
+        spans::fail(&span, error);
+    }
+    drop(span);
+    let prepared = prepared?;
     match life.handler {
         Some((claim, settings)) => {
             run_handler(context, kind, container, restart, image, prepared, claim, settings).await
@@ -80,7 +85,7 @@ async fn prepare(
     let devices = device::access(context, kind, &container.name).await?;
     let limits = {
         let limits = admission::limits(&context.latest(), container).map_err(|error| error.to_string())?;
-        limits.share_in(context.pod_share.clone())
+        limits.share_in(Some(context.pod_share.clone()))
     };
     context.shares.begin(&container.name, limits.clone());
     let mut variables = environment::variables(container, &context.latest(), &services.node, scope)

@@ -137,7 +137,7 @@ fn pod_of(value: Value) -> Result<Option<Pod>, String> {
     }
     if !is_pod(&value) {
         return Err(format!(
-            "{kind} ({api_version}) is not run by a node alone, which takes v1 Pods only; other objects need a cluster"
+            "{kind} ({api_version}) is not run from a folder of manifests, which takes v1 Pods only; other objects need a cluster's API server"
         ));
     }
     let uid = uid_of(&value);
@@ -216,7 +216,7 @@ mod tests {
     fn what_is_no_usable_pod_is_refused_in_words() {
         for (text, message) in [
             ("a: 1", "`kind` is missing"),
-            ("apiVersion: apps/v1\nkind: DaemonSet", "need a cluster"),
+            ("apiVersion: apps/v1\nkind: DaemonSet", "need a cluster's API server"),
             ("apiVersion: v1\nkind: Pod\nmetadata: {name: A_b}\nspec: {containers: [{name: c}]}", "A_b"),
             ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}", "has no container"),
             ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: 7}", "malformed Pod"),

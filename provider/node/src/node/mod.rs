@@ -8,7 +8,6 @@ pub use config::{DevicePlugins, NodeConfig, NodeError};
 
 use crate::back_off::{self, BackOff};
 use crate::cluster::events::EventType;
-use crate::cluster::registration::changed;
 use crate::context::PodContext;
 use crate::data_directory::{DataDirectoryError, DataDirectoryLock};
 use crate::driver::drive;
@@ -26,7 +25,7 @@ use crate::source::{PodEvent, PodSource};
 use crate::status::{self, StatusSink, is_final};
 use crate::termination::{Shutdown, StopReason};
 use akri_krustlet_discovery::{Descriptions, Handlers, registration};
-use akri_krustlet_host::{DirectoryWatcher, until};
+use akri_krustlet_host::{DirectoryWatcher, changed, until};
 use akri_krustlet_images::{Images, ImagesConfig, Unused};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::Runtime;
@@ -274,8 +273,8 @@ impl Node {
             // Before anything is granted to others.
             self.services.admitted.count(&context.latest());
         }
-        if is_final(&context.reporter.current()) {
-            // The node may have been killed before it told.
+        if is_final(&context.reporter.current()) || pod.folder.is_some() {
+            // The node may have been killed before it told, and of a static pod nobody tells what was told.
             self.services.sink.seen(&pod, &|| context.reporter.current());
         }
         let (provider, of_task, ended) = (self.provider.clone(), context.clone(), uid.clone());
@@ -307,6 +306,7 @@ impl Node {
     fn confirm_unknown(&mut self, pod: PodObject) {
         tracing::info!(pod = pod.key(), uid = pod.uid(), "pod is being deleted and does not run");
         let state = self.provider.pod_state(pod.clone());
+        state.context.has_started();
         if !is_final(&state.context.reporter.current()) {
             state.context.reporter.update(|status| status.phase = Some("Failed".to_owned()));
         }

@@ -110,7 +110,7 @@ impl Node {
 fn candidate(known: &KnownPod, resource: &str) -> Candidate {
     Candidate {
         uid: known.pod.uid().to_owned(),
-        priority: known.pod.spec().priority.unwrap_or(0),
+        priority: eviction::priority(&known.pod),
         used: 0,
         requested: placement::requested(&known.context.latest(), resource),
     }

@@ -7,10 +7,10 @@
 
 use super::{PodEvent, PodSource};
 use crate::cluster::History;
-use crate::cluster::connection::{version, watch_back_off};
+use crate::cluster::connection::watch_back_off;
 use crate::data_directory::DataDirectory;
-use crate::manifest::static_pod::is_static;
-use crate::pod::PodObject;
+use crate::manifest::static_pod::{HASH_ANNOTATION, is_static};
+use crate::pod::{MANIFEST_ANNOTATION, PodObject};
 use akri_krustlet_host::until;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -30,7 +30,6 @@ type Changes = BoxStream<'static, Result<watcher::Event<DynamicObject>, watcher:
 /// Watches the pods of one node.
 pub struct ClusterSource {
     changes: Changes,
-    history: History,
     data: DataDirectory,
     /// UIDs that the node has been told of.
     told: HashSet<String>,
@@ -56,13 +55,12 @@ impl ClusterSource {
         let pods: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Pod>(&()));
         let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         let watch = move || watcher(pods.clone(), config.clone()).backoff(watch_back_off());
-        Self::of(history.follow(watch), history.clone(), data)
+        Self::of(history.follow(watch), data)
     }
 
-    fn of(changes: Changes, history: History, data: DataDirectory) -> Self {
+    fn of(changes: Changes, data: DataDirectory) -> Self {
         Self {
             changes,
-            history,
             data,
             told: HashSet::new(),
             listed: HashSet::new(),
@@ -103,7 +101,6 @@ impl ClusterSource {
     }
 
     fn apply(&mut self, object: DynamicObject) {
-        self.history.saw(version(&object.metadata));
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let key = format!(
             "{}/{}",
@@ -112,7 +109,12 @@ impl ClusterSource {
         );
         let pod: Result<Pod, _> = serde_json::to_value(object).and_then(serde_json::from_value);
         match pod {
-            Ok(pod) => {
+            Ok(mut pod) => {
+                // What only manifests' pods have says nothing here: anybody may write annotations.
+                if let Some(annotations) = &mut pod.metadata.annotations {
+                    annotations.remove(MANIFEST_ANNOTATION);
+                    annotations.retain(|name, value| name != HASH_ANNOTATION || *value != uid);
+                }
                 self.told.insert(uid);
                 self.events.push_back(PodEvent::Applied(PodObject::new(&pod, None)));
             }
@@ -191,7 +193,7 @@ mod tests {
 
     fn source(changes: Vec<watcher::Event<DynamicObject>>, directory: &std::path::Path) -> ClusterSource {
         let changes = stream::iter(changes.into_iter().map(Ok)).chain(stream::pending()).boxed();
-        ClusterSource::of(changes, History::default(), DataDirectory::new(directory, directory))
+        ClusterSource::of(changes, DataDirectory::new(directory, directory))
     }
 
     async fn next(source: &mut ClusterSource) -> String {

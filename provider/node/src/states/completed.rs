@@ -16,9 +16,10 @@ impl State<PodState> for Completed {
     async fn next(
         self: Box<Self>,
         _provider: SharedState<ProviderState>,
-        _state: &mut PodState,
+        state: &mut PodState,
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
+        state.context.has_started();
         Transition::Complete(Ok(()))
     }
 

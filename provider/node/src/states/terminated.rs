@@ -17,6 +17,7 @@ impl State<PodState> for Terminated {
         _pod: Manifest<Pod>,
     ) -> Transition<PodState> {
         let reason = state.context.termination.current().map(|stop| stop.reason);
+        state.context.has_started();
         tracing::info!(pod = state.context.pod.key(), ?reason, "pod stopped");
         Transition::Complete(Ok(()))
     }

@@ -3,13 +3,13 @@
 //! # Guarantees
 //! - Each static pod has one, with its status, whatever becomes of the one before; deleting it does not end the static pod.
 //! - A mirror pod whose static pod is gone or another one is deleted, also if that went while the node was down.
-//! - What fails is tried again, and told once.
+//! - What fails for one is tried again and told once, and keeps no other waiting.
 
-use super::{ApiSink, StatusSink};
-use crate::cluster::connection::describe;
+use super::{ApiSink, StatusSink, is_final};
+use crate::cluster::connection::{code, describe};
 use crate::manifest::static_pod::HASH_ANNOTATION;
 use crate::pod::PodObject;
-use akri_krustlet_host::BackOff;
+use akri_krustlet_host::{BackOff, until};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Client;
@@ -18,8 +18,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-/// On a mirror pod: the UID of its static pod. Only a node may make pods with it, and only such for itself.
+/// On a mirror pod: the UID of its static pod. Whoever may make pods may make one with it, too; then it is no pod that runs.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// Pause after a request that failed, and the longest one, doubled in between.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
@@ -44,22 +45,43 @@ pub struct Mirrors {
 
 #[derive(Default)]
 struct Pods {
-    /// The static pods and their statuses, by namespace and name; of two of one name the one that came last.
-    own: HashMap<String, (PodObject, PodStatus)>,
-    /// UIDs of those that another one of their name has replaced.
-    replaced: HashSet<String>,
+    /// The static pods, by namespace and name; of two of one name the one that came last.
+    own: HashMap<String, StaticPod>,
     /// The mirror pods that the API server has, by namespace and name.
     mirrors: HashMap<String, PodObject>,
     /// UIDs of those that it was asked to delete.
     deleted: HashSet<String>,
+    /// What did not succeed, by namespace and name.
+    failures: HashMap<String, Failure>,
     /// It has told all that there are.
     is_synced: bool,
+}
+
+struct StaticPod {
+    pod: PodObject,
+    /// None that was reported yet.
+    status: Option<PodStatus>,
+}
+
+/// When something is tried again that failed, and what was told of it.
+struct Failure {
+    again: Instant,
+    back_off: BackOff,
+    told: String,
 }
 
 /// What is to be done next.
 enum Work {
     Create(PodObject),
     Delete(PodObject),
+}
+
+impl Work {
+    fn pod(&self) -> &PodObject {
+        match self {
+            Self::Create(pod) | Self::Delete(pod) => pod,
+        }
+    }
 }
 
 impl std::fmt::Debug for Mirrors {
@@ -76,15 +98,31 @@ impl Mirrors {
         mirrors
     }
 
+    /// The node has this static pod, in the place of another one of its name.
+    pub fn add(&self, pod: PodObject) {
+        self.pods().own.insert(pod.key(), StaticPod { pod, status: None });
+        self.changed.notify_one();
+    }
+
+    /// It has it no more.
+    pub fn remove(&self, uid: &str) {
+        self.pods().own.retain(|_, own| own.pod.uid() != uid);
+        self.changed.notify_one();
+    }
+
     /// The API server has this mirror pod.
     pub fn seen(&self, mirror: PodObject) {
-        let current = {
+        let status = {
             let mut pods = self.pods();
-            pods.mirrors.insert(mirror.key(), mirror.clone());
-            pods.current(&mirror)
+            let before = pods.mirrors.insert(mirror.key(), mirror.clone());
+            if let Some(before) = before.filter(|before| before.uid() != mirror.uid()) {
+                pods.deleted.remove(before.uid());
+                self.api.forget(before.uid());
+            }
+            pods.own_of(&mirror).and_then(|own| own.status.clone())
         };
         self.changed.notify_one();
-        if let Some(status) = current {
+        if let Some(status) = status {
             self.api.seen(&mirror, &|| status.clone());
         }
     }
@@ -94,19 +132,26 @@ impl Mirrors {
         let mut pods = self.pods();
         let before = pods.mirrors.len();
         pods.mirrors.retain(|_, mirror| mirror.uid() != uid);
-        pods.deleted.remove(uid);
         let was_mirror = pods.mirrors.len() < before;
+        // Also one that another of its name has replaced here.
+        let was_deleted = pods.deleted.remove(uid);
         drop(pods);
         if was_mirror {
             self.api.forget(uid);
             self.changed.notify_one();
         }
-        was_mirror
+        was_mirror || was_deleted
     }
 
     /// The API server has told all pods that it has for the node.
     pub fn synced(&self) {
         self.pods().is_synced = true;
+        self.changed.notify_one();
+    }
+
+    fn restored(&self) {
+        self.pods().deleted.clear();
+        self.api.restored();
         self.changed.notify_one();
     }
 
@@ -137,16 +182,20 @@ impl Mirrors {
             }
             Work::Delete(mirror) => {
                 let uid = mirror.uid().to_owned();
+                // Before the watch tells that it is gone.
+                self.pods().deleted.insert(uid.clone());
                 let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
                 let now =
                     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }.grace_period(0);
                 match of(mirror).delete(mirror.name(), &now).await {
                     Ok(_) => tracing::info!(pod = mirror.key(), "mirror pod deleted"),
                     // It is gone, or another one has its name; the watch tells.
-                    Err(error) if matches!(crate::cluster::connection::code(&error), Some(404 | 409)) => {}
-                    Err(error) => return Err(error),
+                    Err(error) if matches!(code(&error), Some(404 | 409)) => {}
+                    Err(error) => {
+                        self.pods().deleted.remove(&uid);
+                        return Err(error);
+                    }
                 }
-                self.pods().deleted.insert(uid);
             }
         }
         Ok(())
@@ -154,23 +203,57 @@ impl Mirrors {
 }
 
 impl Pods {
-    /// The status that a mirror pod should have, if it is that of the static pod of its name.
-    fn current(&self, mirror: &PodObject) -> Option<PodStatus> {
-        let (pod, status) = self.own.get(&mirror.key())?;
-        let is_current = annotation(mirror, MIRROR_ANNOTATION) == Some(pod.uid()) && !mirror.is_deleted();
-        is_current.then(|| status.clone())
+    /// The static pod that a mirror pod is of.
+    fn own_of(&self, mirror: &PodObject) -> Option<&StaticPod> {
+        let own = self.own.get(&mirror.key())?;
+        let is_its = annotation(mirror, MIRROR_ANNOTATION) == Some(own.pod.uid()) && !mirror.is_deleted();
+        is_its.then_some(own)
     }
 
-    fn next(&self) -> Option<Work> {
-        let to_delete = |mirror: &&PodObject| self.current(mirror).is_none() && !self.deleted.contains(mirror.uid());
+    /// What there is to do and does not wait to be tried again, or until when there is nothing.
+    fn next(&self) -> Result<Work, Option<Instant>> {
         if !self.is_synced {
-            return None;
+            return Err(None);
         }
-        if let Some(mirror) = self.mirrors.values().find(to_delete) {
-            return Some(Work::Delete(mirror.clone()));
+        let needless = self.mirrors.values().filter(|mirror| {
+            let own = self.own_of(mirror);
+            // The API server takes no other status for a pod that has ended; one that runs again has another mirror pod.
+            let runs_again = own.and_then(|own| own.status.as_ref()).is_some_and(|status| !is_final(status))
+                && mirror.api.status.as_ref().is_some_and(is_final);
+            (own.is_none() || runs_again) && !self.deleted.contains(mirror.uid())
+        });
+        let missing = self.own.iter().filter(|(key, _)| !self.mirrors.contains_key(*key));
+        let all = needless.map(|mirror| Work::Delete(mirror.clone()));
+        let all = all.chain(missing.map(|(_, own)| Work::Create(own.pod.clone())));
+        let mut earliest: Option<Instant> = None;
+        for work in all {
+            match self.failures.get(&work.pod().key()).map(|failure| failure.again) {
+                Some(again) if again > Instant::now() => {
+                    earliest = Some(earliest.map_or(again, |earliest| earliest.min(again)));
+                }
+                _ => return Ok(work),
+            }
         }
-        let without = self.own.iter().find(|(key, _)| !self.mirrors.contains_key(*key));
-        without.map(|(_, (pod, _))| Work::Create(pod.clone()))
+        Err(earliest)
+    }
+
+    fn failed(&mut self, work: &Work, error: &kube::Error) {
+        let (what, pod) = match work {
+            Work::Create(pod) => ("made", pod),
+            Work::Delete(pod) => ("deleted", pod),
+        };
+        let failure = self.failures.entry(pod.key()).or_insert_with(|| Failure {
+            again: Instant::now(),
+            back_off: BackOff::new(PAUSES.0, PAUSES.1),
+            told: String::new(),
+        });
+        failure.again = Instant::now() + failure.back_off.pause();
+        let message =
+            format!("the mirror pod is not {what} yet, and the static pod not seen as it is: {}", describe(error));
+        if message != failure.told {
+            tracing::warn!(pod = pod.key(), "{message}");
+            failure.told = message;
+        }
     }
 }
 
@@ -180,33 +263,22 @@ async fn keep(mirrors: Arc<Mirrors>) {
     if node.wait_for(Option::is_some).await.is_err() {
         return;
     }
-    let mut back_off = BackOff::new(PAUSES.0, PAUSES.1);
-    let mut told = String::new();
     loop {
-        let work = mirrors.pods().next();
-        let Some(work) = work else {
-            mirrors.changed.notified().await;
-            continue;
-        };
-        match mirrors.work(&work).await {
-            Ok(()) => {
-                back_off.reset();
-                told.clear();
-            }
-            Err(error) => {
-                let (what, pod) = match &work {
-                    Work::Create(pod) => ("made", pod),
-                    Work::Delete(pod) => ("deleted", pod),
-                };
-                let message = format!(
-                    "the mirror pod is not {what} yet, and the static pod not seen as it is: {}",
-                    describe(&error)
-                );
-                if message != told {
-                    tracing::warn!(pod = pod.key(), "{message}");
-                    told = message;
+        let next = mirrors.pods().next();
+        match next {
+            Ok(work) => {
+                let result = mirrors.work(&work).await;
+                let mut pods = mirrors.pods();
+                match result {
+                    Ok(()) => drop(pods.failures.remove(&work.pod().key())),
+                    Err(error) => pods.failed(&work, &error),
                 }
-                tokio::time::sleep(back_off.pause()).await;
+            }
+            Err(again) => {
+                tokio::select! {
+                    () = mirrors.changed.notified() => {}
+                    () = until(again) => {}
+                }
             }
         }
     }
@@ -254,24 +326,22 @@ impl StatusSink for MirrorSink {
         self.api.remember(pod, status);
         let mirror = {
             let mut pods = self.mirrors.pods();
-            if pods.replaced.contains(pod.uid()) {
-                return;
-            }
-            let before = pods.own.insert(pod.key(), (pod.clone(), status.clone()));
-            if let Some((before, _)) = before.filter(|(before, _)| before.uid() != pod.uid()) {
-                pods.replaced.insert(before.uid().to_owned());
-            }
-            pods.mirrors.get(&pod.key()).filter(|mirror| pods.current(mirror).is_some()).cloned()
+            let own = pods.own.get_mut(&pod.key()).filter(|own| own.pod.uid() == pod.uid());
+            // One that another of its name has replaced ends without anybody seeing it.
+            let Some(own) = own else { return };
+            own.status = Some(status.clone());
+            pods.mirrors.get(&pod.key()).filter(|mirror| pods.own_of(mirror).is_some()).cloned()
         };
-        match mirror {
-            Some(mirror) => self.api.show(&mirror, status),
-            None => self.mirrors.changed.notify_one(),
+        // It may have ended, and this one not.
+        self.mirrors.changed.notify_one();
+        if let Some(mirror) = mirror.filter(|mirror| !mirror.api.status.as_ref().is_some_and(is_final)) {
+            self.api.show(&mirror, status);
         }
     }
 
     fn seen(&self, pod: &PodObject, wanted: &dyn Fn() -> PodStatus) {
         match is_static(pod) {
-            // Nobody tells it anything; one that had ended before this start changes no more.
+            // Nobody tells it anything.
             true => self.report(pod, &wanted()),
             false => self.api.seen(pod, wanted),
         }
@@ -284,7 +354,7 @@ impl StatusSink for MirrorSink {
     }
 
     fn restored(&self) {
-        self.api.restored();
+        self.mirrors.restored();
     }
 
     fn is_told(&self) -> bool {
@@ -292,17 +362,6 @@ impl StatusSink for MirrorSink {
     }
 
     fn forget(&self, uid: &str) {
-        let mut pods = self.mirrors.pods();
-        let of_static = pods.replaced.remove(uid) || {
-            let before = pods.own.len();
-            pods.own.retain(|_, (pod, _)| pod.uid() != uid);
-            pods.own.len() < before
-        };
-        drop(pods);
-        if of_static {
-            self.mirrors.changed.notify_one();
-        } else {
-            self.api.forget(uid);
-        }
+        self.api.forget(uid);
     }
 }

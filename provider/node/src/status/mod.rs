@@ -210,6 +210,17 @@ impl StatusReporter {
         }
     }
 
+    /// Resolves when the pod has ended.
+    pub async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if is_final(&self.current()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// The probes of a container say something, or are about to.
     pub fn set_verdict(&self, container: &str, verdict: Verdict) {
         let old = self.verdicts().insert(container.to_owned(), verdict);
@@ -232,12 +243,18 @@ pub(crate) fn is_final(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
-/// A container of the pod has run.
-pub(crate) fn has_begun(status: &PodStatus) -> bool {
-    let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-    containers.any(|container| {
+/// What the API server has of the lives of a pod's containers that this node does not know of, because its data was lost: their numbers
+/// and ends. Init containers run again.
+pub(crate) fn begun(told: &PodStatus) -> Option<PodStatus> {
+    let has_run = |container: &&ContainerStatus| {
         let state = container.state.as_ref();
         container.restart_count > 0 || state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+    };
+    let containers: Vec<_> = told.container_statuses.iter().flatten().filter(has_run).cloned().collect();
+    (!containers.is_empty()).then(|| PodStatus {
+        start_time: told.start_time.clone(),
+        container_statuses: Some(containers),
+        ..PodStatus::default()
     })
 }
 

@@ -112,7 +112,7 @@ async fn keep_limits(context: Arc<PodContext>, limited: Vec<Limited>) {
                 return;
             }
         }
-        if !local_storage::is_limited(&context.pod) || context.pod.spec().priority.unwrap_or(0) >= eviction::CRITICAL {
+        if !local_storage::is_limited(&context.pod) || eviction::priority(&context.pod) >= eviction::CRITICAL {
             continue;
         }
         let (data, pod) = (context.services.data.clone(), context.pod.clone());
