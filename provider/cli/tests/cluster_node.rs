@@ -319,7 +319,25 @@ fn flags_that_make_no_node_are_named_before_anything_is_asked() {
         (&["--node-labels", "node-role.kubernetes.io/edge="], &[], "NodeRestriction"),
         (&["--system-reserved", "cpu=much"], &[], "not a quantity"),
         (&missing, &[], "/nonexistent"),
-        (&["--manifests", "/tmp", "--kubeconfig", "/tmp/x"], &[], "a node without a cluster"),
+        (
+            &["--manifests", "/tmp", "--kubeconfig", "/nonexistent", "--status-config-map", "a/b"],
+            &[],
+            "a node without a cluster",
+        ),
+        (&["--manifests", "/tmp", "--kubeconfig", "/nonexistent"], &[], "kubeconfig /nonexistent"),
+        (
+            &[
+                "--manifests",
+                "/tmp",
+                "--node-shutdown-grace-period",
+                "5",
+                "--node-shutdown-grace-period-critical-pods",
+                "6",
+            ],
+            &[],
+            "critical pods have 6 s of the 5 s of all",
+        ),
+        (&["--tracing-endpoint", "https://collector:4317"], &[], "without TLS"),
         (&["--node-ip", "here", "--bootstrap-file", "x"], &[], "invalid IP address"),
         (
             &["--node-ip", "10.0.0.1,10.0.0.2", "--bootstrap-file", "x"],

@@ -21,6 +21,8 @@ const NATIVE: [(&str, &str); 4] = [
 /// By what each is served.
 const OURS: [(&str, &str); 5] =
     [("udev", "udev"), ("onvif", "onvif"), ("opcua", "opcua"), ("http", "http"), ("zeroconf", "zeroconf")];
+/// What the protocols need of the network.
+const GRANTS: &str = "join 224.0.0.251:5353\nudp 224.0.0.251:5353\nudp 239.255.255.250:3702\ntcp details";
 /// After which nothing of a start is under way.
 const SETTLED: Duration = Duration::from_secs(20);
 
@@ -160,8 +162,7 @@ async fn handlers(registry: &Registry) -> Value {
                 json!([{"name": "sys", "mountPath": "/sys", "readOnly": true}]);
             handler["spec"]["volumes"] = json!([{"name": "sys", "hostPath": {"path": "/sys"}}]);
         } else {
-            handler["metadata"]["annotations"] =
-                json!({"akri-krustlet/network": "tcp details", "akri-krustlet/links": "*"});
+            handler["metadata"]["annotations"] = json!({"akri-krustlet/network": GRANTS, "akri-krustlet/links": "*"});
             handler["spec"]["hostNetwork"] = json!(true);
         }
         data.insert(format!("{name}.json"), json!(handler.to_string()));
