@@ -6,37 +6,13 @@ mod fixture;
 
 use akri_krustlet_discovery::agent;
 use akri_proto::v0::DiscoverRequest;
-use fixture::cluster::{Cluster, cluster_with_linux_node, manifests};
+use fixture::cluster::{Cluster, cluster_with_linux_node};
 use fixture::registry::{Access, Registry};
-use fixture::{component, ids, serves, wait_for};
+use fixture::{component, ids, image, serves, wait_for};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const NODE: &str = "image-node";
-
-/// The archive's image in a registry.
-fn pushed(registry: &Registry, archive: &Path) -> String {
-    let layout = tempfile::tempdir().unwrap();
-    let unpacked = Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(layout.path()).status().unwrap();
-    assert!(unpacked.success());
-    let programs = control_plane::Programs::find_or_build().unwrap().with_cluster_tools().unwrap();
-    let image = format!("{}/akri-krustlet:v1", registry.address);
-    let from = format!("{}:latest", layout.path().display());
-    let output = Command::new(programs.path("oras").unwrap())
-        .args(["cp", "--from-oci-layout", &from, "--to-plain-http", &image])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    image
-}
-
-/// What a document of a manifest says.
-fn document(file: &str, kind: &str) -> Value {
-    let text = std::fs::read_to_string(manifests().join(file)).unwrap();
-    let mut documents = text.split("\n---\n").map(|text| serde_saphyr::from_str::<Value>(text).unwrap());
-    documents.find(|document| document["kind"] == kind).unwrap()
-}
 
 struct Scene {
     cluster: Cluster,
@@ -46,13 +22,13 @@ struct Scene {
 }
 
 async fn scene() -> Option<Scene> {
-    let Some(archive) = std::env::var_os("IMAGE").map(PathBuf::from) else {
+    let Some(archive) = image::archive() else {
         println!("skipped: IMAGE names no archive of the container image (make image-test)");
         return None;
     };
     let cluster = cluster_with_linux_node(NODE)?;
     let registry = Registry::start(Access::Public);
-    let image = pushed(&registry, &archive);
+    let image = image::push(&registry, &archive);
     let typed = std::fs::read(component("debug-echo-typed")).unwrap();
     registry.push_module("typed:v1", &typed).await;
     Some(Scene { cluster, registry, image, directory: tempfile::tempdir().unwrap() })
@@ -68,27 +44,10 @@ impl Scene {
         self.cluster.apply(&json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": format!("{name}-handlers"), "namespace": "default"},
             "data": {"typed.json": handler.to_string()}}));
-        let mut spec = document("handler-mode/daemonset.yaml", "DaemonSet")["spec"]["template"]["spec"].clone();
+        let data = self.directory.path().join(format!("{name}-data"));
+        let handlers = format!("{name}-handlers");
+        let mut spec = image::handler_mode(&self.image, &self.registry, &handlers, &sockets, &data);
         spec["nodeName"] = json!(NODE);
-        spec["automountServiceAccountToken"] = json!(false);
-        spec["terminationGracePeriodSeconds"] = json!(1);
-        spec.as_object_mut().unwrap().remove("serviceAccountName");
-        let container = &mut spec["containers"][0];
-        container["image"] = json!(self.image);
-        let arguments = container["args"].as_array_mut().unwrap();
-        // Of the test are the place of the metrics, which two pods of one network cannot both have, and the status's.
-        arguments.retain(|argument| {
-            !argument.as_str().is_some_and(|text| text.starts_with("--metrics") || text.starts_with("--status"))
-        });
-        arguments.push(json!(format!("--insecure-registries={}", self.registry.address)));
-        for volume in spec["volumes"].as_array_mut().unwrap() {
-            match volume["name"].as_str().unwrap() {
-                "handlers" => volume["configMap"]["name"] = json!(format!("{name}-handlers")),
-                "akri" => volume["hostPath"]["path"] = json!(sockets),
-                "data" => volume["hostPath"]["path"] = json!(self.directory.path().join(format!("{name}-data"))),
-                _ => {}
-            }
-        }
         change(&mut spec);
         self.cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}));
         sockets.join("debugEcho.sock")

@@ -3,6 +3,7 @@
 //! They are of a target of their own and of the lowest level, so that logs do not have them and nobody pays for them unless they are exported.
 
 use std::fmt::Display;
+use tracing::{Instrument as _, Span};
 
 /// Their target.
 pub const TARGET: &str = "akri_krustlet::spans";
@@ -25,8 +26,17 @@ pub use tracing;
 /// Longest description of what failed, in bytes: a guest may have its part in it.
 const MOST: usize = 1024;
 
+/// Work that is told by a span, and that it failed if it does.
+pub async fn told<T, E: Display>(span: Span, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let done = work.instrument(span.clone()).await;
+    if let Err(error) = &done {
+        fail(&span, error);
+    }
+    done
+}
+
 /// What the span is of failed.
-pub fn fail(span: &tracing::Span, error: &dyn Display) {
+pub fn fail(span: &Span, error: &dyn Display) {
     if !span.is_disabled() {
         let mut error = error.to_string();
         error.truncate(error.floor_char_boundary(MOST));

@@ -14,7 +14,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use tracing::Instrument as _;
 
 /// How images are had.
 #[derive(Clone, Debug)]
@@ -161,10 +160,7 @@ impl Images {
         let started = Instant::now();
         let attempt = |credential, holder| self.pull_with(reference, credential, holder);
         let span = span!("image pull", container.image.name = %reference.whole());
-        let pulled = self.with_each(reference, credentials, attempt).instrument(span.clone()).await;
-        if let Err(error) = &pulled {
-            spans::fail(&span, error);
-        }
+        let pulled = spans::told(span, self.with_each(reference, credentials, attempt)).await;
         counted().pulls.observe([if pulled.is_ok() { "pulled" } else { "failed" }], started.elapsed());
         pulled
     }

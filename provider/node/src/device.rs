@@ -15,7 +15,6 @@ use k8s_openapi::api::core::v1::Container;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use std::time::Duration;
-use tracing::Instrument as _;
 
 /// A pod that waits for its devices for longer says so.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -53,11 +52,7 @@ fn is_extended(name: &str) -> bool {
 /// Gives the pod its devices, all or none; the error says in words why it has none.
 pub async fn allocate(context: &PodContext) -> Result<(), String> {
     let span = span!(parent: &context.start_span(), "devices allocate");
-    let allocated = allocate_all(context).instrument(span.clone()).await;
-    if let Err(error) = &allocated {
-        spans::fail(&span, error);
-    }
-    allocated
+    spans::told(span, allocate_all(context)).await
 }
 
 async fn allocate_all(context: &PodContext) -> Result<(), String> {

@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tracing::Instrument as _;
 use wasmtime::component::{self, InstancePre};
 use wasmtime::{Engine, Linker};
 
@@ -234,11 +233,7 @@ impl Runtime {
         let staged = self.store.stage().map_err(LoadError::Store)?;
         let started = Instant::now();
         let span = span!("module compile", module.digest = %digest, module.bytes = module.len());
-        let compiled = lane.compiler.compile(module, staged.path()).instrument(span.clone()).await;
-        if let Err(error) = &compiled {
-            spans::fail(&span, error);
-        }
-        drop(span);
+        let compiled = spans::told(span, lane.compiler.compile(module, staged.path())).await;
         let result = match &compiled {
             Ok(_) => "compiled",
             Err(CompileError::Invalid(_)) => "invalid",

@@ -1,9 +1,9 @@
 //! Handlers of five protocols as one pod of the container image, beside native handlers as pods of their own, in one containerd. `IMAGE`
 //! names the image's archive (`make image`), and the `NATIVE_*` variables Akri's handlers.
 
-use crate::fixture::cluster::{Cluster, cluster_with_linux_node, manifests};
+use crate::fixture::cluster::{Cluster, cluster_with_linux_node};
 use crate::fixture::registry::{Access, Registry, gzip};
-use crate::fixture::{component, condition, serves, wait_for};
+use crate::fixture::{component, condition, image, serves, wait_for};
 use crate::process::{memory_of, processes_beside};
 use crate::{Row, mb};
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ const SETTLED: Duration = Duration::from_secs(20);
 pub async fn measure() -> Vec<Row> {
     let of = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
     let natives: Vec<_> = NATIVE.iter().filter_map(|(name, variable)| Some((*name, of(variable)?))).collect();
-    let (Some(archive), false) = (of("IMAGE"), natives.is_empty()) else {
+    let (Some(archive), false) = (image::archive(), natives.is_empty()) else {
         println!(
             "skipped: IMAGE names no archive of the image (make image), or no NATIVE_* variable a handler of Akri"
         );
@@ -39,7 +39,7 @@ pub async fn measure() -> Vec<Row> {
     let registry = Registry::start(Access::Public);
     assert!(wait_for(|| cluster.get("serviceaccount", "default", "default").is_some()));
     let directory = tempfile::tempdir().unwrap();
-    let (ours, handlers) = (pushed(&registry, &archive), handlers(&registry).await);
+    let (ours, handlers) = (image::push(&registry, &archive), handlers(&registry).await);
     let mut images = Vec::new();
     for (name, program) in &natives {
         images.push((*name, native_image(&registry, name, program).await));
@@ -52,7 +52,7 @@ pub async fn measure() -> Vec<Row> {
     std::fs::create_dir_all(&sockets).unwrap();
     let before = memory(&cluster).await;
     cluster.apply(&handlers);
-    cluster.apply(&handler_mode(&ours, &registry, &sockets, &data));
+    cluster.apply(&pod("ours", image::handler_mode(&ours, &registry, "handlers", &sockets, &data)));
     let all_serve = || OURS.iter().all(|(_, name)| serves(&sockets.join(format!("{name}.sock"))));
     assert!(wait_for(all_serve), "{}", cluster.kubectl_ok(&["logs", "ours"]));
     let with_ours = memory(&cluster).await;
@@ -107,20 +107,6 @@ fn wait_until_ready(cluster: &Cluster, name: &str) {
     assert!(wait_for(is_ready), "{}", cluster.kubectl_ok(&["describe", "pod", name]));
 }
 
-fn pushed(registry: &Registry, archive: &Path) -> String {
-    let layout = tempfile::tempdir().unwrap();
-    assert!(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(layout.path()).status().unwrap().success());
-    let programs = control_plane::Programs::find_or_build().unwrap().with_cluster_tools().unwrap();
-    let image = format!("{}/akri-krustlet:v1", registry.address);
-    let from = format!("{}:latest", layout.path().display());
-    let copied = Command::new(programs.path("oras").unwrap())
-        .args(["cp", "--from-oci-layout", &from, "--to-plain-http", &image])
-        .output()
-        .unwrap();
-    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-    image
-}
-
 /// A program with the libraries that it needs.
 async fn native_image(registry: &Registry, name: &str, program: &Path) -> String {
     let listed = Command::new("ldd").arg(program).output().unwrap();
@@ -168,26 +154,4 @@ async fn handlers(registry: &Registry) -> Value {
         data.insert(format!("{name}.json"), json!(handler.to_string()));
     }
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "handlers", "namespace": "default"}, "data": data})
-}
-
-/// The DaemonSet's pod of manifests/handler-mode.
-fn handler_mode(image: &str, registry: &Registry, sockets: &Path, data: &Path) -> Value {
-    let text = std::fs::read_to_string(manifests().join("handler-mode/daemonset.yaml")).unwrap();
-    let daemon_set: Value = serde_saphyr::from_str(&text).unwrap();
-    let mut spec = daemon_set["spec"]["template"]["spec"].clone();
-    spec.as_object_mut().unwrap().remove("serviceAccountName");
-    let container = &mut spec["containers"][0];
-    container["image"] = json!(image);
-    let arguments = container["args"].as_array_mut().unwrap();
-    arguments.retain(|argument| !argument.as_str().is_some_and(|text| text.starts_with("--status")));
-    arguments.push(json!(format!("--insecure-registries={}", registry.address)));
-    for volume in spec["volumes"].as_array_mut().unwrap() {
-        match volume["name"].as_str().unwrap() {
-            "handlers" => volume["configMap"]["name"] = json!("handlers"),
-            "akri" => volume["hostPath"]["path"] = json!(sockets),
-            "data" => volume["hostPath"]["path"] = json!(data),
-            _ => {}
-        }
-    }
-    pod("ours", spec)
 }

@@ -67,13 +67,9 @@ async fn compare_nodes() {
             if news.is_empty() {
                 continue;
             }
-            // A kubelet that is busy with many pods tells some things late, or not at all: what it says when the spec is alone
-            // counts. What this node says is to be the same in both.
             let (again, wasm) = run(spec, scene, recorder, &format!("{}-again", spec.name)).await;
             let again: Vec<_> = again.into_iter().filter(|difference| !known.take(difference)).collect();
-            let is_again = |news: &Difference| {
-                again.iter().any(|again| again.fact == news.fact) || news.wasm != differences::of(&wasm, &news.fact)
-            };
+            let is_again = |news: &Difference| differences::holds(news, &again, &wasm);
             let (news, passing): (Vec<_>, Vec<_>) = news.into_iter().partition(is_again);
             passing.iter().for_each(|difference| println!("seen once only: {difference}"));
             unknown.extend(news);

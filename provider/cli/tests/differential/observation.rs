@@ -1,5 +1,6 @@
 //! What was seen of a pod, from outside: facts that can be compared between two nodes.
 
+use crate::differences::{ONCE, REPEATED};
 use crate::fixture::DEADLINE;
 use crate::side::{KINDS, Kind};
 use futures::StreamExt as _;
@@ -179,7 +180,7 @@ impl Recorder {
             *events.entry(what).or_default() += count(&event);
         }
         for (event, count) in events {
-            facts.insert(format!("event {event}"), if count == 1 { "once" } else { "repeated" }.to_owned());
+            facts.insert(format!("event {event}"), if count == 1 { ONCE } else { REPEATED }.to_owned());
         }
         facts
     }

@@ -24,7 +24,6 @@ use akri_krustlet_runtime::{GuestSpec, ModuleKind, Outcome};
 use k8s_openapi::api::core::v1::Container;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tracing::Instrument as _;
 
 /// What one life of a container has that the next one may have otherwise.
 pub struct Life<'a> {
@@ -57,12 +56,7 @@ pub async fn run_once(
     let restart = life.restart;
     // Apart: what only the preparations need is not kept for as long as the container runs.
     let span = span!(parent: &context.start_span(), "container prepare", k8s.container.name = container.name);
-    let prepared = Box::pin(prepare(context, volumes, kind, container, image, &life).instrument(span.clone())).await;
-    if let Err(error) = &prepared {
-        spans::fail(&span, error);
-    }
-    drop(span);
-    let prepared = prepared?;
+    let prepared = Box::pin(spans::told(span, prepare(context, volumes, kind, container, image, &life))).await?;
     match life.handler {
         Some((claim, settings)) => {
             run_handler(context, kind, container, restart, image, prepared, claim, settings).await

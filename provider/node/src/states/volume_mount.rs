@@ -6,7 +6,6 @@ use crate::cluster::events::EventType;
 use crate::objects::Awaited;
 use crate::volume;
 use akri_krustlet_host::{span, spans};
-use tracing::Instrument as _;
 
 /// Tried again until all volumes are there: when a ConfigMap or Secret that is missing changes, and with back-off.
 #[derive(Debug, Default, TransitionTo)]
@@ -34,12 +33,7 @@ impl State<PodState> for VolumeMount {
         }
         let mut awaited = Awaited::default();
         let span = span!(parent: &state.context.start_span(), "volumes mount");
-        let mounted = volume::mount(&state.context, &mut awaited).instrument(span.clone()).await;
-        if let Err(error) = &mounted {
-            spans::fail(&span, error);
-        }
-        drop(span);
-        match mounted {
+        match spans::told(span, volume::mount(&state.context, &mut awaited)).await {
             Ok(volumes) => {
                 state.volumes = volumes;
                 Transition::next(self, Initializing)

@@ -30,7 +30,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 use wasmtime::Store;
 
 #[allow(missing_docs, reason = "generated")]
@@ -149,14 +149,8 @@ impl Component {
         let span = span!(parent: &call, "step", akri.handler = self.spec.settings.name);
         let deadline = self.spec.settings.step_deadline;
         let started = Instant::now();
-        let done = self
-            .runtime
-            .call(&self.spec.limits, &self.spec.name, inline, deadline, work)
-            .instrument(span.clone())
-            .await;
-        if let Err(error) = &done {
-            spans::fail(&span, error);
-        }
+        let call = self.runtime.call(&self.spec.limits, &self.spec.name, inline, deadline, work);
+        let done = spans::told(span, call).await;
         counted().steps.observe([&self.spec.settings.name], started.elapsed());
         done
     }
