@@ -17,9 +17,13 @@ mod step;
 mod support_bundle;
 mod top;
 
+use akri_krustlet_host::allocations::CountedAllocator;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: CountedAllocator = CountedAllocator;
 
 /// A Krustlet (a kubelet for WebAssembly pods) that serves Akri discovery handlers itself.
 #[derive(Debug, Parser)]

@@ -40,6 +40,7 @@ fn a_module_is_asked_step_by_step_without_a_node() {
     let step = &answer["steps"][0];
     let ids: Vec<_> = step["devices"].as_array().unwrap().iter().map(|device| device["id"].clone()).collect();
     assert_eq!(ids, ["a", "b"]);
+    assert!((1..500).contains(&step["allocations"].as_u64().unwrap()), "{step}");
     assert!(step["fuel"].as_u64().unwrap() > 1000 && step["memoryBytes"].as_u64().unwrap() >= 65_536, "{step}");
     assert_eq!(answer["log"], json!(["INFO debugEcho: 2 devices"]));
     // The same work is the same fuel.
@@ -47,7 +48,15 @@ fn a_module_is_asked_step_by_step_without_a_node() {
         serde_json::from_str(&ok(&["step", &echo, "--details", "descriptions: [b, a]", "-o", "json"])).unwrap();
     assert_eq!(again["steps"][0]["fuel"], step["fuel"]);
     let text = ok(&["step", &echo, "--details", "descriptions: [a]"]);
-    for part in ["opened", "step 1", "units of fuel", "1 device(s)", "akri-debug-echo-", "log           INFO"] {
+    for part in [
+        "opened",
+        "step 1",
+        "units of fuel",
+        "allocations of the node",
+        "1 device(s)",
+        "akri-debug-echo-",
+        "log           INFO",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     for (arguments, code, message) in [

@@ -75,7 +75,7 @@ fn new_project_works(language: &str, first: &str) {
     assert!(said.contains("METER_DEVICE=one") && said.contains("2 device(s)"), "{said}");
     // `dev` finds the Makefile, and takes what is saved.
     let mut command = Command::new(PROGRAM);
-    command.arg("dev").arg(&project).env("AKRI_KRUSTLET", PROGRAM).stdout(Stdio::piped());
+    command.arg("dev").arg(&project).stdout(Stdio::piped());
     let mut process = command.spawn().unwrap();
     let lines = lines_of(&mut process);
     let mut said = Vec::new();

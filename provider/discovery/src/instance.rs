@@ -10,6 +10,7 @@ use blake2::{Blake2b, Digest as _};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// What the name of an Instance ends in.
 pub type Hash = [u8; 3];
@@ -49,6 +50,7 @@ pub struct Instances {
     /// How many streams list a device of a hash.
     listed: Mutex<HashMap<Hash, usize>>,
     any_listed: watch::Sender<bool>,
+    began: Instant,
 }
 
 impl Instances {
@@ -59,6 +61,7 @@ impl Instances {
             present: watch::Sender::new(None),
             listed: Mutex::default(),
             any_listed: watch::Sender::new(false),
+            began: Instant::now(),
         })
     }
 
@@ -102,6 +105,11 @@ pub(crate) struct StreamInstances {
 }
 
 impl StreamInstances {
+    /// When the node began to have streams.
+    pub(crate) fn began(&self) -> Instant {
+        self.instances.began
+    }
+
     /// Another list is in force.
     pub(crate) fn list(&mut self, list: &DiscoverResponse, shared: bool) {
         let node = &self.instances.node;

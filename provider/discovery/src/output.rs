@@ -26,6 +26,10 @@ const ALWAYS: Duration = Duration::from_secs(2);
 const LONGEST_WHILE_MISSING: Duration = Duration::from_secs(60);
 /// The same where it cannot be told whether one is missing.
 const LONGEST: Duration = Duration::from_secs(300);
+/// From this pause on, lists are sent again at the node's common moments: a thousand streams at rest wake it as often as one.
+const COMMON: Duration = Duration::from_secs(30);
+/// The time between two of those.
+const MOMENTS: Duration = Duration::from_secs(10);
 /// The least time between two changes of the list.
 const SETTLE: Duration = Duration::from_millis(200);
 /// A change so soon after another one is repeated in no hurry: the next one makes up for what the Agent lost of it.
@@ -46,6 +50,17 @@ fn pause(age: Duration, devices: usize, longest: Duration) -> Duration {
         // A thousand streams at rest are to cost nothing.
         _ => at_least((age / 2).min(longest), Duration::from_millis(50)),
     }
+}
+
+/// When a list is sent again that was sent then: after the pause, or a little before, at one of the common moments, of which the
+/// first is given.
+fn again(sent: Instant, pause: Duration, first: Instant) -> Instant {
+    let due = sent + pause;
+    if pause < COMMON {
+        return due;
+    }
+    let late = due.saturating_duration_since(first).as_nanos() % MOMENTS.as_nanos();
+    due - Duration::from_nanos(u64::try_from(late).unwrap_or(0))
 }
 
 /// The newest list wins over a slow reader.
@@ -209,7 +224,7 @@ impl Output {
             false if self.calm.is_some_and(|until| sent < until) => SETTLE,
             false => Duration::ZERO,
         };
-        Some(sent + pause(age, devices, longest).max(least))
+        Some(again(sent, pause(age, devices, longest).max(least), self.instances.began()))
     }
 }
 
@@ -272,6 +287,28 @@ mod tests {
         output.send(list("b"), true);
         assert_eq!(stream.try_recv().unwrap().unwrap(), list("b"));
         assert!(stream.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lists_at_rest_are_repeated_at_common_moments() {
+        let instances = Instances::new("n");
+        let mut all = Vec::new();
+        for late in [0, 1234, 7777] {
+            tokio::time::sleep(Duration::from_millis(late)).await;
+            let (sender, stream) = mpsc::channel(4);
+            let mut output = Output::new(sender, instances.of_stream());
+            output.send(list("a"), true);
+            all.push((output, stream));
+        }
+        let start = Instant::now();
+        let times = all.iter_mut().map(|(output, stream)| times(output, stream, 3600));
+        let times = futures::future::join_all(times).await;
+        assert_eq!(start.elapsed().as_secs(), 3600);
+        let moments =
+            |of: &[u128]| of.iter().filter(|time| **time > 120_000).map(|time| time % 10_000).collect::<Vec<_>>();
+        let first = moments(&times[0]);
+        assert!(first.len() > 5, "{times:?}");
+        assert!(times.iter().flat_map(|of| moments(of)).all(|moment| moment.abs_diff(first[0]) <= 1), "{times:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,8 +2,9 @@
 //! [`ServedSocket`]), also with those who send anything ([`Untrusted`], [`one_line()`]), changes of directories
 //! ([`DirectoryWatcher`]), files that are whole whatever happens ([`mod@file`]), work that may never end ([`patience`]), how often
 //! something may happen ([`TokenBucket`]) and is tried again ([`BackOff`]), work for one at a time ([`Turns`]), the program's own memory while nothing does
-//! ([`resting_memory`]); a machine that goes down ([`logind`]), and what is told to a collector of traces ([`spans`]).
+//! ([`resting_memory`]) and how often it is asked for more ([`allocations`]); a machine that goes down ([`logind`]), and what is told to a collector of traces ([`spans`]).
 
+pub mod allocations;
 mod authority;
 mod back_off;
 mod directory_watcher;

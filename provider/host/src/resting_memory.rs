@@ -12,11 +12,45 @@ use tokio::sync::Notify;
 /// How long nothing must have happened.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// How often free pages of the heap are given back while guests work now and then.
+const BETWEEN: Duration = Duration::from_secs(30);
+
 static WORK: Notify = Notify::const_new();
+static STEPS: Notify = Notify::const_new();
 
 /// Something happened that takes code which a process at rest does not need: a pod came or went, a call.
 pub fn has_worked() {
     WORK.notify_one();
+}
+
+/// A guest has worked for a moment and rests: what it needed of the heap meanwhile is free again, and the same code will be needed soon.
+pub fn has_stepped() {
+    STEPS.notify_one();
+}
+
+/// Heaps of the process. The allocator makes one for each thread if it may, and each keeps what its threads ever needed at once.
+#[cfg(target_env = "gnu")]
+const HEAPS: i32 = 2;
+
+/// To be called before there are threads.
+pub fn have_few_heaps() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code, reason = "there is no other way to say so from within")]
+    // SAFETY: it may be called at any time; a number that it does not take changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
+/// Gives free pages of the heap back now and then, while guests work. No wake-up without work.
+pub async fn give_back_between_steps() {
+    loop {
+        STEPS.notified().await;
+        tokio::time::sleep(BETWEEN).await;
+        if let Err(error) = tokio::task::spawn_blocking(give_back).await {
+            tracing::debug!(%error, "free memory was not given back");
+        }
+    }
 }
 
 /// Lets the pages of the program's code, and free ones of its heap, go whenever it has come to rest. One wake-up for each time; none without work.
@@ -32,17 +66,22 @@ pub async fn let_go_at_rest() {
     }
 }
 
+/// Gives back what the allocator does not use.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code, reason = "only the allocator knows which pages of its heaps are free")]
+    // SAFETY: it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Gives back what the allocator does not use, unmaps the clean pages of the program's file, and says how many bytes those were.
 ///
 /// Of the program's file alone: its mappings are there until the process ends, while another one may be gone, and something else at
 /// its place, between the look at it and the call.
 fn let_go() -> std::io::Result<u64> {
-    #[cfg(target_env = "gnu")]
-    #[allow(unsafe_code, reason = "only the allocator knows which pages of its arenas are free")]
-    // SAFETY: it may be called at any time, by any thread.
-    unsafe {
-        libc::malloc_trim(0);
-    }
+    give_back();
     let program = std::fs::read_link("/proc/self/exe")?;
     let maps = std::fs::read_to_string("/proc/self/smaps")?;
     let mut bytes = 0;
@@ -149,6 +188,24 @@ mod tests {
         assert_eq!(places("/a program (deleted)"), [(0xa000, 0x2000)], "it was replaced while it runs");
         let mappings = clean_mappings(&smaps, "/usr/bin/node");
         assert!(mappings.iter().all(|mapping| mapping.resident == 48 * 1024));
+    }
+
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn free_pages_between_used_ones_are_given_back() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        // Not as much each as the allocator maps for itself.
+        let mut blocks: Vec<_> = (0..2000).map(|_| vec![1_u8; 16 << 10]).collect();
+        let kept: Vec<_> = (0..blocks.len()).step_by(2).rev().map(|at| blocks.swap_remove(at)).collect();
+        drop(blocks);
+        let before = resident();
+        give_back();
+        assert!(resident() + 8000 < before, "{before} kB, then {} kB", resident());
+        assert!(kept.iter().flatten().all(|byte| *byte == 1));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

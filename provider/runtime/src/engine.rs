@@ -13,7 +13,7 @@ pub const EPOCH: std::time::Duration = std::time::Duration::from_millis(10);
 /// (39-bit address spaces) working and halves the page tables.
 ///
 /// Which instruction of a module each machine instruction comes from is left out of AOT files: a trap's backtrace has the
-/// functions' names.
+/// functions' names. So is what debuggers of the host would find their way through its frames by: the engine has its own way.
 pub fn new() -> wasmtime::Result<Engine> {
     of(Counting::No)
 }
@@ -39,6 +39,7 @@ pub fn of(counting: Counting) -> wasmtime::Result<Engine> {
         .memory_guard_size(64 << 10)
         .memory_reservation_for_growth(0)
         .generate_address_map(false)
+        .native_unwind_info(false)
         .async_stack_size(768 << 10)
         .max_wasm_stack(512 << 10);
     Engine::new(&config)

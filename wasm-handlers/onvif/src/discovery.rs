@@ -24,6 +24,9 @@ const REPEATED: Duration = Duration::from_millis(200);
 const MOST_MATCHES: usize = 2048;
 const MOST_OF_ONE: usize = 16;
 const MOST_DATAGRAMS: usize = 256;
+/// Of so many senders the last answer is kept to know it again, and the longest one that is.
+const MOST_SENDERS_KEPT: usize = 1024;
+const MOST_KEPT: usize = 2048;
 /// Most URLs of one answer, of one camera by all its answers, and longest one.
 const MOST_URLS: usize = 4;
 const MOST_MERGED: usize = 8;
@@ -33,8 +36,17 @@ const MOST_SCOPES: usize = 32;
 const MOST_SCOPE: usize = 256;
 const MOST_UUID: usize = 128;
 
-/// How many datagrams, and how many cameras in them, came from whom.
-pub type Senders = BTreeMap<IpAddr, (usize, usize)>;
+/// What came from whom.
+pub type Senders = BTreeMap<IpAddr, Sender>;
+
+#[derive(Default)]
+pub struct Sender {
+    pub datagrams: usize,
+    /// How many cameras were in them.
+    cameras: usize,
+    /// What the last one said.
+    body: Vec<u8>,
+}
 
 /// A camera, as it says itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,18 +86,26 @@ pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     let mut of_sender = Senders::new();
     let mut gather = |until: Duration| {
         while let Some((_, datagram)) = udp::receive(&all, until) {
-            let (datagrams, cameras) = of_sender.entry(datagram.from.ip()).or_default();
-            *datagrams += 1;
-            if *datagrams > MOST_DATAGRAMS {
+            let is_kept = of_sender.len() < MOST_SENDERS_KEPT;
+            let sender = of_sender.entry(datagram.from.ip()).or_default();
+            sender.datagrams += 1;
+            // Reading is what costs, and each camera says the same several times.
+            let body = body(&datagram.payload);
+            if sender.datagrams > MOST_DATAGRAMS || (!body.is_empty() && sender.body == body) {
                 continue;
             }
-            for camera in matches(&datagram.payload) {
-                let has_room = *cameras < MOST_OF_ONE && found.len() < MOST_MATCHES;
+            let cameras = matches(&datagram.payload);
+            // What cannot be read does not stand for what can.
+            if is_kept && body.len() <= MOST_KEPT && !cameras.is_empty() {
+                sender.body = body.to_vec();
+            }
+            for camera in cameras {
+                let has_room = sender.cameras < MOST_OF_ONE && found.len() < MOST_MATCHES;
                 match found.iter_mut().find(|known| known.uuid == camera.uuid) {
                     // Each answers twice, to each question, and on each of its links with other addresses. Nobody takes any away.
                     Some(known) => known.add(camera.urls),
                     None if has_room => {
-                        *cameras += 1;
+                        sender.cameras += 1;
                         found.push(camera);
                     }
                     None => {}
@@ -99,6 +119,12 @@ pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     }
     gather(until);
     Ok((found, failed.map(|why| format!("a network link is not probed: {why}"))))
+}
+
+/// What a message says, without the header, in which each has its own number.
+fn body(payload: &[u8]) -> &[u8] {
+    let name = b"Body>";
+    payload.windows(name.len()).position(|window| window == name).map_or(payload, |at| &payload[at..])
 }
 
 fn ask(socket: &udp::Socket) -> Result<(), akri_handler::Error> {

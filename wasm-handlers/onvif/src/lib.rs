@@ -74,7 +74,7 @@ impl Handler for Onvif {
         let mut of_sender = Senders::new();
         for datagram in announced {
             let Some(announcement) = discovery::announcement(&datagram.payload) else { continue };
-            let (said, _) = of_sender.entry(datagram.from.ip()).or_default();
+            let said = &mut of_sender.entry(datagram.from.ip()).or_default().datagrams;
             *said += 1;
             match announcement {
                 _ if *said > MOST_OF_ONE => {}

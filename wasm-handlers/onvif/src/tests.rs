@@ -436,6 +436,28 @@ fn nobody_takes_a_camera_away_or_over() {
 }
 
 #[test]
+fn what_looks_like_an_answer_does_not_stand_for_it() {
+    let cameras = Cameras::default();
+    cameras.add("a", "192.0.2.7", 0);
+    let world = world(&cameras);
+    let mut onvif = world.open::<Onvif>(r#"{"missedProbes": 0}"#).unwrap();
+    let before = next(&world, &mut onvif).devices;
+    // Somebody sends what ends as the camera's answer does, from its address and before it, and nobody can read it.
+    world.responder(|_| {
+        let own = probe_match("a", "http://192.0.2.7/onvif/device_service");
+        let at = own.find("<e:Body>").unwrap();
+        let [other, own] = [format!("<x><y></x>{}", &own[at..]), own].map(String::into_bytes);
+        let says = |after, payload| {
+            (Duration::from_millis(after), Datagram { from: "192.0.2.7:3702".parse().unwrap(), payload })
+        };
+        vec![says(0, other.clone()), says(1, other), says(2, own)]
+    });
+    for _ in 0..4 {
+        assert_eq!(next(&world, &mut onvif).devices, before);
+    }
+}
+
+#[test]
 fn a_service_that_the_pod_does_not_grant_is_named() {
     let cameras = Cameras::default();
     cameras.add("a", "192.0.2.7", 0);

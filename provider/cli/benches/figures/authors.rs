@@ -15,9 +15,11 @@ const DEADLINE: Duration = Duration::from_secs(600);
 
 pub fn measure() -> Vec<Row> {
     eprintln!("step ...");
-    let mut rows = vec![step()];
+    let mut rows = vec![step(), allocations()];
     eprintln!("a new handler, and saves of it ...");
     rows.extend(dev());
+    eprintln!("a new handler in JavaScript ...");
+    rows.extend(in_javascript());
     rows
 }
 
@@ -39,6 +41,31 @@ fn step() -> Row {
         native: "-".to_owned(),
         bar: "<= 50 ms",
         holds: Some(p50 <= Duration::from_millis(50)),
+    }
+}
+
+/// The node's allocations at steps of the udev handler: the first, and two of a uevent after which the list is as it was.
+fn allocations() -> Row {
+    let event = ["--event", "change /devices/virtual/mem/null SUBSYSTEM=mem"];
+    let output = Command::new(PROGRAM)
+        .arg("step")
+        .arg(component("udev"))
+        .args(["--details", r#"{"udevRules": ["SUBSYSTEM==\"mem\""]}"#, "--grant-needs", "-o", "json"])
+        .args(event)
+        .args(event)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps: Vec<_> =
+        said["steps"].as_array().unwrap().iter().map(|step| step["allocations"].as_u64().unwrap()).collect();
+    let [first, second, third] = <[u64; 3]>::try_from(steps).unwrap();
+    Row {
+        figure: "udev, `/dev/null` and its like: allocations of the node at the first step; at the next two, the list as before",
+        ours: format!("{first}; {second}, {third}"),
+        native: "-".to_owned(),
+        bar: "falling",
+        holds: Some(second < first && third <= second),
     }
 }
 
@@ -79,16 +106,38 @@ impl Drop for Dev {
     }
 }
 
+/// A new handler's project, at work; when it had its first list, and how much of that was `new-handler`.
+fn new_handler(project: &Path, language: &str) -> (Dev, Duration, Duration) {
+    let started = Instant::now();
+    let made =
+        Command::new(PROGRAM).args(["new-handler", "meter", "--language", language]).arg(project).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let made_in = started.elapsed();
+    let dev = Dev::start(project);
+    let first = dev.wait(|line| line.contains("METER_DEVICE=two")) - started;
+    (dev, first, made_in)
+}
+
+fn in_javascript() -> Option<Row> {
+    if !Command::new("npm").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no npm");
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (_dev, first, made_in) = new_handler(&directory.path().join("meter"), "js");
+    Some(Row {
+        figure: "a new handler in JavaScript: the same (npm's packages from its registry)",
+        ours: format!("{:.1} s ({} ms of it `new-handler`)", first.as_secs_f64(), made_in.as_millis()),
+        native: "-".to_owned(),
+        bar: "<= 30 s",
+        holds: Some(first <= Duration::from_secs(30)),
+    })
+}
+
 fn dev() -> Vec<Row> {
     let directory = tempfile::tempdir().unwrap();
     let project = directory.path().join("meter");
-    let started = Instant::now();
-    let made = Command::new(PROGRAM).args(["new-handler", "meter"]).arg(&project).output().unwrap();
-    assert!(made.status.success(), "{made:?}");
-    let made_in = started.elapsed();
-    let dev = Dev::start(&project);
-    // The build's own part is told by `dev` itself.
-    let first = dev.wait(|line| line.contains("METER_DEVICE=two")) - started;
+    let (dev, first, made_in) = new_handler(&project, "rust");
     let source = project.join("src/lib.rs");
     let text = std::fs::read_to_string(&source).unwrap();
     let mut times: Vec<_> = (0..SAVES)

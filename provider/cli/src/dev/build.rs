@@ -31,6 +31,12 @@ pub(super) async fn build(project: &Project) -> anyhow::Result<Built> {
     if std::io::stderr().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
     }
+    // Makefiles of projects call this program, which need not be in PATH.
+    if std::env::var_os("AKRI_KRUSTLET").is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        command.env("AKRI_KRUSTLET", program);
+    }
     // What cargo or a test sets for a build of its own is not for this one.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();

@@ -194,6 +194,7 @@ impl RunArguments {
 }
 
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
+    akri_krustlet_host::resting_memory::have_few_heaps();
     // The node's own work is short; guests have threads of their own.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -229,6 +230,7 @@ async fn run_node(arguments: &RunArguments, name: String, level: LogLevel) -> an
         })?;
     }
     tokio::spawn(akri_krustlet_host::resting_memory::let_go_at_rest());
+    tokio::spawn(akri_krustlet_host::resting_memory::give_back_between_steps());
     let data = arguments.directories.data_directory()?;
     check_addresses(&arguments.node_ip)?;
     let network = Arc::new(NodeNetwork::new(network_ceiling(arguments.network_ceiling.as_deref())?));

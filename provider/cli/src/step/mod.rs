@@ -112,6 +112,7 @@ fn run(arguments: &StepArguments) -> anyhow::Result<End> {
     let request = details_of(&arguments.details).and_then(|details| request_from(details, &arguments.properties));
     let request = request.map_err(anyhow::Error::msg)?;
     let timeout = arguments.timeout()?;
+    akri_krustlet_host::allocations::count();
     let record = arguments.record.clone().map(|path| RecordTo { path, secrets: arguments.record_secrets });
     let (module, info, cache) = read_module(arguments, |config| config.record = record)?;
     let scratch = tempfile::tempdir().context("no temporary directory")?;

@@ -121,11 +121,12 @@ impl Report {
 
 fn cost_json(cost: Cost) -> Value {
     let milliseconds = (cost.time.as_secs_f64() * 1e6).round() / 1e3;
-    json!({"milliseconds": milliseconds, "fuel": cost.fuel, "memoryBytes": cost.memory})
+    json!({"milliseconds": milliseconds, "fuel": cost.fuel, "memoryBytes": cost.memory, "allocations": cost.allocations})
 }
 
 fn cost_text(cost: Cost) -> String {
-    let Cost { time, fuel, memory } = cost;
+    let Cost { time, fuel, memory, allocations } = cost;
     let fuel = fuel.map(|count| format!(", {count} units of fuel")).unwrap_or_default();
-    format!("{:.3} ms{fuel}, memory {memory} bytes", time.as_secs_f64() * 1e3)
+    let allocations = allocations.map(|count| format!(", {count} allocations of the node")).unwrap_or_default();
+    format!("{:.3} ms{fuel}, memory {memory} bytes{allocations}", time.as_secs_f64() * 1e3)
 }

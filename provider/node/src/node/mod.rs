@@ -55,6 +55,8 @@ pub struct Node {
     /// Pods of a node alone that are tried again: what the node gave up, after a pause.
     retries: JoinSet<String>,
     pauses: HashMap<String, BackOff>,
+    /// Pods whose manifests are back before they have ended, by their UIDs: they start again then.
+    returning: HashMap<String, PodObject>,
     /// The disk was nearly full when it was looked at last.
     had_full_disk: bool,
     /// It was told that the disk is nearly full and no image can be removed.
@@ -155,6 +157,7 @@ impl Node {
             shutdown_periods: config.shutdown_periods,
             retries: JoinSet::new(),
             pauses: HashMap::new(),
+            returning: HashMap::new(),
             had_full_disk: false,
             told_full: Arc::default(),
             _lock: lock,
@@ -243,6 +246,11 @@ impl Node {
 
     fn apply(&mut self, pod: PodObject) {
         if let Some(known) = self.pods.get_mut(pod.uid()) {
+            if known.context.termination.current().is_some_and(|stop| stop.reason == StopReason::Gone) {
+                // Its manifest went and is back.
+                self.returning.insert(pod.uid().to_owned(), pod);
+                return;
+            }
             let _ = known.updates.send(pod.to_kubelet());
             known.context.reporter.observed(&pod);
             if known.pod.is_changed(&pod) {
@@ -319,8 +327,15 @@ impl Node {
 
     /// The pod does not exist any more.
     fn delete(&mut self, uid: &str) {
+        self.returning.remove(uid);
         let Some(known) = self.pods.get(uid) else { return };
-        known.context.termination.stop(Duration::ZERO, StopReason::Gone);
+        // What follows a pod of a manifest is there already, and is not to have it beside itself.
+        let is_replaced = || self.pods.iter().any(|(other, pod)| other != uid && pod.pod.key() == known.pod.key());
+        let grace = match known.pod.folder.is_some() && !is_replaced() {
+            true => known.pod.grace_period(),
+            false => Duration::ZERO,
+        };
+        known.context.termination.stop(grace, StopReason::Gone);
         if !known.running {
             self.forget(uid);
         }
@@ -434,6 +449,9 @@ impl Node {
         if let Some(known) = self.pods.remove(uid) {
             counted().forget_pod(known.pod.namespace(), known.pod.name());
             self.remove_files(&known.pod.api);
+        }
+        if let Some(pod) = self.returning.remove(uid) {
+            self.apply(pod);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{Ended, Taken};
 use crate::container::{ContainerError, ContainerSpec};
 use crate::details::DiscoveryRequest;
 use crate::device::{MOST_DEVICES, Said};
-use akri_krustlet_host::{BackOff, TokenBucket, span, spans, until};
+use akri_krustlet_host::{BackOff, TokenBucket, resting_memory, span, spans, until};
 use akri_krustlet_metrics::counted;
 use akri_krustlet_runtime::network::NetworkAccess;
 use akri_krustlet_runtime::wasi::Progress;
@@ -222,6 +222,7 @@ impl Component {
                 Err(error) => (trouble(error), Some(back_off.pause())),
             };
             told.say(said);
+            resting_memory::has_stepped();
             let pause = pause.map(|pause| Instant::now() + pause);
             let event = async {
                 inbox.arrived().await;

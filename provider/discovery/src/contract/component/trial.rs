@@ -6,6 +6,7 @@ use crate::container::ContainerSpec;
 use crate::details::DiscoveryRequest;
 use crate::device::{Checked, Said};
 use crate::host_path::HostPaths;
+use akri_krustlet_host::allocations;
 use akri_krustlet_runtime::world::{Replay, recording as recorded};
 use akri_krustlet_runtime::{CallError, ComponentState, Runtime, World};
 use akri_proto::v0::{DiscoverRequest, DiscoverResponse};
@@ -40,6 +41,21 @@ pub struct Cost {
     pub fuel: Option<u64>,
     /// What the guest has now, in bytes.
     pub memory: usize,
+    /// How often the node's own allocator was asked; none where that is not counted.
+    pub allocations: Option<u64>,
+}
+
+/// What had been used up when a call began.
+struct Before {
+    time: Instant,
+    fuel: Option<u64>,
+    allocations: Option<u64>,
+}
+
+impl Before {
+    fn call(store: &Store<ComponentState>) -> Self {
+        Self { time: Instant::now(), fuel: store.get_fuel().ok(), allocations: allocations::number() }
+    }
 }
 
 /// What a step said.
@@ -108,7 +124,7 @@ impl Trial {
         };
         let mut store = component.clone().store(&request, world.clone()).await.map_err(|error| unusable(&error))?;
         let handler: DiscoveryHandlerPre<ComponentState> = component.handler.clone();
-        let (started, before) = (Instant::now(), store.get_fuel().ok());
+        let before = Before::call(&store);
         let opened = component.call(None, Span::none(), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
@@ -130,7 +146,7 @@ impl Trial {
                 return Err(TrialError::Unavailable(format!("the handler has a fault: {reason}")));
             }
         }
-        let cost = component.cost(started, before, &store);
+        let cost = component.cost(&before, &store);
         Ok((Self { world, component, host_paths, instance: Some((store, handler)) }, cost))
     }
 
@@ -142,13 +158,13 @@ impl Trial {
         if let Some(recorder) = self.world.recorder() {
             recorder.step();
         }
-        let (started, before) = (Instant::now(), store.get_fuel().ok());
+        let before = Before::call(&store);
         let step = self.component.call(None, Span::none(), async move {
             let result = handler.akri_discovery_handler().call_step(&mut store).await;
             (store, result.map(|outcome| (handler, outcome)))
         });
         let (store, (handler, outcome)) = step.await.map_err(ended)?;
-        let cost = self.component.cost(started, before, &store);
+        let cost = self.component.cost(&before, &store);
         self.instance = Some((store, handler));
         let said = recording::of_outcome(&outcome);
         if let Some(recorder) = self.world.recorder() {
@@ -186,12 +202,15 @@ impl Trial {
 }
 
 impl Component {
-    fn cost(&self, started: Instant, before: Option<u64>, store: &Store<ComponentState>) -> Cost {
-        let after = store.get_fuel().ok();
+    fn cost(&self, before: &Before, store: &Store<ComponentState>) -> Cost {
+        let after = Before::call(store);
+        let difference = |from: Option<u64>, to: Option<u64>| from.zip(to).map(|(from, to)| to.saturating_sub(from));
         Cost {
-            time: started.elapsed(),
-            fuel: before.zip(after).map(|(before, after)| before.saturating_sub(after)),
+            time: after.time - before.time,
+            // It becomes less.
+            fuel: difference(after.fuel, before.fuel),
             memory: self.spec.limits.memory_in_use(),
+            allocations: difference(before.allocations, after.allocations),
         }
     }
 }
