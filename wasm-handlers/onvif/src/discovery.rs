@@ -86,16 +86,20 @@ pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     let mut of_sender = Senders::new();
     let mut gather = |until: Duration| {
         while let Some((_, datagram)) = udp::receive(&all, until) {
-            let is_kept = of_sender.len() < MOST_SENDERS_KEPT;
+            let has_room = of_sender.len() < MOST_SENDERS_KEPT;
             let sender = of_sender.entry(datagram.from.ip()).or_default();
             sender.datagrams += 1;
+            if sender.datagrams > MOST_DATAGRAMS {
+                continue;
+            }
             // Reading is what costs, and each camera says the same several times.
             let body = body(&datagram.payload);
-            if sender.datagrams > MOST_DATAGRAMS || (!body.is_empty() && sender.body == body) {
+            if sender.body == body {
                 continue;
             }
             let cameras = matches(&datagram.payload);
             // What cannot be read does not stand for what can.
+            let is_kept = has_room || !sender.body.is_empty();
             if is_kept && body.len() <= MOST_KEPT && !cameras.is_empty() {
                 sender.body = body.to_vec();
             }
@@ -121,9 +125,9 @@ pub fn probe(window: Duration) -> Result<(Vec<Match>, Option<String>), String> {
     Ok((found, failed.map(|why| format!("a network link is not probed: {why}"))))
 }
 
-/// What a message says, without the header, in which each has its own number.
+/// What a message says: all that follows the header, in which each has its own number.
 fn body(payload: &[u8]) -> &[u8] {
-    let name = b"Body>";
+    let name = b"Body";
     payload.windows(name.len()).position(|window| window == name).map_or(payload, |at| &payload[at..])
 }
 

@@ -458,6 +458,26 @@ fn what_looks_like_an_answer_does_not_stand_for_it() {
 }
 
 #[test]
+fn cameras_behind_one_address_are_told_apart() {
+    let world = world(&Cameras::default());
+    // A recorder answers for each of its cameras, with attributes at tags, and twice.
+    world.responder(|_| {
+        let says = |after, uuid: &str| {
+            let answer = probe_match(uuid, &format!("http://192.0.2.9/onvif/{uuid}"));
+            let payload = answer.replace("<e:Body>", "<e:Body xmlns:x=\"y\">").into_bytes();
+            (Duration::from_millis(after), Datagram { from: "192.0.2.9:3702".parse().unwrap(), payload })
+        };
+        vec![says(0, "a"), says(1, "b"), says(2, "c"), says(40, "a"), says(41, "b"), says(42, "c")]
+    });
+    world.web(|call| {
+        let is_time = String::from_utf8_lossy(&call.body).contains("GetSystemDateAndTime");
+        Ok(if is_time { answer(200, date(2024)) } else { answer(200, interfaces("192.0.2.9", "00:22")) })
+    });
+    let mut onvif = world.open::<Onvif>(r#"{"identity": "uuid"}"#).unwrap();
+    assert_eq!(ids(&next(&world, &mut onvif)), ["a", "b", "c"]);
+}
+
+#[test]
 fn a_service_that_the_pod_does_not_grant_is_named() {
     let cameras = Cameras::default();
     cameras.add("a", "192.0.2.7", 0);
