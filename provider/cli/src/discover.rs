@@ -35,7 +35,13 @@ pub(crate) struct DiscoverArguments {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Where discovery handlers and the Agent have their sockets
-    #[arg(long, env = "DISCOVERY_HANDLERS_DIRECTORY", value_name = "DIR", default_value = "/var/lib/akri")]
+    #[arg(
+        long,
+        visible_alias = "discovery-handlers-directory",
+        env = "DISCOVERY_HANDLERS_DIRECTORY",
+        value_name = "DIR",
+        default_value = "/var/lib/akri"
+    )]
     directory: PathBuf,
     /// Name of the Configuration that Instances would be named after [default: akri- and the handler's name]
     #[arg(long, value_name = "NAME")]

@@ -48,6 +48,9 @@ impl Scene {
         let handlers = format!("{name}-handlers");
         let mut spec = image::handler_mode(&self.image, &self.registry, &handlers, &sockets, &data);
         spec["nodeName"] = json!(NODE);
+        // Two pods of one network cannot both have the place of the metrics.
+        let arguments = spec["containers"][0]["args"].as_array_mut().unwrap();
+        arguments.retain(|argument| !argument.as_str().unwrap().starts_with("--metrics"));
         change(&mut spec);
         self.cluster.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}));
         sockets.join("debugEcho.sock")

@@ -26,7 +26,8 @@ const ALWAYS: Duration = Duration::from_secs(2);
 const LONGEST_WHILE_MISSING: Duration = Duration::from_secs(60);
 /// The same where it cannot be told whether one is missing.
 const LONGEST: Duration = Duration::from_secs(300);
-/// From this pause on, lists are sent again at the node's common moments: a thousand streams at rest wake it as often as one.
+/// From this pause on, lists are sent again at the node's common moments: a thousand streams at rest wake it once in ten
+/// seconds and not a hundred times.
 const COMMON: Duration = Duration::from_secs(30);
 /// The time between two of those.
 const MOMENTS: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@
 //! regular expression, a call. Those pages are clean and can be mapped again at any time, so a node at rest lets them go, and
 //! with them what the allocator keeps for later.
 
+use futures::FutureExt as _;
 use rustix::mm::{Advice, madvise};
 use std::ffi::c_void;
 use std::time::Duration;
@@ -12,8 +13,9 @@ use tokio::sync::Notify;
 /// How long nothing must have happened.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// How often free pages of the heap are given back while guests work now and then.
-const BETWEEN: Duration = Duration::from_secs(30);
+/// How long after a component's step free pages of the heap are given back. Those that poll do so every ten seconds and more, and to
+/// have the pages again takes less than a millisecond.
+const BETWEEN: Duration = Duration::from_secs(2);
 
 static WORK: Notify = Notify::const_new();
 static STEPS: Notify = Notify::const_new();
@@ -23,7 +25,7 @@ pub fn has_worked() {
     WORK.notify_one();
 }
 
-/// A guest has worked for a moment and rests: what it needed of the heap meanwhile is free again, and the same code will be needed soon.
+/// A component has taken a step and rests: what it needed of the heap meanwhile is free again, and the same code will be needed soon.
 pub fn has_stepped() {
     STEPS.notify_one();
 }
@@ -32,21 +34,28 @@ pub fn has_stepped() {
 #[cfg(target_env = "gnu")]
 const HEAPS: i32 = 2;
 
-/// To be called before there are threads.
-pub fn have_few_heaps() {
+/// To be called before there are threads, unless the operator says how many heaps there are to be.
+///
+/// # Safety
+/// No other thread may be there.
+#[allow(unsafe_code, reason = "there is no other way to say so from within")]
+pub unsafe fn have_few_heaps() {
     #[cfg(target_env = "gnu")]
-    #[allow(unsafe_code, reason = "there is no other way to say so from within")]
-    // SAFETY: it may be called at any time; a number that it does not take changes nothing.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
+        // SAFETY: nobody else changes the allocator, as the caller promises; a number that it does not take changes nothing.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+        }
     }
 }
 
-/// Gives free pages of the heap back now and then, while guests work. No wake-up without work.
+/// Gives free pages of the heap back now and then, while components take steps. No wake-up without one.
 pub async fn give_back_between_steps() {
     loop {
         STEPS.notified().await;
         tokio::time::sleep(BETWEEN).await;
+        // Those of meanwhile are in it.
+        let _ = STEPS.notified().now_or_never();
         if let Err(error) = tokio::task::spawn_blocking(give_back).await {
             tracing::debug!(%error, "free memory was not given back");
         }
@@ -190,9 +199,13 @@ mod tests {
         assert!(mappings.iter().all(|mapping| mapping.resident == 48 * 1024));
     }
 
+    /// Both give back what is free, and one counts it.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     #[cfg(target_env = "gnu")]
     #[test]
     fn free_pages_between_used_ones_are_given_back() {
+        let _alone = ALONE.blocking_lock();
         let resident = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -210,6 +223,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn code_that_was_let_go_runs_on() {
+        let _alone = ALONE.lock().await;
         let let_go = tokio::task::spawn_blocking(let_go).await.unwrap().unwrap();
         assert!(let_go > 100_000, "{let_go}");
         assert_eq!(format!("{:?}", [1.5_f64, 2.0]).len(), 10, "the library's code is mapped again");

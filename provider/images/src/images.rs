@@ -142,9 +142,13 @@ impl Images {
         &self.store
     }
 
-    /// An image that was pulled before, and its module's file.
+    /// An image that was pulled before, and its module's file. By its digest also one that was pulled under another name.
     pub fn find(&self, reference: &Reference) -> Option<(Image, PathBuf)> {
-        let image = self.store.find(&reference.whole())?;
+        let by_digest = || {
+            let id = format!("{}/{}@{}", reference.registry(), reference.repository(), reference.digest()?);
+            self.store.find_under(&id, &reference.whole())
+        };
+        let image = self.store.find(&reference.whole()).or_else(by_digest)?;
         self.store.touch(&image.reference);
         let path = self.store.blob(&image.module)?;
         Some((image, path))

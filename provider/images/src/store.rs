@@ -150,6 +150,14 @@ impl ImageStore {
         Some(image)
     }
 
+    /// An image with this id that was pulled under another reference; it is here under this one, too, from then on.
+    pub(crate) fn find_under(&self, id: &str, reference: &str) -> Option<Image> {
+        let is_here = |image: &Image| image.id == id && self.blob(&image.module).is_some();
+        let image = Image { reference: reference.to_owned(), ..self.images().find(is_here)? };
+        self.add(&image).ok()?;
+        Some(image)
+    }
+
     /// What the records say; one that cannot be read says nothing.
     fn images(&self) -> impl Iterator<Item = Image> {
         let records = std::fs::read_dir(self.root.join("images")).into_iter().flatten().flatten();
@@ -338,6 +346,23 @@ mod tests {
         assert_eq!(store.list(), all);
         std::fs::remove_file(store.record("r/b:1")).unwrap();
         assert_eq!(store.list(), all[1..]);
+    }
+
+    #[test]
+    fn what_is_here_under_a_tag_is_here_under_its_digest() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(directory.path()).unwrap();
+        let blob = add(&store, "r/a:1", b"content", 4000);
+        store.add(&Image { id: "r/a@sha256:1".to_owned(), ..store.find("r/a:1").unwrap() }).unwrap();
+        assert_eq!(store.find_under("r/a@sha256:2", "r/a@sha256:2"), None);
+        let found = store.find_under("r/a@sha256:1", "r/a@sha256:1").unwrap();
+        assert_eq!(Some(found.clone()), store.find("r/a@sha256:1"));
+        // Who uses it by that name keeps it.
+        let used = HashSet::from([found.reference]);
+        store.collect(u64::MAX, Duration::ZERO, &used).unwrap();
+        assert!(blob.exists() && store.find("r/a:1").is_none());
+        std::fs::remove_file(blob).unwrap();
+        assert_eq!(store.find_under("r/a@sha256:1", "r/a:2@sha256:1"), None, "it is not whole");
     }
 
     #[test]

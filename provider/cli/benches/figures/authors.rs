@@ -64,8 +64,8 @@ fn allocations() -> Row {
         figure: "udev, `/dev/null` and its like: allocations of the node at the first step; at the next two, the list as before",
         ours: format!("{first}; {second}, {third}"),
         native: "-".to_owned(),
-        bar: "falling",
-        holds: Some(second < first && third <= second),
+        bar: "<= 1/10 of the first",
+        holds: Some(second.max(third) * 10 <= first),
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) async fn build(project: &Project) -> anyhow::Result<Built> {
     // Makefiles of projects call this program, which need not be in PATH.
     if std::env::var_os("AKRI_KRUSTLET").is_none()
         && let Ok(program) = std::env::current_exe()
+        && program.is_file()
     {
         command.env("AKRI_KRUSTLET", program);
     }

@@ -194,7 +194,11 @@ impl RunArguments {
 }
 
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<()> {
-    akri_krustlet_host::resting_memory::have_few_heaps();
+    #[allow(unsafe_code, reason = "it is for whoever has no threads yet")]
+    // SAFETY: this program has none but the first before it runs a node.
+    unsafe {
+        akri_krustlet_host::resting_memory::have_few_heaps();
+    }
     // The node's own work is short; guests have threads of their own.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()

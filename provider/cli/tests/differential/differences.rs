@@ -14,6 +14,18 @@ pub const NOT_DONE: &str = "what did not happen";
 pub const ONCE: &str = "once";
 pub const REPEATED: &str = "repeated";
 
+/// Reasons of events that are told with each try.
+const OF_TRIES: [&str; 8] = [
+    "BackOff",
+    "Failed",
+    "FailedMount",
+    "FailedToRetrieveImagePullSecret",
+    "InspectFailed",
+    "Pulled",
+    "Pulling",
+    "Unhealthy",
+];
+
 /// A fact of a spec that is not the same on both nodes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Difference {
@@ -36,7 +48,9 @@ impl fmt::Display for Difference {
 /// things late, or not at all, so that what it says alone counts; what this node says is to be the same in both. Not so for how
 /// often something was told that is told with each try: that is a matter of how many tries there were until somebody looked.
 pub fn holds(before: &Difference, alone: &[Difference], wasm_alone: &Facts) -> bool {
-    let is_count = [&before.linux, &before.wasm].iter().all(|value| [ONCE, REPEATED].contains(&value.as_str()));
+    let is_of_tries = OF_TRIES.iter().any(|reason| before.fact.ends_with(&format!(" {reason}")));
+    let is_count =
+        is_of_tries && [&before.linux, &before.wasm].iter().all(|value| [ONCE, REPEATED].contains(&value.as_str()));
     alone.iter().any(|difference| difference.fact == before.fact)
         || (!is_count && before.wasm != of(wasm_alone, &before.fact))
 }
@@ -156,7 +170,7 @@ fn a_difference_is_known_by_its_row_and_a_row_without_one_is_untrue() {
 
 #[test]
 fn what_differs_beside_others_only_counts_by_what_this_node_says_alone() {
-    let facts = |value: &str| Facts::from([("event X".to_owned(), value.to_owned())]);
+    let facts = |value: &str| Facts::from([("event Warning FailedMount".to_owned(), value.to_owned())]);
     let seen = |linux: &str, wasm: &str| compare("abc", &facts(linux), &facts(wasm)).remove(0);
     // A kubelet that was late; then this node, which says something else each time.
     assert!(!holds(&seen("a", "b"), &[], &facts("b")));
@@ -165,7 +179,10 @@ fn what_differs_beside_others_only_counts_by_what_this_node_says_alone() {
     // One try more before somebody looked; but a node that repeats it where a kubelet does not is seen alone.
     assert!(!holds(&seen(ONCE, REPEATED), &[], &facts(ONCE)));
     assert!(holds(&seen(ONCE, REPEATED), &[seen(ONCE, REPEATED)], &facts(REPEATED)));
-    // An event that is there or not is no matter of tries.
+    // A container that is started twice is no matter of tries, and an event that is there or not is none.
+    let started = |value: &str| Facts::from([("event Normal Started".to_owned(), value.to_owned())]);
+    let twice = compare("abc", &started(ONCE), &started(REPEATED)).remove(0);
+    assert!(holds(&twice, &[], &started(ONCE)));
     let there = compare("abc", &Facts::new(), &facts(ONCE)).remove(0);
     assert!(holds(&there, &[], &Facts::new()));
 }

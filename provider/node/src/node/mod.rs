@@ -329,13 +329,7 @@ impl Node {
     fn delete(&mut self, uid: &str) {
         self.returning.remove(uid);
         let Some(known) = self.pods.get(uid) else { return };
-        // What follows a pod of a manifest is there already, and is not to have it beside itself.
-        let is_replaced = || self.pods.iter().any(|(other, pod)| other != uid && pod.pod.key() == known.pod.key());
-        let grace = match known.pod.folder.is_some() && !is_replaced() {
-            true => known.pod.grace_period(),
-            false => Duration::ZERO,
-        };
-        known.context.termination.stop(grace, StopReason::Gone);
+        known.context.termination.stop(Duration::ZERO, StopReason::Gone);
         if !known.running {
             self.forget(uid);
         }

@@ -27,10 +27,19 @@ pub fn specs() -> Vec<Spec> {
             pod["spec"]["containers"][0]["image"] = json!("127.0.0.1:1/never/there:v1");
             pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
         }),
-        pod("image-by-digest", Until::Ended, |run, pod| {
+        scenario("image-by-digest", |run| async move {
+            let mut pod = run.pod(&[]);
+            ends(&mut pod, "exit:0");
+            // It is there under its tag.
+            let tagged = format!("{}-tagged", run.name);
+            pod["metadata"]["name"] = json!(tagged);
+            run.create(&pod).await?;
+            run.until_of(&tagged, &Until::Ended).await?;
             let digest = run.scene.digest(run.kind, "workload", "v1");
-            ends(pod, "exit:0");
+            pod["metadata"]["name"] = json!(run.name);
             pod["spec"]["containers"][0]["image"] = json!(run.scene.image(run.kind, &format!("workload@{digest}")));
+            run.create(&pod).await?;
+            run.until(&Until::Ended).await
         }),
         pod("image-always-pulled-once", Until::Ended, |_, pod| {
             ends(pod, "exit:0");

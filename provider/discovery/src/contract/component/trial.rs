@@ -45,15 +45,15 @@ pub struct Cost {
     pub allocations: Option<u64>,
 }
 
-/// What had been used up when a call began.
-struct Before {
+/// What has been used up until then.
+struct Used {
     time: Instant,
     fuel: Option<u64>,
     allocations: Option<u64>,
 }
 
-impl Before {
-    fn call(store: &Store<ComponentState>) -> Self {
+impl Used {
+    fn until_now(store: &Store<ComponentState>) -> Self {
         Self { time: Instant::now(), fuel: store.get_fuel().ok(), allocations: allocations::number() }
     }
 }
@@ -124,7 +124,7 @@ impl Trial {
         };
         let mut store = component.clone().store(&request, world.clone()).await.map_err(|error| unusable(&error))?;
         let handler: DiscoveryHandlerPre<ComponentState> = component.handler.clone();
-        let before = Before::call(&store);
+        let before = Used::until_now(&store);
         let opened = component.call(None, Span::none(), async move {
             let result = async {
                 let handler = handler.instantiate_async(&mut store).await?;
@@ -158,7 +158,7 @@ impl Trial {
         if let Some(recorder) = self.world.recorder() {
             recorder.step();
         }
-        let before = Before::call(&store);
+        let before = Used::until_now(&store);
         let step = self.component.call(None, Span::none(), async move {
             let result = handler.akri_discovery_handler().call_step(&mut store).await;
             (store, result.map(|outcome| (handler, outcome)))
@@ -202,8 +202,8 @@ impl Trial {
 }
 
 impl Component {
-    fn cost(&self, before: &Before, store: &Store<ComponentState>) -> Cost {
-        let after = Before::call(store);
+    fn cost(&self, before: &Used, store: &Store<ComponentState>) -> Cost {
+        let after = Used::until_now(store);
         let difference = |from: Option<u64>, to: Option<u64>| from.zip(to).map(|(from, to)| to.saturating_sub(from));
         Cost {
             time: after.time - before.time,
