@@ -129,6 +129,12 @@ impl Known {
         known
     }
 
+    /// Whether a row that names the spec has not been seen.
+    pub fn is_doubted(&self, spec: &str) -> bool {
+        let names = |row: &Row| row.specs.iter().any(|glob| glob != "*" && matches(glob, spec));
+        self.rows.iter().any(|row| !row.used && names(row))
+    }
+
     /// Numbers of the lines that no difference was taken by.
     pub fn untrue(&self) -> Vec<usize> {
         self.rows.iter().filter(|row| !row.used).map(|row| row.line).collect()
@@ -162,6 +168,7 @@ fn a_difference_is_known_by_its_row_and_a_row_without_one_is_untrue() {
     assert_eq!(differences.len(), 1);
     assert!(known.take(&differences[0]));
     assert_eq!(known.untrue(), [4]);
+    assert!(known.is_doubted("c") && !known.is_doubted("abc"));
     let other = compare("c", &facts(&[("d", "")]), &facts(&[("d", "1 | 2")]));
     assert!(known.take(&other[0]) && known.untrue().is_empty());
     assert_eq!(compare("b", &facts(&[(NOT_DONE, "Ready")]), &facts(&[(NOT_DONE, "Ready")])).len(), 1);

@@ -237,10 +237,9 @@ fn of_pod(facts: &mut Facts, history: &History, last: &Value, normalise: &dyn Fn
     for field in fields(status) {
         insert(&format!("status field {field}"), "there".to_owned());
     }
-    // A kubelet tells the runtime's largest number of a pod that has none.
     if !last["spec"]["resources"].is_null() {
         for field in ["resources", "allocatedResources"] {
-            insert(&format!("{field} of the pod"), status[field].to_string());
+            insert(&format!("{field} of the pod"), limited(&status[field]).to_string());
         }
     }
     let generation = &last["metadata"]["generation"];
@@ -353,6 +352,17 @@ impl History {
         let ended = time(&running["lastState"]["terminated"]["finishedAt"])?;
         Duration::try_from(started.duration_since(ended)).ok()
     }
+}
+
+/// Resources without limits that are none: a kubelet may tell the runtime's largest number, once it has looked.
+fn limited(resources: &Value) -> Value {
+    let mut resources = resources.clone();
+    let Some(limits) = resources.get_mut("limits").and_then(Value::as_object_mut) else { return resources };
+    limits.retain(|_, limit| limit != "9007199254740988Ki");
+    if limits.is_empty() {
+        resources.as_object_mut().unwrap().remove("limits");
+    }
+    resources
 }
 
 fn find<'a>(list: &'a Value, key: &str, wanted: &str) -> Option<&'a Value> {
